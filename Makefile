@@ -12,14 +12,14 @@ BFTFS := $(VENV)/bin/python -m bftfs
 
 # What the project needs at run time, and what its tests use besides.
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
-TEST_PACKAGES := $(PACKAGES) git make rsync sqlite3 attr acl iproute2 procps tar libc6-dev vim-tiny
+TEST_PACKAGES := $(PACKAGES) git make rsync sqlite3 attr acl iproute2 procps tar libc6-dev vim-tiny systemd
 
 # Tests run on two cores at once: those that share nothing one by one; those that start node
 # processes, or mount, file by file: what a file shares is started once.
 PURE_TESTS := tests/unit tests/papers tests/properties tests/seams tests/simulation tests/fuzz \
 	tests/transcripts tests/chaos
 
-.PHONY: up down status link test check format clean packages test-packages help
+.PHONY: up down status link test check format deb clean packages test-packages help
 
 help:
 	@echo "make up       start a local cluster of six nodes and mount it at $(MOUNT)"
@@ -27,6 +27,7 @@ help:
 	@echo "make status   how the cluster is"
 	@echo "make test     run all tests; TESTS=tests/unit/wire: only those"
 	@echo "make check    linters, types and import contracts only"
+	@echo "make deb      build a Debian package in dist/"
 	@echo "DATA=DIR, MOUNT=DIR and BIN=DIR (of the command bftfs) choose other places."
 
 up: $(VENV)/.installed link
@@ -67,6 +68,9 @@ check: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+deb: packages
+	@docs/packaging/debian/build dist
 
 # --- installation -------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import click
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
 from bftfs.exit_code import exit_code_of
+from bftfs.runtime import supervisor
 from mount.mountpoint import prepare, require_fuse, resolved
 from mount.options import MountOptions, parse
 
@@ -124,7 +125,12 @@ def _mount(data: Path, mountpoint: Path, options: MountOptions, *, foreground: b
         return 0
 
     if foreground:
-        return work(lambda: print(f"{mountpoint}: mounted; Ctrl-C unmounts it", flush=True))
+
+        def ready() -> None:
+            print(f"{mountpoint}: mounted; Ctrl-C unmounts it", flush=True)
+            supervisor.tell(supervisor.READY)
+
+        return work(ready)
     return run_in_background(
         lambda ready: exit_code_of(lambda: work(ready)), output=directory.mount_log
     )

@@ -35,7 +35,8 @@ from bftfs.errors import BftfsError, FileSystemError, OperationFailed, UsageErro
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.time_names import parse_time_name
-from bftfs.limits import MIB
+from bftfs.limits import MIB, SECOND_US
+from bftfs.runtime import supervisor
 from bftfs.runtime.network import Network
 from bftfs.runtime.process import collect_rarely, keep_freed_memory, log_file
 from mount import mountpoint as mountpoints
@@ -263,6 +264,7 @@ class Mount:
                 nursery.start_soon(self._stop_on_signal)
                 nursery.start_soon(self._requests.watch)
                 nursery.start_soon(self._write_back)
+                nursery.start_soon(_tell_alive)
                 await pyfuse3.main(min_tasks=WORKERS_IDLE, max_tasks=WORKERS)
                 nursery.cancel_scope.cancel()
         finally:
@@ -329,6 +331,7 @@ class Mount:
         with trio.open_signal_receiver(*signals) as received:
             async for number in received:
                 self._log.info("stopping", signal=signal.Signals(number).name)
+                supervisor.tell(supervisor.STOPPING)
                 break
         if await trio.to_thread.run_sync(mountpoints.unmount, self._mountpoint):
             return  # the kernel closes the connection, and the loop ends
@@ -372,6 +375,17 @@ class Mount:
             except BftfsError as failure:
                 reason = str(failure)
         self._log.warning("access times are not recorded", reason=reason)
+
+
+async def _tell_alive() -> None:
+    """Tell the service manager that the loop turns, if it wants to know.
+
+    The loop turns also while requests wait for nodes: to start the mount again would not help them.
+    """
+    every_us = supervisor.alive_every_us()
+    while every_us is not None:
+        supervisor.tell(supervisor.ALIVE)
+        await trio.sleep(every_us / SECOND_US)
 
 
 @contextmanager

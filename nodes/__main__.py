@@ -29,7 +29,7 @@ from nodes.protocols import HONEST
     help="The signed cluster description, cluster.toml.",
 )
 @click.pass_obj
-def _node(protocols: Protocols, data: Path, description: Path) -> None:
+def node_command(protocols: Protocols, data: Path, description: Path) -> None:
     """Run a storage node until SIGTERM or Ctrl-C."""
     refuse_optimised_python()
     run(NodeDirectory(data), description, protocols)
@@ -43,7 +43,7 @@ def main(
 ) -> int:
     """Run a node with these command line arguments; the exit code."""
     return exit_code_of(
-        lambda: _node.main(arguments, prog_name=name, standalone_mode=False, obj=protocols),
+        lambda: node_command.main(arguments, prog_name=name, standalone_mode=False, obj=protocols),
         program="node",
     )
 

@@ -41,7 +41,7 @@ from typing import Any, TypeVar
 from bftfs.asking.refusal import Refused
 from bftfs.errors import PeerFault
 from bftfs.limits import MIB, SECOND_US
-from bftfs.runtime import clock
+from bftfs.runtime import clock, supervisor
 from bftfs.runtime.links import Links
 from bftfs.server.dispatcher import Dispatcher, Incoming, Outgoing
 from bftfs.server.room import Room
@@ -213,6 +213,8 @@ class Loop:
         self._links = links
         self._sync_us: int | None = None  # when the store has to be synced
         self._room_us: int | None = None  # when to look for room on a full disk
+        self._alive_every_us = supervisor.alive_every_us()
+        self._alive_us: int | None = None  # when to tell the service manager of it
         self._stopping = False
         self._calls: deque[Callable[[], None]] = deque()  # of other threads
         self._wakeup, self._waker = socket.socketpair()
@@ -255,6 +257,7 @@ class Loop:
             self._links.fileno(): self._links.turn,
             self._wakeup.fileno(): self._woken,
         }
+        self._tell_alive()
         while not self._stopping:
             deadline_us = self._next_deadline_us()
             for descriptor, events in poll(self._timeout_s(deadline_us), EVENTS_PER_TURN):
@@ -293,7 +296,13 @@ class Loop:
     def _next_deadline_us(self) -> int | None:
         """When the loop must wake up if there is no event; None: never."""
         deadline = self._links.next_deadline_us()
-        for other in (self._connections.next_deadline_us(), self._sync_us, self._room_us):
+        others = (
+            self._connections.next_deadline_us(),
+            self._sync_us,
+            self._room_us,
+            self._alive_us,
+        )
+        for other in others:
             if other is not None and (deadline is None or other < deadline):
                 deadline = other
         return deadline
@@ -320,6 +329,14 @@ class Loop:
         if self._room_us is not None and self._room_us <= now:
             self._room.look_again(self._store.settled_figures())
             self._room_us = clock.monotonic_us() + FULL_DISK_RETRY_US if self._room.full else None
+        if self._alive_us is not None and self._alive_us <= now:
+            self._tell_alive()
+
+    def _tell_alive(self) -> None:
+        """Tell the service manager, if it wants to know, that the loop turns."""
+        if self._alive_every_us is not None:
+            supervisor.tell(supervisor.ALIVE)
+            self._alive_us = clock.monotonic_us() + self._alive_every_us
 
     def _wake(self) -> None:
         """End the wait for events; may be called from another thread."""

@@ -39,6 +39,9 @@ from bftfs.storage import StorageView
 from nodes.membership import RESTART, LiveMembership
 
 ASKING_PATIENCE_S = 5.0  # for one HTTP request: one thread serves all of them
+LIVE_PATIENCE_S = 5.0  # for the node's loop to turn
+
+_PLAIN = "text/plain"
 
 
 @dataclass(slots=True)
@@ -95,21 +98,31 @@ class NodeCollector(Collector):
 
 
 class Exposition(HTTPServer):
-    """Serves `/metrics` and `/health`, one request after the other, in a thread of its own.
+    """Serves the pages below, one request after the other, in a thread of its own.
 
     `listener` listens already, at an address of either family.
     """
 
-    def __init__(self, listener: socket.socket, collector: NodeCollector) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        collector: NodeCollector,
+        *,
+        is_whole: Callable[[], bool],
+    ) -> None:
+        """`is_whole` is false while the node serves nothing yet, or rebuilds what it has lost."""
         BaseServer.__init__(self, listener.getsockname(), _Handler)
         listener.setblocking(True)
         self.socket = listener
         self._health = collector.health
+        self._is_whole = is_whole
+        self._call: Callable[[Callable[[], None], float], None]
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(collector)
 
-    def start(self) -> None:
-        """Serve from now on."""
+    def start(self, call: Callable[[Callable[[], None], float], None]) -> None:
+        """Serve from now on; `call` runs a function in the node's loop."""
+        self._call = call
         threading.Thread(target=self._serve, name="metrics", daemon=True).start()
 
     def _serve(self) -> None:
@@ -133,7 +146,17 @@ class Exposition(HTTPServer):
             facts["background"] = {figure.name: figure.value for figure in health.background}
             status = 200 if health.healthy else 503
             return status, "application/json", json.dumps(facts).encode() + b"\n"
-        return 404, "text/plain", b"there are /metrics and /health\n"
+        if path == "/live":
+            try:
+                self._call(lambda: None, LIVE_PATIENCE_S)
+            except TimeoutError:
+                return 503, _PLAIN, b"the node's loop does not turn\n"
+            return 200, _PLAIN, b"the node's loop turns\n"
+        if path == "/ready":
+            if self._is_whole() and self._health().healthy:
+                return 200, _PLAIN, b"the node serves all that it should have\n"
+            return 503, _PLAIN, b"not yet, or not healthy: see /health\n"
+        return 404, _PLAIN, b"there are /metrics, /health, /live and /ready\n"
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -28,6 +28,7 @@ from bftfs.errors import DamagedRow, UsageError
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.limits import CONNECTIONS, MIB
 from bftfs.query_update.messages import Update
+from bftfs.runtime import supervisor
 from bftfs.runtime.links import Links
 from bftfs.runtime.process import collect_rarely, keep_freed_memory, log_file
 from bftfs.runtime.sockets import forget, listen
@@ -208,12 +209,14 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         servers = {kind: Guard(server, room, report) for kind, server in services.servers.items()}
         _note_pid(directory.pid)
         stack.callback(directory.pid.unlink, missing_ok=True)
+        exposition: Exposition | None = None
         if configuration.metrics is not None:
             collector = NodeCollector(tally, health.reply, services.gauges)
-            exposition = Exposition(listen(configuration.metrics), collector)
+            exposition = Exposition(
+                listen(configuration.metrics), collector, is_whole=lambda: recovery.is_whole
+            )
             stack.callback(forget, configuration.metrics)
             stack.callback(exposition.server_close)
-            exposition.start()
         control = Control(directory.control, services.works)
         stack.callback(control.close)
         address = description.member(node).address
@@ -249,6 +252,8 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         loop = Loop(batches, links)
         stack.callback(loop.close)
         control.serve(loop.call)
+        if exposition is not None:
+            exposition.start(loop.call)
         loop.stop_on_signals()
         logger.info(
             "ready",
@@ -260,7 +265,9 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         if recovery.rebuilding:
             logger.warning("rebuilding", reason=REBUILDING)
         collect_rarely()
+        supervisor.tell(supervisor.READY)
         loop.run()
+        supervisor.tell(supervisor.STOPPING)
         _lay_down(store, recovery)
         logger.info("stopped", requests=sum(tally.requests.values()), commits=tally.commits)
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,13 +43,14 @@ _MODULE = "nodes"
 
 
 def is_running(pid: int, node: NodeDirectory) -> bool:
-    """True if process `pid` is `python -m nodes … directory …`, and no zombie."""
+    """True if process `pid` is no zombie and a node's: `python -m nodes` or `bftfs node run`."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except (OSError, IndexError):
         return False
-    return state != "Z" and _MODULE.encode() in words and os.fsencode(node.path) in words
+    runs_nodes = _MODULE.encode() in words or (b"node", b"run") in pairwise(words)
+    return state != "Z" and runs_nodes and os.fsencode(node.path) in words
 
 
 def pid_in(file: Path) -> int | None:

@@ -21,6 +21,7 @@ from tests.end_to_end.expectations import (
     payload,
 )
 from tests.end_to_end.watchdog import PROJECT, Watchdog, mounts_below
+from tests.integration.service_manager import ServiceManager
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +201,7 @@ def test_mount_that_is_told_to_end_writes_everything(
     """Also what no program has closed or synced yet."""
     mountpoint = playground / f"ending-{signal_number.name}"
     mountpoint.mkdir()
+    manager = ServiceManager()
     process = subprocess.Popen(
         [
             sys.executable,
@@ -212,10 +214,13 @@ def test_mount_that_is_told_to_end_writes_everything(
             mountpoint,
         ],
         cwd=PROJECT,
+        env=manager.environment,
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
     try:
+        heard = manager.hears_until("READY=1", within_s=20)
+        assert set(heard) <= {"READY=1", "WATCHDOG=1"}
         eventually(
             lambda: mountpoint in mounts_below(mountpoint), within_s=20, what="it is mounted"
         )
@@ -226,12 +231,14 @@ def test_mount_that_is_told_to_end_writes_everything(
         _, complaints = process.communicate(timeout=30)
         assert b"Traceback" not in complaints, complaints.decode()
         assert mountpoint not in mounts_below(mountpoint)
+        manager.hears_until("STOPPING=1", within_s=1)
         with contextlib.suppress(OSError):
             os.close(descriptor)
         assert_contents(cluster.mountpoint / name, payload(300_000))
     finally:
         process.kill()
         process.wait()
+        manager.close()
 
 
 def test_dead_mount_is_mounted_again(cluster: Cluster) -> None:

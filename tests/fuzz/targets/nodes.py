@@ -292,7 +292,8 @@ class _Asking:
 @cache
 def _exposition() -> Exposition:
     """An exposition that serves when it is told to."""
-    return Exposition(socket.socket(), NodeCollector(LoopTally(), lambda: _HEALTHY, tuple))
+    collector = NodeCollector(LoopTally(), lambda: _HEALTHY, tuple)
+    return Exposition(socket.socket(), collector, is_whole=lambda: True)
 
 
 def status(data: bytes) -> None:
