@@ -262,8 +262,17 @@ def may_be_named(
     return name is None or name[:2] < (incarnation, timestamp)
 
 
+def _named_since_us(now_us: int) -> int:
+    """Updates name no versions of before that time any more."""
+    return now_us - limits.COVERED_WITHIN_US - limits.CLOCKS_AGREE_US
+
+
 class CollectedPast:
     """Answers questions of the block server and the healer about collected versions."""
+
+    def __init__(self, window_us: int) -> None:
+        """`window_us`: that of the `Collector`."""
+        self._window_us = window_us
 
     def knows(self, view: StorageView, block: BlockId, at_us: int) -> bool:
         """True if no version that was the latest of `block` at `at_us` can have been collected."""
@@ -304,10 +313,11 @@ class CollectedPast:
         if shown.keeps(block)(time_us, until_us):
             return True
         names, timestamp = kept_names(replica, block, shown), block_timestamp_of(key)
+        since_us = _named_since_us(collected_us + self._window_us)
         return (
             names is None
             or timestamp in names
-            or may_be_named(replica, block, timestamp, since_us=0)
+            or may_be_named(replica, block, timestamp, since_us=since_us)
         )
 
 
@@ -572,7 +582,7 @@ class Collector:
             name,
             shown,
             horizon_us=retention.horizon_us,
-            named_since_us=retention.now_us - limits.COVERED_WITHIN_US - limits.CLOCKS_AGREE_US,
+            named_since_us=_named_since_us(retention.now_us),
         )
         while not blocks.done:
             await step(host, lambda view: (None, blocks.step(view)))

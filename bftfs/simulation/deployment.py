@@ -237,7 +237,7 @@ class Deployment:
             client_named(f"node {node}"), sizes, peers, patience_total_us=limits.VERIFY_PATIENCE_US
         )
         verifier = LazyVerifier(node, session, self.verification)
-        past = CollectedPast()
+        past = CollectedPast(0 if self.collection is None else self.collection.window_us)
         healer = BlockHealer(
             node,
             session,
