@@ -1,11 +1,12 @@
 """The command line: `python -m benchmarks SCENARIO …`."""
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
-from benchmarks import plot, report, result, turns
+from benchmarks import charts, report, result, turns
 from benchmarks.build import require_tools
 from benchmarks.deployment import System
 from benchmarks.errors import BenchmarkError
@@ -21,7 +22,7 @@ from benchmarks.options import (
     measure_nodes,
     node_options,
 )
-from benchmarks.result import Parameter
+from benchmarks.result import Parameter, Result
 from benchmarks.scenarios import (
     andrew,
     blocks,
@@ -41,7 +42,11 @@ from benchmarks.source_tree import unpacked
 from benchmarks.workspace import Target
 from bftfs.cluster import Durability
 
-_CHARTS = {verification.NAME: verification.charts, healing.NAME: healing.charts}
+_CHARTS: dict[str, Callable[[Result], Sequence[charts.Chart]]] = {
+    verification.NAME: lambda shown: verification.charts(shown.samples),
+    healing.NAME: lambda shown: healing.charts(shown.samples),
+    **dict.fromkeys(charts.TITLES, charts.phases),
+}
 
 
 @click.group(cls=Commands)
@@ -528,6 +533,12 @@ def turns_command(rounds: int, json: Path | None, tree: Path, scenario: tuple[st
 @click.argument("picture", metavar="SVG", type=click.Path(dir_okay=False, path_type=Path))
 def plot_command(file: Path, picture: Path) -> None:
     """Draw the charts of a result in JSON."""
+    try:
+        from benchmarks import plot
+    except ModuleNotFoundError as error:
+        raise BenchmarkError(
+            f"{error.name} is missing, which draws: pip install --editable '.[plots]'"
+        ) from None
     shown = result.read(file)
     if shown.scenario not in _CHARTS:
         raise BenchmarkError(
@@ -535,7 +546,7 @@ def plot_command(file: Path, picture: Path) -> None:
             f" are {', '.join(_CHARTS)}"
         )
     result.require_writable(picture)
-    picture.write_text(plot.svg(_CHARTS[shown.scenario](shown.samples)))
+    picture.write_text(plot.svg(_CHARTS[shown.scenario](shown)))
 
 
 @main.command("show")

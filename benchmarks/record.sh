@@ -43,6 +43,11 @@ record() {
     sed -i "s|$work|DIR|g" "$results/$name.json"
 }
 
+# drawn NAME: the picture of that result goes beside it, if it was recorded.
+drawn() {
+    ! wanted "$1" || "$python" -m benchmarks plot "$results/$1.json" "$results/$1.svg"
+}
+
 # The protocols, on nodes of their own.
 for durability in sync interval; do
     record "counter-$durability" counter --durability "$durability" --operations 1000
@@ -55,20 +60,20 @@ record profile profile
 record fragility fragility
 record verification-latency verification --seconds 0
 record verification-throughput verification --operations 0
-for figure in latency throughput; do
-    ! wanted "verification-$figure" || "$python" -m benchmarks plot \
-        "$results/verification-$figure.json" "$results/verification-$figure.svg"
-done
+drawn verification-latency
+drawn verification-throughput
 
 # The mount, beside the local disk.
 for durability in sync interval; do
     up --durability "$durability"
     record "files-$durability" files "$mount" --against "$work/local" --cluster "$data"
     record "files-four-$durability" files "$mount" --count 1000 --threads 4 --cluster "$data"
+    drawn "files-$durability"
     record "stream-$durability" stream "$mount" --against "$work/local" --cluster "$data"
     record "memory-$durability" stream "$mount" --size 4GiB --repeat 1 --random-writes 100 \
         --cluster "$data"
     record "andrew-$durability" andrew "$mount" --against "$work/local" --cluster "$data"
+    drawn "andrew-$durability"
     down
 done
 
@@ -76,7 +81,7 @@ done
 if wanted healing; then
     up --durability interval
     record healing healing "$mount" --cluster "$data"
-    "$python" -m benchmarks plot "$results/healing.json" "$results/healing.svg"
+    drawn healing
     down
 fi
 

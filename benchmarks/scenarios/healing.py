@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import exposition
+from benchmarks.charts import Lines
 from benchmarks.deployment import PROJECT
 from benchmarks.descriptors import write_all
 from benchmarks.errors import BenchmarkError, PhaseError, WorkloadError
 from benchmarks.measurement import Measure, Sample
-from benchmarks.plot import Chart
 from benchmarks.scenarios import andrew
 from benchmarks.session import Session
 from benchmarks.workspace import Target, interleaved, require_space
@@ -204,7 +204,10 @@ def _report(session: Session, target: Target, watch: _Watch) -> None:
     )
 
 
-def charts(samples: Sequence[Sample]) -> list[Chart]:
+_TITLE = "A node that lost its store gets it back, while Andrew runs"
+
+
+def charts(samples: Sequence[Sample]) -> list[Lines]:
     """The versions and objects rebuilt, over time."""
     curves = {
         sample.target: {
@@ -214,4 +217,5 @@ def charts(samples: Sequence[Sample]) -> list[Chart]:
         for sample in samples
         if sample.phase == "heal"
     }
-    return [Chart("healing beside Andrew", "seconds", "MiB of fragments", curves, {})]
+    x, y = "seconds since the node was back", "MiB of fragments rebuilt"
+    return [Lines(_TITLE, x, y, curves, {})]

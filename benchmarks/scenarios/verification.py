@@ -21,10 +21,10 @@ from statistics import median
 from typing import TypeVar
 
 from benchmarks import exposition
+from benchmarks.charts import Lines
 from benchmarks.deployment import ROOT, Client, Deployment, System, client_of, deployed
 from benchmarks.errors import PhaseError, WorkloadError
 from benchmarks.measurement import Latencies, Measure, Sample
-from benchmarks.plot import Chart
 from benchmarks.processes import ProcessWatch, WatchedProcess
 from benchmarks.scenarios.blocks import numbered_block
 from benchmarks.session import Place, Session
@@ -356,22 +356,24 @@ def _at_full_speed(samples: Sequence[Sample]) -> Iterator[str]:
             )
 
 
-def charts(samples: Sequence[Sample]) -> list[Chart]:
+def charts(samples: Sequence[Sample]) -> list[Lines]:
     """The source's Figures 3.8 and 3.9, with our figures: as far as they were measured."""
     drawn = []
     for phase in ("write", "read"):
         lines: dict[str, dict[float, float]] = {}
         for (b, policy), microseconds in _by(samples, phase, "b", "policy").items():
             lines.setdefault(str(policy), {})[float(b)] = microseconds / 1000
-        drawn.append(Chart(f"{phase}, with think time", "faults tolerated, b", "ms", lines, {}))
+        title = f"Latency of a {phase}, with time to think"
+        drawn.append(Lines(title, "faults tolerated, b", "ms", lines, {}))
     lines, levels = {}, {}
     for (pool, policy), rate in _by(samples, "overwrite", "pool", "policy").items():
         if pool:
             lines.setdefault(str(policy), {})[float(pool)] = rate
         else:
-            levels["free" if policy == _FREE else str(policy)] = rate
-    title = "writes without idle time"
-    drawn.append(Chart(title, "pool, versions", "writes/s", lines, levels, logarithmic=True))
+            levels["no verification at all" if policy == _FREE else str(policy)] = rate
+    title = "Writes when nodes are never idle"
+    limit = "unverified versions that a node may have"
+    drawn.append(Lines(title, limit, "writes/s", lines, levels, logarithmic=True))
     return [chart for chart in drawn if chart.lines]
 
 
