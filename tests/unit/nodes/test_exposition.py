@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +31,19 @@ def node() -> Node:
     return Node()
 
 
-@pytest.fixture
-def exposition(node: Node) -> Iterator[Exposition]:
+@contextmanager
+def exposition_of(node: Node) -> Iterator[Exposition]:
+    """The pages of this node; no thread serves them."""
     health: Any = lambda: node  # noqa: E731
     collector = NodeCollector(LoopTally(), health, tuple)
     with Exposition(socket.socket(), collector, is_whole=lambda: node.whole) as exposition:
         exposition._call = node.call
+        yield exposition
+
+
+@pytest.fixture
+def exposition(node: Node) -> Iterator[Exposition]:
+    with exposition_of(node) as exposition:
         yield exposition
 
 
