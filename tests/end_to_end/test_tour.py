@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.tour import commands_in_table, shown_in
+from tests.end_to_end.tour import commands_in_blocks, commands_in_table, shown_in
 from tests.end_to_end.watchdog import PROJECT
 
 
@@ -25,7 +25,7 @@ def test_root_follows_readme_and_operations(mounting: None, outside: Path) -> No
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("12 commands of README and 11 of operations")
+    assert finished.stdout.startswith("12 commands of README and 27 of operations")
 
 
 def test_what_a_page_shows_is_found() -> None:
@@ -37,3 +37,11 @@ def test_what_a_page_shows_is_found() -> None:
     ]
     table = "| what | `bftfs a` (`bftfs b DIR`, `--c`) |\n| other | `bftfs d … e` |\n"
     assert commands_in_table(table) == ["bftfs a", "bftfs b DIR"]
+    block = (
+        "    bftfs heal start|throttle RATE  --data DIR [--json]\n    bftfs inspect PATH   a path\n"
+    )
+    assert commands_in_blocks(block) == [
+        "bftfs heal start --data DIR",
+        "bftfs heal throttle RATE --data DIR",
+        "bftfs inspect PATH",
+    ]

@@ -1,10 +1,11 @@
-"""Carries out what README and docs/operations.md show, command by command, as the user who runs it.
+"""Carries out what README and the pages on operations show, command by command, as who runs it.
 
 `python -m tests.end_to_end.tour` needs an empty HOME. It makes a cluster there and a mount, as
 `make up` does, prepares what the README presupposes, runs each command that the README shows behind
 a `$`, and compares what it prints with what the README shows. Times, uids and the home directory
-may differ. Then it runs the commands of the table "One machine" of docs/operations.md. The first
-difference, and the first command that fails, end it with exit code 1.
+may differ. Then it runs the commands of docs/operations-nodes.md and of docs/operations.md, as far as
+they are about one machine. The first difference, and the first command that fails, end it with exit
+code 1.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ TIME_BEFORE_THEFT = "15:31:48"  # …and the time before the stolen key was used
 
 _COMMAND = re.compile(r"    \$ (.+)")
 _ROW = re.compile(r"^\|[^|]*\|(?P<commands>.*)\|$", re.MULTILINE)
+_LISTED = re.compile(
+    r"^ {4}(bftfs (?:inspect|heal|scrub) .+?|curl .+?)(?:  +[a-z].*)?$", re.MULTILINE
+)
+_CHOICE = re.compile(r"\S+(?:\|\S+(?: RATE)?)+")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(\+00:00)?")
 
 # What the README presupposes of bread.txt, and what somebody does with a stolen key afterwards.
@@ -65,6 +70,17 @@ def commands_in_table(text: str) -> list[str]:
     rows = _ROW.finditer(text)
     commands = [each for row in rows for each in re.findall(r"`(bftfs [^`]+)`", row["commands"])]
     return [command for command in commands if not re.search(r"[…\[]", command)]
+
+
+def commands_in_blocks(text: str) -> list[str]:
+    """The commands in indented blocks: each choice `a|b` by itself, without `[what may be added]`."""
+    commands = []
+    for line in _LISTED.findall(text):
+        command = re.sub(r" \[[^]]*\]", "", line)
+        choice = _CHOICE.search(command)
+        for chosen in choice[0].split("|") if choice else [""]:
+            commands.append(_CHOICE.sub(chosen, command) if choice else command)
+    return [re.sub(r" +", " ", command) for command in commands]
 
 
 class Tour:
@@ -147,20 +163,24 @@ def follow_the_readme(tour: Tour) -> int:
 
 
 def follow_operations(tour: Tour) -> int:
-    """The commands of the table "One machine"; how many."""
+    """The commands in blocks, and those of the table "One machine", which ends with `down`."""
     page = (PROJECT / "docs/operations.md").read_text()
+    nodes = (PROJECT / "docs/operations-nodes.md").read_text()
     table = page.partition("## One machine")[2].partition("\n## ")[0]
-    commands = commands_in_table(table)
+    commands = [*commands_in_blocks(nodes), *commands_in_blocks(page), *commands_in_table(table)]
     other = tour.home / "other"
     other.mkdir()
     places = {
         "OTHER_MOUNTPOINT": other,
         "MOUNTPOINT": tour.mount,
         "DIR": tour.data,
+        "/PATH": "/bread.txt",
         "PATH": tour.mount / "bread.txt",
+        "RATE": "4MiB",
     }
     for command in commands:
         words = [str(places.get(word, word)) for word in command.split()]
+        words = [re.sub(r"^DIR\b", str(tour.data), word) for word in words]
         tour.types(" ".join(words), where=tour.home)
     return len(commands)
 
