@@ -3,9 +3,9 @@
 `python -m tests.end_to_end.tour` needs an empty HOME. It makes a cluster there and a mount, as
 `make up` does, prepares what the README presupposes, runs each command that the README shows behind
 a `$`, and compares what it prints with what the README shows. Times, uids and the home directory
-may differ. Then it runs the commands of docs/operations-nodes.md and of docs/operations.md, as far as
-they are about one machine. The first difference, and the first command that fails, end it with exit
-code 1.
+may differ. Then it runs the commands of docs/operations-nodes.md and of docs/operations.md, as far
+as they are about one machine. The first difference, and the first command that fails, end it with
+exit code 1.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def commands_in_table(text: str) -> list[str]:
 
 
 def commands_in_blocks(text: str) -> list[str]:
-    """The commands in indented blocks: each choice `a|b` by itself, without `[what may be added]`."""
+    """The commands in indented blocks: each of `a|b` by itself, without `[what may be added]`."""
     commands = []
     for line in _LISTED.findall(text):
         command = re.sub(r" \[[^]]*\]", "", line)
         choice = _CHOICE.search(command)
-        for chosen in choice[0].split("|") if choice else [""]:
-            commands.append(_CHOICE.sub(chosen, command) if choice else command)
+        chosen = choice[0].split("|") if choice else []
+        commands += [_CHOICE.sub(each, command) for each in chosen] or [command]
     return [re.sub(r" +", " ", command) for command in commands]
 
 
