@@ -198,7 +198,7 @@ class ReadWriteClient:
         Raises QuorumUnavailable after `patience_total_us`, FileSystemError if one is gone.
         """
         remembered = self._vouchers.pop(versions[0], ()) if len(versions) == 1 else ()
-        if remembered and not refused:
+        if len(remembered) >= self._session.thresholds.responses and not refused:
             return remembered
         return await vouching.gather(self._session, versions, refused=refused)
 

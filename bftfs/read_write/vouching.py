@@ -16,7 +16,7 @@ helped, the fragments are therefore sent to all nodes.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from bftfs import limits
@@ -29,7 +29,7 @@ from bftfs.read_write.messages import VersionName, VouchReply, VouchSetRequest
 from bftfs.read_write.reading import BlockRead
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of
-from bftfs.read_write.writing import encode, repair
+from bftfs.read_write.writing import encode, likely_valid, repair
 from bftfs.wire.codec import Voucher
 
 Version = tuple[BlockId, BlockTimestamp]
@@ -43,37 +43,43 @@ async def gather(
 ) -> tuple[Voucher, ...]:
     """The vouchers of N - t nodes for these versions. Servers have `refused` some so often.
 
-    b nodes may answer first, each time, with what nobody else takes for theirs. So after the first
-    refusal all are heard that answer in time. If N - t correct nodes were among them, there would
-    be no second one: then some lack versions.
+    b nodes may answer first, each time, with what nobody else takes for theirs. So vouchers that
+    seem valid are preferred; and after a refusal that has convicted nobody all nodes are heard that
+    answer in time. If N - t correct nodes were among them, there would be no further one: then some
+    lack versions.
 
     Raises QuorumUnavailable if total patience runs out, FileSystemError if a version is not there.
     """
     thresholds, peers = session.thresholds, session.peers
     request = VouchSetRequest(tuple(VersionName(*version) for version in versions))
-
-    def judge(delivery: Delivery, _asked: int) -> bytes | None:
-        reply = delivery.message
-        is_made = isinstance(reply, VouchReply) and len(reply.authenticator) == width
-        return reply.authenticator if is_made else None
-
-    width = authenticator_bytes(thresholds.N)
-    most = thresholds.N if refused else thresholds.responses
-    left_us, pause_us = session.patience_total_us, _PAUSE_US
     requests = dict.fromkeys(map(NodeId, range(thresholds.N)), request)
+    width = authenticator_bytes(thresholds.N)
+
+    def judge(delivery: Delivery, _asked: int) -> VouchReply | None:
+        reply = delivery.message
+        is_usable = isinstance(reply, VouchReply) and session.told(reply.lives) is not None
+        return reply if is_usable and len(reply.authenticator) in (0, width) else None
+
+    def convincing(replies: dict[NodeId, VouchReply]) -> tuple[Voucher, ...]:
+        return likely_valid(session, _vouchers(replies), (each.lives for each in replies.values()))
+
+    is_found_out = bool(peers.disbelieved) and refused == 1
+    most = thresholds.responses if not refused or is_found_out else thresholds.N
+    left_us, pause_us = session.patience_total_us, _PAUSE_US
     everywhere = refused > 1
     if everywhere:
         await _repair(session, versions, everywhere=True)
     while True:
-        made = await ask_all(
+        replies = await ask_all(
             peers,
             requests,
             judge,
             patience_us=limits.WRITE_PATIENCE_US,
-            enough=lambda answers: len(answers) >= most,
+            enough=lambda replies: len(convincing(replies)) >= most,
         )
-        if len(made) >= thresholds.responses:
-            return tuple(Voucher(node, made[node]) for node in sorted(made))
+        for made in (convincing(replies), _vouchers(replies)):
+            if len(made) >= thresholds.responses:
+                return made
         await _repair(session, versions, everywhere=everywhere)
         everywhere = True
         await Pause(pause_us)
@@ -84,6 +90,14 @@ async def gather(
                     heard=len(made), required=thresholds.responses, subject="vouchers for a write"
                 )
         pause_us = min(2 * pause_us, _PAUSE_MOST_US)
+
+
+def _vouchers(replies: Mapping[NodeId, VouchReply]) -> tuple[Voucher, ...]:
+    return tuple(
+        Voucher(node, replies[node].authenticator)
+        for node in sorted(replies)
+        if replies[node].authenticator
+    )
 
 
 async def _repair(session: Session, versions: Sequence[Version], *, everywhere: bool) -> None:

@@ -116,7 +116,7 @@ class TimeRound(Gathering[tuple[int, ...]]):
 class WriteRound(Gathering[Told]):
     """Sends each node its fragment of one version. A node's answer is what it tells of lives."""
 
-    __slots__ = ("_asked", "_lives", "_made")
+    __slots__ = ("_asked", "_lives", "_made", "_session")
 
     def __init__(
         self, session: Session, request: WriteRequest, fragments: Sequence[Buffer], now_us: int
@@ -143,14 +143,16 @@ class WriteRound(Gathering[Told]):
             now_us=now_us,
         )
         self._asked = asked
+        self._session = session
         self._lives = session.lives
         self._made: dict[NodeId, bytes] = {}
 
     @property
     def vouchers(self) -> tuple[Voucher, ...]:
         """Of the nodes that host the version, if they were to vouch for it."""
-        made = self._made
-        return tuple(Voucher(node, made[node]) for node in sorted(made) if node in self._answers)
+        made, answers = self._made, self._answers
+        vouchers = tuple(Voucher(node, made[node]) for node in sorted(made) if node in answers)
+        return likely_valid(self._session, vouchers, answers.values())
 
     def _take(self, reply: Delivery) -> None:
         if isinstance(reply.message, WriteReply) and reply.message.voucher:
@@ -247,7 +249,7 @@ async def repair(
             for node, reply in answers.items()
             if reply.authenticator and life_of(reply.authenticator) >= begun[node]
         )
-        begun = _begun(session, answers.values())
+        begun = _begun(session, (reply.lives for reply in answers.values()))
         if len(vouchers) < session.thresholds.repairable:
             return False
         try:
@@ -287,11 +289,30 @@ async def _vouch(
     return await gathering.answers(hosts)
 
 
-def _begun(session: Session, answers: Iterable[VouchReply]) -> Told:
+def likely_valid(
+    session: Session, vouchers: tuple[Voucher, ...], told: Iterable[Told]
+) -> tuple[Voucher, ...]:
+    """Those of these vouchers that nodes will take, as far as a client can tell.
+
+    Not of a node whose vouchers others have refused; nor of a life that has ended, as b + 1 nodes
+    have told.
+    """
+    disbelieved = session.peers.disbelieved
+    begun = _begun(session, told)
+    return tuple(
+        each
+        for each in vouchers
+        if each.node not in disbelieved and life_of(each.authenticator) >= begun[each.node]
+    )
+
+
+def _begun(session: Session, told: Iterable[Told]) -> Told:
     """For each node, the latest life that it has begun as b + 1 nodes know."""
-    told = [session.told(reply.lives) or () for reply in answers]
+    known = [session.told(each) or () for each in told]
     b = session.thresholds.b
-    return tuple(sorted(lives, reverse=True)[b] for lives in zip(*told, strict=True))
+    if len(known) <= b or not any(map(any, known)):
+        return (0,) * session.thresholds.N
+    return tuple(sorted(lives, reverse=True)[b] for lives in zip(*known, strict=True))
 
 
 def _named(blocks: Sequence[BlockId]) -> str:

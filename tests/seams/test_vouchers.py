@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.peers import Peers
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.client import QueryUpdateClient
-from bftfs.read_write import vouching
+from bftfs.read_write import vouching, writing
 from bftfs.read_write.messages import VouchReply, WriteReply, WriteRequest
+from bftfs.read_write.timestamp import digest_of
 from bftfs.simulation.world import SECOND_US
 from tests.seams.world import BLOCK_BYTES, User, World
 
@@ -56,6 +58,28 @@ class Withholding:
         return ready
 
 
+def outliving(world: World, number: int) -> Callable[[Any], Any]:
+    """A server that vouches in the life that it had before it lost its disk."""
+    keys = world.deployment.keys(world.nodes[number].node)
+
+    class Outliving:
+        def __init__(self, honest: Any) -> None:
+            self._honest = honest
+
+        def step(self, *arguments: Any) -> Any:
+            ready, message = self._honest.step(*arguments), arguments[2]
+            reply = ready.reply
+            if isinstance(reply, WriteReply) and reply.voucher:
+                digest = digest_of([(message.block, message.timestamp)])
+                ready.reply = WriteReply(reply.lives, keys.make(digest, life=0))
+            elif isinstance(reply, VouchReply) and reply.authenticator:
+                digest = digest_of((each.block, each.timestamp) for each in message.versions)
+                ready.reply = VouchReply(keys.make(digest, life=0), reply.lives)
+            return ready
+
+    return Outliving
+
+
 def forge(world: World, number: int, liar: Callable[[Any], Any] = Forging) -> None:
     """Make a forger of a node, or another liar."""
     node = world.nodes[number]
@@ -95,6 +119,47 @@ def test_a_node_that_forges_vouchers_hinders_nobody(liar: int, contents: str) ->
     forge(world, liar)
     for attempt in range(3):
         written(world, user, identifier, f"{attempt}{contents}")
+
+
+def seconds_for_writes(contents: str, *, outlives: bool) -> float:
+    """How long some writes take beside a liar that gives vouchers at first, and none when asked."""
+    world, user, identifier = started()
+    liar = world.nodes[3]
+    if outlives:
+        world.deployment.lose_disk(liar.node)
+        world.run_for(20 * SECOND_US)
+    forge(world, 3, outliving(world, 3) if outlives else Forging)
+    asked = 0
+
+    def falls_silent(source: Any, _target: Any, _kind: Any, message: Any) -> bool:
+        nonlocal asked
+        asked += source == liar.endpoint and isinstance(message, VouchReply)
+        is_first = contents == TWO and asked % 2 == 1
+        return source == liar.endpoint and isinstance(message, VouchReply) and not is_first
+
+    world.ways.hold(falls_silent)
+    since_us = world.now_us
+    for attempt in range(6):
+        user.put(identifier, f"{attempt}{contents}", within_us=20 * SECOND_US)
+    return (world.now_us - since_us) / SECOND_US
+
+
+@pytest.mark.parametrize("contents", [ONE, TWO])
+@pytest.mark.parametrize("outlives", [False, True])
+def test_nobody_waits_for_a_node_that_forges_and_falls_silent(
+    outlives: bool, contents: str
+) -> None:
+    assert seconds_for_writes(contents, outlives=outlives) < 0.5
+
+
+@pytest.mark.parametrize("outlives", [False, True])
+def test_must_fail_writers_that_learn_nothing_of_refusals(
+    outlives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (vouching, writing):
+        monkeypatch.setattr(module, "likely_valid", lambda _session, vouchers, _told: vouchers)
+    monkeypatch.setattr(Peers, "accuse", lambda *_: None)
+    assert seconds_for_writes(ONE, outlives=outlives) > 3
 
 
 def test_must_fail_writers_that_do_not_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
