@@ -21,7 +21,8 @@ refuse whatever leaves it behind, and are too few for it to be repaired.
    object, and goes on from there. (If it dropped what others know, too, so might they, one after
    the other.) It does so if
    it recovers by rule 2; and at all times if b + 1 others say that this version is dead, or a
-   quorum of them has a later one that is not built on it. None of this
+   quorum of them has a later one that is not built on it. Of an operation on several objects it
+   gives up all by which it knows it, or else it would believe itself, by rule 1. None of this
    can be while at most t servers are faulty: of an established version any q histories show a
    repairable set (4.3), and no benign server finds it dead.
 
@@ -82,10 +83,12 @@ def known_established(
 
 def is_known_established(candidate: Candidate, view: StorageView) -> bool:
     """True if this server knows it of an operation on several objects, by one of them."""
-    return any(
-        Replica(view, name).verdict(candidate.timestamp) is Verdict.ESTABLISHED
-        for name in candidate.objects
-    )
+    return any(is_known_at(name, candidate.timestamp, view) for name in candidate.objects)
+
+
+def is_known_at(name: ObjectId, timestamp: LogicalTimestamp, view: StorageView) -> bool:
+    """True if this server knows by this object that an operation is established."""
+    return Replica(view, name).verdict(timestamp) is Verdict.ESTABLISHED
 
 
 def is_left_behind(

@@ -85,6 +85,7 @@ from bftfs.server import lives
 from bftfs.server.contradictions import (
     bases,
     in_common,
+    is_known_at,
     is_known_established,
     is_left_behind,
     is_shared,
@@ -398,11 +399,7 @@ class ObjectHealer:
         complete |= believed and (heard.makes_do or not self._recovery.rebuilding)
         if not await self._gives_way(host, name, heard):
             return complete
-        row = await look(host, partial(_row, name))
-        said = row is None or life_of(row.authenticator) == self._keys.lives[self._node]
-        self._recovery.gave_way += 1
-        await self._drop(host, name, said=said, to=partial(_in_common, name, heard.history_set))
-        return not said and await self._catch_up(host, name)
+        return await self._give_way(host, name, heard)
 
     async def _is_undecided(self, host: Host, name: ObjectId, heard: _Heard) -> bool:
         """True if this server recovers, and others have to decide about a copy first."""
@@ -518,42 +515,56 @@ class ObjectHealer:
         """True if this server has to give up what it knows to be established."""
         history_set, makes_do = heard
         established, objects = await look(host, partial(known_established, name))
-        me = NOBODY.plus(self._node)
-        if established == ZERO or is_shared(history_set, established, self._quorums, me):
+        if established == ZERO:
             return False
         if is_left_behind(history_set, established, self._quorums):
             return True
+        if self._quorums.is_repairable(sharing(history_set, established).plus(self._node)):
+            return False
         saying = await self._saying(established, objects)
         if self._quorums.includes_benign(saying[Verdict.DEAD]):
             return True
         knowing = saying[Verdict.ESTABLISHED].plus(self._node)
         return makes_do and not is_shared(history_set, established, self._quorums, knowing)
 
-    async def _drop(
-        self,
-        host: Host,
-        name: ObjectId,
-        *,
-        said: bool,
-        to: Callable[[StorageView], LogicalTimestamp] = lambda _: ZERO,
-    ) -> None:
-        """Forget an object, and what this server may have `said` of it in this life.
+    async def _give_way(self, host: Host, name: ObjectId, heard: _Heard) -> bool:
+        """Go back to before what this server alone knows. True if nothing is lacking then.
 
-        All of it, or what is later than the version that `to` finds.
+        It goes back at all objects of that operation by which it knows it: otherwise it would
+        believe itself the next time, and give it up again, for ever.
         """
+        version, objects = await look(host, partial(known_established, name))
+        heard_of = {name: heard.history_set}
+        for other in objects:
+            if other != name and await look(host, partial(is_known_at, other, version)):
+                heard_there = await self._histories(other)
+                if heard_there is None:
+                    return False
+                heard_of[other] = heard_there.history_set
+        life, keys = self._keys.lives[self._node], self._keys
+
+        def has_said(view: StorageView) -> bool:
+            rows = (_row(each, view) for each in heard_of)
+            return any(row is None or life_of(row.authenticator) == life for row in rows)
+
+        said = await look(host, has_said)
         if said:
             self._recovery.forget(OBJECTS)
+        self._recovery.gave_way += len(heard_of)
 
-        def drop(view: StorageView) -> tuple[None, list[Write]]:
-            target = to(view)
-            if target != ZERO:
-                replica = Replica(view, name)
-                if replica.retreat(target, self._keys):
-                    return None, replica.writes
-            rows = [Write(table, key, None) for table, key in rows_of(view, name)]
-            return None, [*rows, Write(Table.OBJECT, name, None)]
+        def retreat(view: StorageView) -> tuple[None, list[Write]]:
+            writes: list[Write] = []
+            for each, history_set in heard_of.items():
+                replica = Replica(view, each)
+                target = in_common(history_set, replica, version)
+                if target != ZERO and replica.retreat(target, keys):
+                    writes += replica.writes
+                else:
+                    writes += _dropped(view, each)
+            return None, writes
 
-        await step(host, drop)
+        await step(host, retreat)
+        return not said and await self._catch_up(host, name)
 
     async def _take_over_jointly(self, host: Host, candidate: Candidate) -> bool:
         """Take over an operation at all of its objects, if all show it as the latest.
@@ -664,7 +675,8 @@ class ObjectHealer:
         if await self._histories(name) is None:
             return False  # some day there are enough
         # Nobody else can be asked for the version, or what was accepted is not known any more.
-        await self._drop(host, name, said=True)
+        self._recovery.forget(OBJECTS)
+        await step(host, lambda view: (None, _dropped(view, name)))
         self._unmark(host, name)
         return True
 
@@ -719,11 +731,10 @@ def _head(row: ObjectRow) -> LogicalTimestamp | None:
         return None
 
 
-def _in_common(
-    name: ObjectId, history_set: CulledObjectHistorySet, view: StorageView
-) -> LogicalTimestamp:
-    replica = Replica(view, name)
-    return in_common(history_set, replica, replica.row.established)
+def _dropped(view: StorageView, name: ObjectId) -> list[Write]:
+    """The writes that remove all of an object."""
+    rows = [Write(table, key, None) for table, key in rows_of(view, name)]
+    return [*rows, Write(Table.OBJECT, name, None)]
 
 
 def _end_of(page: CatalogueReply) -> bytes:

@@ -349,6 +349,66 @@ def test_must_fail_a_server_that_waits_for_nobodys_copies(monkeypatch: pytest.Mo
         left_behind_at_few(1, 1, (ONE, OTHER), late=False)
 
 
+def read_before_all_objects_are_heard() -> int:
+    """What is read of an account with 100 after a transfer of 50 to another one was acknowledged.
+
+    One of the transfer's quorum loses its disk. Of the first account it hears from all others; of
+    the second one from too few, so that it cannot tell what has become of the transfer, though
+    it can tell that there were 100. Then another one turns Byzantine.
+    """
+    world = World()
+    first, user, reader = (world.user(name) for name in ("first", "user", "reader"))
+    loser = ("node", NodeId(LOSER))
+    for account in (ONE, OTHER):
+        first.run(deposit(first, account, 100))
+    world.run_for(605 * SECOND_US)
+
+    def late(source: Any, target: Any, kind: Kind, message: Any) -> bool:
+        if source == user.host.endpoint:
+            return bool(target[1] == 5)
+        if source == reader.host.endpoint:
+            return bool(target[1] == 4)
+        if source == first.host.endpoint:
+            return kind is Kind.REQUEST and not isinstance(message, Query)
+        if source == loser and isinstance(message, HistoryRequest):
+            return message.object == OTHER and target[1] in (1, 2)
+        between = source[0] == target[0] == "node"
+        return between and kind is Kind.REQUEST and isinstance(message, REPAIRS[:-1])
+
+    world.ways.hold(late)
+    transfer = Transfer(b"move", 50)
+    user.run(user.objects.update((ONE, OTHER), "ledger.transfer2", transfer, user.who))
+    world.deployment.lose_disk(NodeId(LOSER))
+    world.start(first.host, first.objects.query((ONE,), "ledger.audit1", Audit(), first.who))
+    world.run_for(40 * SECOND_US)
+    adopt(world, NodeId(3), NodeId(5), ONE)
+    query = reader.objects.query((ONE,), "ledger.audit1", Audit(), reader.who)
+    ended = world.start(reader.host, query)
+    world.run_for(30 * SECOND_US)
+    world.ways.flow()
+    world.run_until(lambda: bool(ended), within_us=60 * SECOND_US)
+    balance: int = ended[0].answer.accounts[0].balance
+    return balance
+
+
+def test_what_r_have_is_waited_for_where_something_earlier_is_known() -> None:
+    assert read_before_all_objects_are_heard() == 50
+
+
+def test_must_fail_a_server_that_makes_do_with_what_it_can_believe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    take = ObjectHealer._take_what_is_shared
+
+    async def satisfied(healer: ObjectHealer, host: Any, name: ObjectId, heard: Any) -> bool:
+        await take(healer, host, name, heard)
+        await healer._believe(host, name, heard.history_set)
+        return True
+
+    monkeypatch.setattr(ObjectHealer, "_take_what_is_shared", satisfied)
+    assert read_before_all_objects_are_heard() == 100
+
+
 # --- several disks at once ------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from bftfs.asking.quorum import NOBODY
 from bftfs.asking.refusal import Refused
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.directory import Listing
@@ -29,7 +30,9 @@ from bftfs.server import object_healing
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.recovery import Recovery, Stage
 from bftfs.simulation.network import Kind
+from bftfs.simulation.workloads.ledger import Transfer
 from bftfs.simulation.world import SECOND_US
+from tests.seams.test_lost_disks import ONE, OTHER, balances, deposit
 from tests.seams.world import ROOT, User, World
 
 COUNTER = object_id(ObjectKind.COUNTER, placement=0, unique=bytes(14))
@@ -174,6 +177,43 @@ def test_must_fail_nodes_that_hear_only_who_calls_it_dead(monkeypatch: pytest.Mo
         test_an_object_that_all_others_have_forgotten_whole_gives_way(4, says_so=False)
 
 
+def left_of_a_transfer() -> tuple[int, int]:
+    """One node knows that a transfer is established, by both accounts; another one has it.
+
+    Both accounts had 100, and 1 was deposited on each of them since. One machine does not come
+    back, so that all others are needed.
+    """
+    world = World()
+    user = world.user("user")
+    for account in (ONE, OTHER):
+        user.run(deposit(user, account, 100))
+    world.run_for(HEALED_US)
+    before = {node: world.copy_of(node) for node in range(2, 6)}
+    transfer = Transfer(b"move", 50)
+    user.run(user.objects.update((ONE, OTHER), "ledger.transfer2", transfer, user.who))
+    copies = {**before, 1: world.copy_of(1)}
+    for account in (ONE, OTHER):
+        user.run(deposit(user, account, 1))
+    world.lose_power(copies)
+    world.nodes[5].crash(down_us=None)
+    world.run_for(HEALED_US)
+    other = world.user("other")
+    other.run(deposit(other, OTHER, 1), within_us=WITHIN_US)
+    one, another = balances(other, ONE, OTHER)
+    return one, another
+
+
+def test_what_gives_way_gives_way_at_all_of_its_objects() -> None:
+    """Else the node believes itself what it has given up a moment ago, time and again."""
+    assert left_of_a_transfer() == (100, 101)
+
+
+def test_must_fail_nodes_that_give_way_at_one_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_healing, "is_known_at", lambda *_: False)
+    with pytest.raises(AssertionError):
+        left_of_a_transfer()
+
+
 def counted_through_two_failures() -> list[int]:
     """What a mount is told that works before, between and after two failures of all machines.
 
@@ -206,6 +246,47 @@ def test_must_fail_nodes_that_begin_a_life_again(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Recovery, "choose", lambda *_: None)
     with pytest.raises(AssertionError):
         counted_through_two_failures()
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_where_nobody_lies_one_that_others_have_left_behind_gives_way(updates: int) -> None:
+    """Its machine comes back last: its word alone would have been believed, had others heard it."""
+    world = World(1, 0)
+    user = world.user("user")
+
+    def increment() -> int:
+        update = user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who)
+        value: int = user.run(update, within_us=WITHIN_US).answer.value
+        return value
+
+    increment()
+    world.run_for(HEALED_US)
+    copies = {node: world.copy_of(node) for node in (1, 2, 3)}
+    increment()
+    increment()
+    world.lose_power(copies)
+    world.nodes[0].crash(down_us=None)
+    for _ in range(updates):
+        value = increment()
+    world.nodes[0].start()
+    world.run_for(HEALED_US)
+    assert not world.deployment.recoveries[NodeId(0)].rebuilding
+    world.nodes[1].crash(down_us=None)
+    assert increment() == value + 1
+
+
+def test_must_fail_where_one_word_is_held_against_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gives_way = ObjectHealer._gives_way
+
+    async def stubborn(healer: ObjectHealer, *given: Any) -> bool:
+        alone = NOBODY.plus(healer._node)
+        return not healer._quorums.includes_benign(alone) and await gives_way(healer, *given)
+
+    monkeypatch.setattr(ObjectHealer, "_gives_way", stubborn)
+    with pytest.raises(AssertionError):
+        test_where_nobody_lies_one_that_others_have_left_behind_gives_way(1)
 
 
 def left_of(lost: tuple[int, ...]) -> int:
