@@ -98,6 +98,7 @@ def honest_services(
         window_us=window_us,
         pool=room,
         clock=clock if description.n > 1 else None,
+        remembers=object_healer.remembers,
     )
     verifier = LazyVerifier(node, session, configuration.verification)
     read_write = ReadWriteServer(

@@ -639,7 +639,10 @@ def may_write_blocks(inode: MutableState, who: Principal, grant: Grant) -> int:
         return errno.EROFS
     if inode.get(ATTRIBUTES_KEY) is None:
         return UNKNOWN_INODE
-    return 0 if may_write(Subject.existing(inode), who) else errno.EACCES
+    subject = Subject.existing(inode)
+    if subject.attributes.layout is None:
+        return errno.EINVAL
+    return 0 if may_write(subject, who) else errno.EACCES
 
 
 def contents_us(inode: MutableState) -> int:

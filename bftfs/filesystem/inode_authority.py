@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import Credentials
 from bftfs.errors import DamagedRow
 from bftfs.filesystem.inode import UNKNOWN_INODE, contents_us, may_write_blocks
-from bftfs.identifiers import BlockId, inode_of
+from bftfs.identifiers import BlockId, ObjectKind, inode_of, kind_of
 from bftfs.query_update.replica import Workspace
 from bftfs.query_update.server import Doubts
 from bftfs.server.recovery import Recovery
@@ -32,6 +33,8 @@ class InodeAuthority:
     ) -> Refused | Want | None:
         """None if the user may write, otherwise why not, or what must be brought first."""
         name = inode_of(block)
+        if kind_of(name) != ObjectKind.INODE:
+            return Refused(errno.EINVAL, "only files have blocks")
         if self._recovery.doubtful and (want := self._doubts.wanted((name,))) is not None:
             return want
         try:

@@ -35,6 +35,7 @@ their turn between steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
@@ -82,6 +83,7 @@ from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
 from bftfs.server.object_collection import ObjectWalk, establish, settled_everywhere
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.step import Host
+from bftfs.server.stray_blocks import StrayBlocks
 from bftfs.server.tally import counter
 from bftfs.server.worker import (
     OtherNodes,
@@ -406,9 +408,12 @@ class Collector:
         window_us: int,
         pool: Pool,
         clock: OwnClock | None = None,
+        remembers: Callable[[ObjectId], bool] = lambda _name: True,
     ) -> None:
         """Requires: `window_us` is as long as the detection window by any correct node's clock,
         whatever time a client may have given its versions. Without a `clock`, this node's is right.
+
+        `remembers` is False for an object of which this node may have forgotten something.
         """
         self.tally = CollectionTally()
         self._node = node
@@ -418,6 +423,7 @@ class Collector:
         self._pool = pool
         self._clock = clock
         self._others = OtherNodes(node, peers)
+        self._strays = StrayBlocks(node, self._others, peers.quorums, remembers)
         self._walk = Walk(_AFTER_OBJECTS, tally=self.tally, fraction=fraction_below)
         self._halvings = 0  # passes since the pool got short
         self._is_passing = False
@@ -484,6 +490,11 @@ class Collector:
         self.tally.pressure_us = pressure_us
         retention = Retention(now_us, self._window_us, (), snapshots_us, pressure_us)
         await self._walk.one_pass(host, partial(self._collect_page, retention))
+        if short:
+            before_us = min(horizon_us, _named_since_us(now_us))
+            removed = await self._strays.remove(host, before_us, partial(self._give_way, host))
+            self.tally.block_versions += removed.versions
+            self.tally.block_bytes += removed.volume
 
     async def _collect_page(
         self, retention: Retention, host: Host, after: bytes

@@ -1,0 +1,139 @@
+"""Removes blocks of files that do not exist, while a node is short of room.
+
+**Situation.** A node takes blocks of an inode that it does not know: it may be behind. So any
+client may store blocks under ids that it has made up. Nobody is ever shown them, nobody can remove
+what has no name, and collection finds versions by their inodes.
+
+**Rule.** A node removes a block's version that is older than the window, and too old to be named by
+any update, if a quorum of nodes that have forgotten nothing, itself included, have the same latest
+version of the inode, or none, and that has no attributes.
+
+**Why it is safe.** Then no update had made the inode when they answered. One that does so later
+names none of these versions, and what is not named is part of no file. b liars make no quorum of
+a node that knows an inode.
+
+**Concurrency.** As the `Collector` that calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+from bftfs import limits
+from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.conversation import Conversation
+from bftfs.errors import MalformedMessage
+from bftfs.filesystem.objects import ATTRIBUTES_KEY
+from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId, ObjectId, inode_of
+from bftfs.query_update.history import LogicalTimestamp, parse_history
+from bftfs.query_update.messages import HistoryReply, HistoryRequest
+from bftfs.query_update.replica import Replica
+from bftfs.read_write.timestamp import TIMESTAMP_BYTES, VERSIONS_END
+from bftfs.read_write.timestamp import time_of as block_time_of
+from bftfs.read_write.version_row import RowChange, stored, volume
+from bftfs.server.step import Host
+from bftfs.server.worker import OtherNodes, look, step
+from bftfs.storage import StorageView, Table, Write
+
+_AFTER_BLOCKS = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES)
+
+
+class Removed(NamedTuple):
+    """What was removed: versions, and bytes of these."""
+
+    versions: int = 0
+    volume: int = 0
+
+
+class StrayBlocks:
+    """Finds and removes them at one node."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        others: OtherNodes,
+        quorums: QuorumSystem,
+        remembers: Callable[[ObjectId], bool],
+    ) -> None:
+        """`remembers` is False for an object of which this node may have forgotten something."""
+        self._node = node
+        self._others = others
+        self._quorums = quorums
+        self._remembers = remembers
+
+    async def remove(
+        self, host: Host, before_us: int, pause: Callable[[], Conversation[None]]
+    ) -> Removed:
+        """Remove the strays of before that time."""
+        versions = freed = 0
+        after = b""
+        while after < VERSIONS_END:
+            strays, after = await look(host, partial(_strays, after=after))
+            for inode, head in strays:
+                if await self._is_unknown(inode, head):
+                    cursor = bytes(inode)
+                    while cursor:
+                        removal = partial(_removal, inode, head, cursor, before_us)
+                        cursor, removed = await step(host, removal)
+                        versions += removed.versions
+                        freed += removed.volume
+            await pause()
+        return Removed(versions, freed)
+
+    async def _is_unknown(self, inode: ObjectId, head: LogicalTimestamp) -> bool:
+        """True if a quorum has nothing later of the inode than `head`, which is the head here."""
+        if not self._remembers(inode):
+            return False
+        replies = await self._others.ask(HistoryRequest(inode, b""), HistoryReply)
+        alike = [node for node, reply in replies.items() if _shows(reply, head)]
+        return self._quorums.is_quorum(Nodes.of([self._node, *alike]))
+
+
+def _shows(reply: HistoryReply, head: LogicalTimestamp) -> bool:
+    try:
+        return reply.remembers and parse_history(reply.history).latest_object.timestamp == head
+    except MalformedMessage:
+        return False
+
+
+def _is_stray(replica: Replica) -> bool:
+    """True if this node has blocks of it alone, and no inode."""
+    return (
+        replica.history.latest_object.timestamp == replica.head
+        and replica.workspace.get(ATTRIBUTES_KEY) is None
+    )
+
+
+def _strays(
+    view: StorageView, *, after: bytes
+) -> tuple[list[tuple[ObjectId, LogicalTimestamp]], bytes]:
+    """Inodes with blocks and without attributes, and their heads; and where to look next."""
+    strays: list[tuple[ObjectId, LogicalTimestamp]] = []
+    for _ in range(limits.COLLECT_OBJECTS):
+        key = next(iter(view.keys(Table.BLOCK, after, VERSIONS_END)), None)
+        if key is None:
+            return strays, VERSIONS_END
+        inode = inode_of(BlockId(key))
+        replica = Replica(view, inode)
+        if _is_stray(replica):
+            strays.append((inode, replica.head))
+        after = inode + _AFTER_BLOCKS
+    return strays, after
+
+
+def _removal(
+    inode: ObjectId, head: LogicalTimestamp, cursor: bytes, before_us: int, view: StorageView
+) -> tuple[tuple[bytes, Removed], list[Write]]:
+    """Remove some; where to go on, and how much it was."""
+    replica = Replica(view, inode)
+    if replica.head != head or not _is_stray(replica):
+        return (b"", Removed()), []
+    found = view.scan(Table.BLOCK, cursor, inode + _AFTER_BLOCKS)
+    rows = tuple(islice(found, limits.COLLECT_ROWS))
+    old = [(key, row) for key, row in rows if block_time_of(key) < before_us]
+    freed = sum(volume(row, view.get(Table.FRAGMENT, key)) for key, row in old)
+    cursor = rows[-1][0] + b"\0" if len(rows) == limits.COLLECT_ROWS else b""
+    return (cursor, Removed(len(old), freed)), stored(view, [RowChange(key) for key, _ in old])
