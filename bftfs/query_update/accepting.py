@@ -220,9 +220,9 @@ class Accepting:
         """A direct request of `client`, who is entitled to it; `conditioned` is decoded from it."""
         request = _Request(view, client, message, conditioned, self._method_of(conditioned))
         if request.method is not None:  # an author's; what others have begun needs no clock
-            distrust = self._clock.refusal(now_us)
-            if distrust is not None:
-                return Ready(distrust)
+            stopped = self._clock.stops(now_us)
+            if stopped is not None:
+                return stopped
         try:
             shown = (*conditioned.sets, *conditioned.evidence)
             culled = self._cull(shown, message.authenticators, now_us)

@@ -266,11 +266,10 @@ class ReadWriteServer:
             answer = self._authority.may_write(view, sender, block, credentials)
             if isinstance(answer, Want):
                 return Ready(wants=(answer,))
-            refusal = (
-                answer
-                or self._clock.refusal(now_us)
-                or self._insane(view, block, timestamp.time, now_us)
-            )
+            stopped = self._clock.stops(now_us) if answer is None else None
+            if stopped is not None:
+                return stopped
+            refusal = answer or self._insane(view, block, timestamp.time, now_us)
         if refusal is not None:
             return Ready(reply=refusal)
         if repairs:

@@ -34,8 +34,8 @@ from bftfs.storage import StorageView, Table, Write
 
 _REMEMBERED = b"clock"  # in Table.META: what the node remembers of its clock
 _PATIENCE_US = 2 * limits.SECOND_US
-# Of a node that does not trust its clock, and its pause before it asks again: at first. It doubles.
-_HURRIED_US = limits.SECOND_US // 8
+_HURRIED_US = limits.SECOND_US // 4  # at first, of a node that does not trust its clock; doubles
+_LEAST_US = 1_000  # between two comparisons
 
 
 def recall(view: StorageView, clock: OwnClock) -> None:
@@ -80,10 +80,10 @@ class ClockComparison:
         clock, hurried_us = self._clock, _HURRIED_US
         while True:
             hurries = bool(clock.reason)
-            await self._compare(hurried_us if hurries else _PATIENCE_US, hurries=hurries)
+            took_us = await self._compare(hurried_us if hurries else _PATIENCE_US, hurries=hurries)
             host.arrange(lambda _view, _now_us: [_stored(clock)])
             if clock.reason:
-                await Pause(hurried_us)
+                await Pause(min(max(hurried_us - took_us, _LEAST_US), hurried_us))
                 hurried_us = min(2 * hurried_us, _PATIENCE_US)
             elif not hurries:
                 hurried_us = _HURRIED_US
@@ -94,7 +94,8 @@ class ClockComparison:
             await Pause(limits.CLOCKS_COMPARED_EVERY_US)
             self._clock.due.announce()
 
-    async def _compare(self, patience_us: int, *, hurries: bool) -> None:
+    async def _compare(self, patience_us: int, *, hurries: bool) -> int:
+        """Compare with those that answer within `patience_us`; return how long that took."""
         asked_us = await Now()
 
         def told(delivery: Delivery, heard_us: int) -> tuple[int, int] | None:
@@ -122,6 +123,7 @@ class ClockComparison:
         if 0 <= ended_us - asked_us <= limits.CLOCKS_AGREE_US:  # else it was set meanwhile
             borne = [borne_us for _, borne_us in found.values()]
             self._clock.compared(_ahead_us(found), ended_us, borne)
+        return ended_us - asked_us
 
 
 def _ahead_us(found: dict[NodeId, tuple[int, int]]) -> dict[NodeId, int]:

@@ -40,12 +40,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bftfs import limits
 from bftfs.asking.refusal import Refused
-from bftfs.conversation import Event
+from bftfs.conversation import Event, Pause
 from bftfs.identifiers import NodeId
+from bftfs.server.step import Ready, Want
 from bftfs.server.tally import figure
+from bftfs.storage import Write
 
 _NAMED = 8  # of the nodes that differ
 _JUMPED = "its clock has jumped, and its peers do not confirm it yet: it takes no new versions"
+_LOOK_US, _WAITED_MOST_US = 1_000, 2 * limits.SECOND_US  # of requests that come before that
 _STARTED = "its peers have not confirmed its clock since it started: it takes no new versions yet"
 
 
@@ -92,6 +95,29 @@ class OwnClock:
             self.due.announce()
         self._note(now_us)
         return Refused(errno.EAGAIN, self.reason) if self.reason else None
+
+    def stops(self, now_us: int) -> Ready | None:
+        """How an author's request is answered that would be taken by this clock; None: it is.
+
+        When the node has just started the request waits for the first comparison: a refusal would
+        make the node miss what others take.
+        """
+        refusal = self.refusal(now_us)
+        if refusal is None:
+            return None
+        if self.reason == _STARTED:
+            return Ready(wants=(Want(b"clock", lambda _view: self._confirmed_soon()),))
+        return Ready(refusal)
+
+    async def _confirmed_soon(self) -> list[Write] | None:
+        waited_us, pause_us = 0, _LOOK_US
+        while self.reason == _STARTED:
+            if waited_us >= _WAITED_MOST_US:
+                return None
+            await Pause(pause_us)
+            waited_us += pause_us
+            pause_us *= 2
+        return []
 
     def is_confirmed(self, now_us: int) -> bool:
         """True if peers have agreed with it since the node started, and it is trusted."""

@@ -74,19 +74,22 @@ class WrittenContents:
 class NamedVersions:
     """Which version of each file's only block is named, by the operations that took place so far.
 
-    The operation says what its client has written; of two versions the later counts.
+    The operation says what its client has written. Of two versions the later counts; but a block
+    that was written anew in another incarnation is another block, whatever time the old one had.
     """
 
     versions: dict[ObjectId, BlockTimestamp] = field(default_factory=dict)
 
     def apply(self, timestamp: LogicalTimestamp, operation: Operation, arguments: Any) -> None:
         """One more operation."""
-        if operation.method != registry.WRITE:
+        if operation.method not in (registry.WRITE, registry.MERGE):
             return
         (identifier,) = operation.objects
         for block in arguments.blocks:
             version = BlockTimestamp(block.time_us, client_of(timestamp), block.verifier)
-            self.versions[identifier] = max(version, self.versions.get(identifier, version))
+            before = self.versions.get(identifier, version)
+            is_later = operation.method == registry.MERGE or version > before
+            self.versions[identifier] = version if is_later else before
 
     def get(self, identifier: ObjectId) -> BlockTimestamp | None:
         """The version of the file's block, if one is named."""

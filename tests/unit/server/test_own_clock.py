@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.refusal import Refused
 from bftfs.envelope import ClockReply, ClockRequest
 from bftfs.identifiers import NodeId
 from bftfs.limits import (
@@ -95,12 +96,18 @@ def test_a_node_that_has_just_started_distrusts_its_clock_until_others_agree() -
     clock = OwnClock(1, told.append, compared=True)
     for answers in (seen(), seen(0), seen(0, FAR_US)):
         clock.compared(answers, NOW_US)
-        assert clock.refusal(NOW_US) is not None
+        stopped = clock.stops(NOW_US)
+        assert stopped is not None
+        assert stopped.wants, "it is refused at once"
     clock.compared(seen(0, 0), NOW_US)
+    assert clock.stops(NOW_US) is None
     assert clock.is_confirmed(NOW_US)
     assert told == [], "a start is nothing to be told"
     other = OwnClock(1, told.append, compared=True)
     other.compared(seen(FAR_US, FAR_US), NOW_US)
+    stopped = other.stops(NOW_US)
+    assert stopped is not None
+    assert isinstance(stopped.reply, Refused)
     other.compared(seen(0, 0), NOW_US)
     assert [bool(reason) for reason in told] == [True, False]
 
