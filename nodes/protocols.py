@@ -56,7 +56,7 @@ def honest_services(
     # A node, too, is a principal: it has one `Peers`, and believes itself.
     peers = Peers(quorums, trusted=Nodes.of([node]))
     object_healer = ObjectHealer(node, peers, keys, recovery, healing)
-    clock = OwnClock(description.t, _report_clock, compared=description.n > 1)
+    clock = OwnClock(description.t, _report_clock, b=description.b, compared=description.n > 1)
     query_update = QueryUpdateServer(
         node, peers, keys, object_types(), recovery=recovery, doubts=object_healer, clock=clock
     )

@@ -10,23 +10,26 @@ and let go of history that is to be kept.
    (`limits.CLOCKS_AGREE_US`) distrusts its clock.
 2. So does one whose clock has gone on since the last comparison by more than that, beyond the time
    between two comparisons; or back by more than that.
-3. It trusts it again when more than t others agree with it, and not more than t differ. When it
-   starts it does not trust it before that, if it has peers: it may have started in a jump.
+3. It trusts it again when t + 2 b others agree with it, more than t at least, and not more than t
+   differ. When it starts it does not trust it before that, if it has peers: it may have started in
+   a jump.
 4. For as long as the detection window after a jump ahead by more than `limits.CLOCK_JUMP_US`,
    history is kept as if the clock had not jumped: if all clocks jump together, nobody notices
    anything else. (A smaller one costs the window as much. So does a machine's sleep.)
 5. While it distrusts its clock it takes no new versions, from no author, and collects nothing. It
    answers, heals, and takes what others have taken: these need no clock.
 6. For `limits.SET_BACK_US` after its clock was set back it tells its peers the latest time that the
-   clock has borne (`borne_us`), rounded up, so that all tell the same. With times that more than t
-   servers tell, itself included, it bears (`before_us`). What was begun by then, and is at too few
-   servers for others to believe them, can be ended by that.
+   clock has borne (`borne_us`), rounded up, so that all tell the same. With times that more than
+   t + b servers tell, itself included, it bears (`before_us`). What was begun by then, and is at
+   too few servers for others to believe them, can be ended by that.
 7. It stores these times, and when it compared last (`remembered`): machines are restarted to set
    their clocks. It tells nobody a time that is more than a minute later than what it has stored, so
    who trusts its clock by that can rely on its being remembered.
    (docs/decisions/0017-clock-jumps.md)
 
-**Why it is safe.** docs/threat-model.md, G7, says it: of more than t others one is correct.
+**Why it is safe.** docs/threat-model.md, G7, says it: of more than t others one is correct. And of
+more than t + b that tell of a time more than t do not lie: clocks that were wrong by themselves,
+one after the other, and a liar that tells what they bore, are too few.
 
 **Tests.** `tests/unit/server/test_own_clock.py`, `tests/seams/test_clock_jumps.py`.
 
@@ -56,15 +59,22 @@ class OwnClock:
     """What one node knows of its clock."""
 
     def __init__(
-        self, t: int, tell: Callable[[str], None] = lambda _reason: None, *, compared: bool = False
+        self,
+        t: int,
+        tell: Callable[[str], None] = lambda _reason: None,
+        *,
+        b: int = 0,
+        compared: bool = False,
     ) -> None:
-        """Up to `t` others may be wrong. `tell` hears when trust ends, and why; or returns: "".
+        """Up to `t` others may be wrong, of which `b` may lie. `tell` hears when trust ends, and
+        why; or returns: "".
 
         One that is to be `compared` with others is not trusted before that.
         """
         self.reason = _STARTED if compared else ""  # why the clock is not trusted; empty if it is
         self.due = Event()  # announced when the clock has to be compared
         self._t = t
+        self._b = b
         self._tell = tell
         self._was_confirmed = False
         self._jumps_us = 0  # the sum of the recent jumps, if they lead ahead…
@@ -134,7 +144,7 @@ class OwnClock:
     def is_confirmed_by(self, differences: Mapping[NodeId, int]) -> bool:
         """True if so many others agree, and so few differ, that the clock is trusted."""
         apart = len(_apart(differences))
-        return apart <= self._t < len(differences) - apart
+        return apart <= self._t and len(differences) - apart >= self._t + max(2 * self._b, 1)
 
     def borne_us(self, now_us: int) -> int:
         """A time that it had not reached when it was set back; 0 if it was not, of late.
@@ -149,9 +159,13 @@ class OwnClock:
         return -(-self._latest_us // unit_us) * unit_us
 
     def before_us(self, now_us: int) -> int:
-        """The latest time that more than t servers tell, this one included; 0 if there is none."""
+        """The latest time that more than t + b servers tell, this one included; 0: there is none.
+
+        More than t of these do not lie: that many clocks are wrong only if all have jumped.
+        """
         told_us = sorted((self.borne_us(now_us), *self._borne_us), reverse=True)
-        return told_us[self._t] if len(told_us) > self._t else 0
+        most = self._t + self._b
+        return told_us[most] if len(told_us) > most else 0
 
     @property
     def remembered(self) -> bytes:

@@ -195,7 +195,8 @@ class Deployment:
         Of one that is not correct as a whole they serve without a run.
         """
         keys, sizes = self.keys(node), self.sizes.read_write
-        clock = OwnClock(self.sizes.query_update.t, compared=self.compares_clocks)
+        faults = self.sizes.query_update
+        clock = OwnClock(faults.t, b=faults.b, compared=self.compares_clocks)
         self.clocks[node] = clock
         recovery = self.recoveries.get(node)
         if recovery is None:

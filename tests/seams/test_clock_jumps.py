@@ -15,7 +15,7 @@ import pytest
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.conversation import Now
-from bftfs.envelope import ClockRequest
+from bftfs.envelope import ClockReply, ClockRequest
 from bftfs.errors import AdmissionRefused, PastUnknown
 from bftfs.filesystem.file_blocks import BlockWriter
 from bftfs.filesystem.options import Options
@@ -267,6 +267,69 @@ def test_one_server_moves_an_objects_time_no_further_than_clocks_were(
     conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, (history_set,))
     replies = hand.ask_all(Update(encode(conditioned), (authenticators,), (), NodeId(0)))
     assert [reply.status is Status.SUCCESS for reply in replies.values()] == [taken] * 6
+
+
+def told_by_a_liar() -> tuple[int, int]:
+    """One correct server's clock is a year ahead for minutes. Later a liar tells what it bore.
+
+    How far a client with a key for reading can push an object then, with the liar; and what the
+    clock had borne, from now.
+    """
+    world = World(compares_clocks=True)
+    user = world.user("user")
+    done(world, user, incrementing(user))
+    world.run_for(130 * SECOND_US)
+    wrong, clocks = world.nodes[3], world.deployment.clocks
+    wrong.skew_us += YEAR_S * SECOND_US
+    world.run_for(150 * SECOND_US)
+    wrong.skew_us -= YEAR_S * SECOND_US
+    world.run_for(10 * SECOND_US)
+    borne_us = clocks[wrong.node].borne_us(wrong.wall_clock_us())
+    assert borne_us > world.now_us + YEAR_S // 2 * SECOND_US
+
+    class Telling:
+        def __init__(self, honest: Any) -> None:
+            self._honest = honest
+
+        def step(self, *arguments: Any) -> Any:
+            ready = self._honest.step(*arguments)
+            if isinstance(ready.reply, ClockReply):
+                ready.reply = ClockReply(ready.reply.now_us, borne_us)
+            return ready
+
+    def servers() -> Any:
+        honest = world.deployment.servers(world.nodes[0].node)
+        for kind, server in honest.items():
+            honest[kind] = Telling(server)  # type: ignore[index]
+        return honest
+
+    world.nodes[0].become(servers)
+    world.run_for(130 * SECOND_US)
+    hand = world.hand("hand", grant=READERS_GRANT, allies=[0])
+    told = logical_timestamp(time_us=borne_us, barrier=True, client=hand.client, digest=bytes(32))
+    known = hand.forged(0, COUNTER, history_of([Candidate(told, ZERO)], initial=True))
+    history_set, authenticators, _ = assemble(COUNTER, {NodeId(0): known})
+    conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, (history_set,))
+    hand.ask_all(Update(encode(conditioned), (authenticators,), (), NodeId(0)))
+    done(world, user, incrementing(user))
+    latest = max(Replica(node.disk, COUNTER).history.latest for node in world.nodes[1:])
+    return time_of(latest) - world.now_us, borne_us - world.now_us
+
+
+def test_a_single_clock_that_was_wrong_is_of_no_use_to_a_liar() -> None:
+    ahead_us, _ = told_by_a_liar()
+    assert ahead_us <= limits.CLOCK_SKEW_US
+
+
+def test_must_fail_where_liars_are_counted_among_those_that_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def trusting(t: int, *, b: int, compared: bool) -> OwnClock:
+        return OwnClock(t, b=b - b, compared=compared)
+
+    monkeypatch.setattr(deployment, "OwnClock", trusting)
+    ahead_us, borne_us = told_by_a_liar()
+    assert ahead_us >= borne_us
 
 
 # --- files ---------------------------------------------------------------------------------------

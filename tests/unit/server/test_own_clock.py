@@ -54,6 +54,28 @@ def test_more_than_t_others_end_trust_and_bring_it_back(t: int, far_us: int) -> 
     assert told[-1] == ""
 
 
+@pytest.mark.parametrize(("t", "b", "agree"), [(1, 0, 2), (1, 1, 3), (2, 1, 4), (2, 2, 6)])
+def test_of_those_that_confirm_a_clock_more_than_t_do_not_lie_and_tell_of_it(
+    t: int, b: int, agree: int
+) -> None:
+    """They and the node itself are more than t + b that tell of its time, without the liars."""
+    assert agree - b + 1 >= t + b + (b > 0)
+    clock = OwnClock(t, b=b, compared=True)
+    clock.compared(seen(*[0] * (agree - 1)), NOW_US)
+    assert clock.refusal(NOW_US) is not None
+    clock.compared(seen(*[0] * agree), NOW_US)
+    assert clock.refusal(NOW_US) is None
+
+
+@pytest.mark.parametrize(("t", "b"), [(1, 0), (1, 1), (2, 1), (2, 2)])
+def test_more_than_t_and_b_servers_have_to_tell_of_a_time(t: int, b: int) -> None:
+    clock = OwnClock(t, b=b)
+    clock.compared(seen(), NOW_US, [FAR_AHEAD_US] * (t + b))
+    assert clock.before_us(NOW_US) == 0
+    clock.compared(seen(), NOW_US, [FAR_AHEAD_US] * (t + b + 1))
+    assert clock.before_us(NOW_US) == FAR_AHEAD_US
+
+
 def test_clocks_may_differ_by_the_bound() -> None:
     clock = OwnClock(1)
     clock.compared(seen(*[FAR_US - 1, 1 - FAR_US] * 3), NOW_US)
