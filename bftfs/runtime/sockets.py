@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from bftfs.cluster import TcpAddress, UnixAddress, parse_address
 from bftfs.errors import UsageError
 from bftfs.limits import MIB
+from bftfs.runtime import host_names
 
 SOCKET_BUFFER_BYTES = 4 * MIB  # asked of the kernel, which may grant less
 RECEIVE_BYTES = 120 * 1024  # below the size at which malloc turns to mmap for every buffer
 BUFFERS_PER_SEND = 1024  # IOV_MAX of Linux
 BACKLOG = 128
 LOST_PEER_TIMEOUT_MS = 15_000  # TCP: how long sent data may stay unacknowledged
+OWN_NAME_PATIENCE_S = 30.0  # where to listen, once
 KEEPALIVE_S = 30  # TCP: silence after which the kernel asks whether the peer is still there
 
 _IN_PROGRESS = frozenset((errno.EINPROGRESS, errno.EALREADY))
@@ -32,7 +34,7 @@ def listen(address: str) -> socket.socket:
     """
     listener: socket.socket | None = None
     try:
-        listener, target = unconnected(address)
+        listener, target = unconnected(address, patience_s=OWN_NAME_PATIENCE_S)
         if isinstance(target, str):
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISSOCK(os.lstat(target).st_mode):
@@ -74,16 +76,18 @@ def dial(address: str) -> socket.socket:
     return connection
 
 
-def unconnected(address: str) -> tuple[socket.socket, str | tuple[object, ...]]:
-    """A new socket, and `address` in the form that its calls take. Raises OSError."""
+def unconnected(
+    address: str, *, patience_s: float = host_names.PATIENCE_S
+) -> tuple[socket.socket, str | host_names.SocketAddress]:
+    """A new socket, and `address` in the form that its calls take. Raises OSError.
+
+    `patience_s`: how long to wait for a name server.
+    """
     match parse_address(address):
         case UnixAddress(path):
             return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path
         case TcpAddress(host, port):
-            try:
-                family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            except socket.gaierror as error:
-                raise OSError(errno.EADDRNOTAVAIL, f"{host}: {error.strerror}") from None
+            family, target = host_names.address_of(host, port, patience_s=patience_s)
             return socket.socket(family, socket.SOCK_STREAM), target
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bftfs.cli.processes import running_nodes
 from tests.integration.deployment import Deployment
 from tests.integration.service_manager import WATCHDOG_US, ServiceManager
 from tests.integration.test_node import page
@@ -28,10 +29,11 @@ def test_a_supervised_node_says_how_it_is(
     with ServiceManager() as manager:
         for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC"):
             monkeypatch.setenv(name, manager.environment[name])
-        four.start([0])
+        four.start([0], program=("bftfs", "node", "run"))
         for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC"):
             monkeypatch.delenv(name)
         assert manager.hears(within_s=10) == "READY=1"
+        assert running_nodes(four.directory, four.description) == {0: four.processes[0].pid}
         assert page(four, "/live")[0] == 200
         assert page(four, "/ready")[0] == 503  # alone it serves nothing
         four.start([1, 2, 3])
