@@ -3,12 +3,12 @@
 A copy has the same bytes in other files. So a store notes which files it lies in: by their numbers
 in the file system, and by when the system last changed one of them, `place`, that the node never
 touches. Nobody can choose these. They stay as they are when the directory is moved within a file
-system; they change if it is copied, even onto itself, by `cp`, `tar` or `rsync`, and if somebody
-changes owner or mode. (That is harmless, and so is to copy the directory of a node that was stopped
-in an orderly way: until it is started again, any copy is as good.)
+system; they change if it is copied as a whole, even onto itself, by `cp`, `tar` or `rsync`, and if
+somebody changes owner or mode. (That is harmless, and so is to copy the directory of a node that
+was stopped in an orderly way: until it is started again, any copy is as good.)
 
-A snapshot that turns back a whole file system, or a disk, turns this back as well. Only the
-server's runs tell that.
+A snapshot that turns back a whole file system, or a disk, turns this back as well, and who
+overwrites the other two files in place leaves it as it is. Only the server's runs tell that.
 """
 
 from __future__ import annotations
