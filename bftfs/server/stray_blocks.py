@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
-from bftfs.conversation import Conversation
+from bftfs.conversation import Conversation, Together
 from bftfs.errors import MalformedMessage
 from bftfs.filesystem.objects import ATTRIBUTES_KEY
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId, ObjectId, inode_of
@@ -38,6 +38,7 @@ from bftfs.server.step import Host
 from bftfs.server.worker import OtherNodes, look, step
 from bftfs.storage import StorageView, Table, Write
 
+_UNCONFIRMED_MOST = 64  # inodes in one pass of which peers do not say that they do not exist
 _AFTER_BLOCKS = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES)
 
 
@@ -49,7 +50,11 @@ class Removed(NamedTuple):
 
 
 class StrayBlocks:
-    """Finds and removes them at one node."""
+    """Finds and removes them at one node.
+
+    However many there are, the collection of all else does not wait for them for long: where peers
+    do not confirm that inodes do not exist, a pass ends, and the next one goes on from there.
+    """
 
     def __init__(
         self,
@@ -63,33 +68,44 @@ class StrayBlocks:
         self._others = others
         self._quorums = quorums
         self._remembers = remembers
+        self._after = b""  # where the next pass begins
 
     async def remove(
         self, host: Host, before_us: int, pause: Callable[[], Conversation[None]]
     ) -> Removed:
         """Remove the strays of before that time."""
-        versions = freed = 0
-        after = b""
-        while after < VERSIONS_END:
-            strays, after = await look(host, partial(_strays, after=after))
-            for inode, head in strays:
-                if await self._is_unknown(inode, head):
-                    cursor = bytes(inode)
-                    while cursor:
-                        removal = partial(_removal, inode, head, cursor, before_us)
-                        cursor, removed = await step(host, removal)
-                        versions += removed.versions
-                        freed += removed.volume
+        versions = freed = unconfirmed = 0
+        while unconfirmed < _UNCONFIRMED_MOST:
+            found = partial(_strays, after=self._after, before_us=before_us)
+            strays, self._after = await look(host, found)
+            confirmed = await Together(
+                tuple(partial(self._is_unknown, inode, head) for inode, head in strays)
+            )
+            unconfirmed += confirmed.count(False)
+            for (inode, head), is_confirmed in zip(strays, confirmed, strict=True):
+                cursor = bytes(inode) if is_confirmed else b""
+                while cursor:
+                    removal = partial(_removal, inode, head, cursor, before_us)
+                    cursor, removed = await step(host, removal)
+                    versions += removed.versions
+                    freed += removed.volume
             await pause()
+            if self._after == VERSIONS_END:
+                self._after = b""
+                break
         return Removed(versions, freed)
 
     async def _is_unknown(self, inode: ObjectId, head: LogicalTimestamp) -> bool:
         """True if a quorum has nothing later of the inode than `head`, which is the head here."""
         if not self._remembers(inode):
             return False
-        replies = await self._others.ask(HistoryRequest(inode, b""), HistoryReply)
-        alike = [node for node, reply in replies.items() if _shows(reply, head)]
-        return self._quorums.is_quorum(Nodes.of([self._node, *alike]))
+
+        def enough(replies: dict[NodeId, HistoryReply]) -> bool:
+            alike = [node for node, reply in replies.items() if _shows(reply, head)]
+            return self._quorums.is_quorum(Nodes.of([self._node, *alike]))
+
+        request = HistoryRequest(inode, b"")
+        return enough(await self._others.ask(request, HistoryReply, enough=enough))
 
 
 def _shows(reply: HistoryReply, head: LogicalTimestamp) -> bool:
@@ -108,9 +124,9 @@ def _is_stray(replica: Replica) -> bool:
 
 
 def _strays(
-    view: StorageView, *, after: bytes
+    view: StorageView, *, after: bytes, before_us: int
 ) -> tuple[list[tuple[ObjectId, LogicalTimestamp]], bytes]:
-    """Inodes with blocks and without attributes, and their heads; and where to look next."""
+    """Inodes with old blocks and without attributes, and their heads; and where to look next."""
     strays: list[tuple[ObjectId, LogicalTimestamp]] = []
     for _ in range(limits.COLLECT_OBJECTS):
         key = next(iter(view.keys(Table.BLOCK, after, VERSIONS_END)), None)
@@ -118,10 +134,18 @@ def _strays(
             return strays, VERSIONS_END
         inode = inode_of(BlockId(key))
         replica = Replica(view, inode)
-        if _is_stray(replica):
+        if _is_stray(replica) and _may_have_old(view, inode, before_us):
             strays.append((inode, replica.head))
         after = inode + _AFTER_BLOCKS
     return strays, after
+
+
+def _may_have_old(view: StorageView, inode: ObjectId, before_us: int) -> bool:
+    keys = view.keys(Table.BLOCK, inode, inode + _AFTER_BLOCKS)
+    looked_at = tuple(islice(keys, limits.COLLECT_ROWS))
+    return len(looked_at) == limits.COLLECT_ROWS or any(
+        block_time_of(key) < before_us for key in looked_at
+    )
 
 
 def _removal(

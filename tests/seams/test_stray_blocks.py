@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from bftfs import limits
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.query_update.messages import HistoryReply, HistoryRequest
-from bftfs.server import file_collection
+from bftfs.server import stray_blocks
 from bftfs.server.room import used_bytes
 from bftfs.server.stray_blocks import Removed, StrayBlocks
 from bftfs.simulation.checkers.accounts import check_accounts
@@ -28,7 +29,7 @@ MADE_UP = object_id(ObjectKind.INODE, placement=0, unique=b"made up ......")
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not named soon is never named."""
-    monkeypatch.setattr(file_collection.limits, "COVERED_WITHIN_US", 60 * SECOND_US)
+    monkeypatch.setattr(limits, "COVERED_WITHIN_US", 60 * SECOND_US)
 
 
 def world_that_collects(roomy: tuple[NodeId, ...] = ()) -> World:
@@ -107,6 +108,25 @@ def test_must_fail_nodes_that_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(StrayBlocks, "_is_unknown", always)
     with pytest.raises(AssertionError):
         test_a_node_that_is_behind_removes_nothing()
+
+
+def test_strays_that_nobody_confirms_hold_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, a pass asks of some: the next one goes on from there."""
+    monkeypatch.setattr(stray_blocks, "_UNCONFIRMED_MOST", 1)
+    monkeypatch.setattr(limits, "COLLECT_OBJECTS", 1)
+    world = world_that_collects()
+    inodes = [ObjectId(MADE_UP[:-1] + bytes([number])) for number in range(3)]
+    for inode in inodes:
+        store(world, inode)
+    asked: list[bytes] = []
+
+    async def unconfirmed(self: StrayBlocks, inode: ObjectId, *_: Any) -> bool:
+        asked.extend([inode] * (self._node == 0))
+        return False
+
+    monkeypatch.setattr(StrayBlocks, "_is_unknown", unconfirmed)
+    world.run_until(lambda: len(asked) > 3, within_us=10 * WINDOW_US)
+    assert asked[:4] == [*inodes, inodes[0]]
 
 
 @pytest.mark.parametrize("identifier", [VOLUME, ROOT, ObjectId(b"\x09" + MADE_UP[1:])])
