@@ -14,9 +14,9 @@ peer's.
 A server that may have forgotten something begins a new *life* (`bftfs.server.recovery`). An
 authenticator is one value of 8 + 16·n bytes: the life in which it was made, which all MACs cover,
 and the MACs. What a server signed in an earlier life counts for nothing with those who know that.
-One over a replica history tells as well which lives of others its maker knew, in 8·n more bytes
-that all MACs cover; they are left out while that is everybody's first.
-(`bftfs.query_update.consistent`)
+One over a replica history, or over a set of versions that its maker hosts, tells as well which
+lives of others its maker knew, in 8·n more bytes that all MACs cover; they are left out while that
+is everybody's first. (`bftfs.query_update.consistent`)
 
 **Invariant.** Each tag below is used by exactly one function. The functions take fixed-length
 fields before the one field of variable length, so that concatenation is unambiguous.

@@ -66,7 +66,7 @@ from bftfs.query_update.classification import (
     greatest_complete,
     sharing,
 )
-from bftfs.query_update.consistent import Claims, claims_in
+from bftfs.query_update.consistent import Claims, claims_in, claims_of, each_makers
 from bftfs.query_update.history import (
     ZERO,
     Candidate,
@@ -260,6 +260,7 @@ class Accepting:
         return self._accept_method(
             request,
             vouched_by=vouched_by or _BY_NOBODY,
+            now_us=now_us,
             contenders=self._lines.leave(names, client, now_us),
             uses_reserve=method.frees,
         )
@@ -467,13 +468,22 @@ class Accepting:
             if not self._quorums.includes_benign(vouching):
                 raise _Fail(Status.CULLED, forged=forged.bits)
 
-    def _require_hosts(self, digest: Digest | None, vouched_by: VouchedBy) -> None:
-        """Refuse an update unless a quorum of nodes vouches for what it rests on."""
+    def _require_hosts(
+        self, digest: Digest | None, vouched_by: VouchedBy, name: ObjectId, now_us: int
+    ) -> None:
+        """Refuse an update unless a quorum of nodes vouches for what it rests on.
+
+        Of those that have begun a new life since, as others that vouch with them claim, it waits to
+        hear that it is not so.
+        """
         if digest is None:
             return
         makers, authenticators = vouched_by.nodes, vouched_by.authenticators
         n = self._quorums.n
-        if not makers or len(authenticators) != len(makers) * authenticator_bytes(n):
+        if not makers or len(authenticators) not in (
+            len(makers) * authenticator_bytes(n),
+            len(makers) * authenticator_bytes(n, knowing=True),
+        ):
             raise _Fail(Status.UNVOUCHED)
         if max(makers) >= n or len(set(makers)) < len(makers):
             raise Refuse(errno.EINVAL, "no such nodes vouch")
@@ -483,8 +493,15 @@ class Accepting:
         vouching = Nodes.of(makers)
         if forged or outlived:
             vouching -= Nodes.of((*forged, *outlived))
-        if not self._quorums.is_quorum(vouching):
-            raise _Fail(Status.UNVOUCHED, forged=Nodes.of(forged).bits)
+        if self._quorums.is_quorum(vouching):
+            told = [each for each in each_makers(makers, authenticators) if each[0] in vouching]
+            claims = self._claims.open(claims_of(told, vouching, self._keys))
+            if self._quorums.is_quorum(vouching - Nodes.of(claim.maker for claim in claims)):
+                return
+            want = self._claims.want(claims, name, now_us)
+            if want is not None:
+                raise WaitFor(want)
+        raise _Fail(Status.UNVOUCHED, forged=Nodes.of(forged).bits)
 
     def _plan(
         self,
@@ -627,6 +644,7 @@ class Accepting:
         request: _Request,
         *,
         vouched_by: VouchedBy | None = None,
+        now_us: int = 0,
         contenders: int = 0,
         uses_reserve: bool = True,
     ) -> Ready:
@@ -657,7 +675,8 @@ class Accepting:
         if error:
             raise _Fail(Status.REFUSED, error=error)
         if vouched_by is not None and method.rests_on is not None:
-            self._require_hosts(method.rests_on(states, arguments, caller), vouched_by)
+            rests_on = method.rests_on(states, arguments, caller)
+            self._require_hosts(rests_on, vouched_by, replicas[0].object, now_us)
         writes = [Write(Table.REQUEST, timestamp, request.encoded)]
         first: Operation | None = operation
         for plan in request.plans:

@@ -50,7 +50,7 @@ from bftfs.asking.quorum import Nodes
 from bftfs.clock_skew import is_pushed_ahead
 from bftfs.conversation import Conversation, Draw, Now
 from bftfs.credentials import Credentials
-from bftfs.crypto.digest import authenticator_bytes
+from bftfs.crypto.digest import authenticator_bytes, padded
 from bftfs.errors import (
     AdmissionRefused,
     ContentionExhausted,
@@ -328,11 +328,12 @@ class QueryUpdateClient:
 
     def _vouched_by(self, vouchers: tuple[Voucher, ...]) -> VouchedBy:
         """As servers take them: all of one length."""
-        width = authenticator_bytes(self.quorums.n)
-        fitting = [each for each in vouchers if len(each.authenticator) == width]
+        n = self.quorums.n
+        widths = authenticator_bytes(n), authenticator_bytes(n, knowing=True)
+        fitting = [each for each in vouchers if len(each.authenticator) in widths]
         return VouchedBy(
             bytes([each.node for each in fitting]),
-            b"".join([each.authenticator for each in fitting]),
+            padded([each.authenticator for each in fitting]),
         )
 
     async def _failure(

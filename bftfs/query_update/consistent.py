@@ -12,6 +12,9 @@ waits. Either S answers in the later life, which the server knows from then on; 
 and then one of the two is malevolent: the claim holds nothing up any more. If S does not answer,
 the request fails as if something had been culled.
 
+So it is with vouchers that nodes host what a method rests on: a node that has begun a new life may
+host it no more, and those that vouch with it and knew that when they did so tell it.
+
 **Why a denial may be believed.** A benign S has stored a life before anybody hears of it, and says
 that it does not remember until it signs in that. So of a benign S and a correct claimant no claim
 is denied, and what a malevolent S has signed counts as a liar's word does at any time. A liar holds
@@ -60,22 +63,33 @@ def claims_in(
     n = len(keys.lives)
     told: list[tuple[NodeId, bytes]] = []
     for history_set, of_set in zip(history_sets, authenticators, strict=True):
-        if not tell_lives(of_set, n):
-            continue
-        makers = b"".join([group.nodes for group in history_set.groups])
-        width = len(of_set) // len(makers)
-        told += [
-            (NodeId(maker), of_set[at * width : (at + 1) * width])
-            for at, maker in enumerate(makers)
-        ]
+        if tell_lives(of_set, n):
+            told += each_makers(b"".join([group.nodes for group in history_set.groups]), of_set)
     shown = {
         NodeId(maker) for each in history_sets for group in each.groups for maker in group.nodes
     }
+    return claims_of(told, shown, keys)
+
+
+def each_makers(makers: bytes, authenticators: bytes) -> list[tuple[NodeId, bytes]]:
+    """Concatenated authenticators, all of one size, with their makers."""
+    width = len(authenticators) // len(makers)
+    return [
+        (NodeId(maker), authenticators[at * width : (at + 1) * width])
+        for at, maker in enumerate(makers)
+    ]
+
+
+def claims_of(
+    told: Iterable[tuple[NodeId, bytes]], shown: Iterable[NodeId], keys: AuthenticatorKeys
+) -> set[Claim]:
+    """The claims in authenticators, of lives of those that are `shown` which are not known here."""
+    n, makers = len(keys.lives), tuple(shown)
     return {
         Claim(claimant, maker, lives[maker])
         for claimant, authenticator in told
         if (lives := lives_in(authenticator, n))
-        for maker in shown
+        for maker in makers
         if maker not in (claimant, keys.node) and lives[maker] > keys.lives[maker]
     }
 

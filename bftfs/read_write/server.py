@@ -299,7 +299,7 @@ class ReadWriteServer:
         if not message.wants_voucher:
             return WriteReply(self._keys.told)
         digest = digest_of(((message.block, message.timestamp),))
-        return WriteReply(self._keys.told, self._keys.make(digest))
+        return WriteReply(self._keys.told, self._keys.make_knowing(digest))
 
     def _not_bound(self, block: BlockId, message: WriteRequest, fragment: Body) -> Refused | None:
         """Storage-node verification of a write. [PASIS §3.4.2.3]
@@ -491,7 +491,7 @@ class ReadWriteServer:
         for block, timestamp in versions:
             if view.get(Table.BLOCK, version_key(block, timestamp)) is None:
                 return Ready(VouchReply(b"", lives))
-        return Ready(VouchReply(self._keys.make(digest_of(versions)), lives))
+        return Ready(VouchReply(self._keys.make_knowing(digest_of(versions)), lives))
 
 
 def _voucher_digest(block: BlockId, message: WriteRequest | VouchRequest) -> bytes:

@@ -53,12 +53,12 @@ async def gather(
     thresholds, peers = session.thresholds, session.peers
     request = VouchSetRequest(tuple(VersionName(*version) for version in versions))
     requests = dict.fromkeys(map(NodeId, range(thresholds.N)), request)
-    width = authenticator_bytes(thresholds.N)
+    plain, knowing = (authenticator_bytes(thresholds.N, knowing=each) for each in (False, True))
 
     def judge(delivery: Delivery, _asked: int) -> VouchReply | None:
         reply = delivery.message
         is_usable = isinstance(reply, VouchReply) and session.told(reply.lives) is not None
-        return reply if is_usable and len(reply.authenticator) in (0, width) else None
+        return reply if is_usable and len(reply.authenticator) in (0, plain, knowing) else None
 
     def convincing(replies: dict[NodeId, VouchReply]) -> tuple[Voucher, ...]:
         return likely_valid(session, _vouchers(replies), (each.lives for each in replies.values()))

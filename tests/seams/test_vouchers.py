@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 
 from bftfs.asking.peers import Peers
+from bftfs.filesystem import block_names
+from bftfs.filesystem.attributes import NO_CHANGES
+from bftfs.filesystem.inode import Writing
+from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import ObjectId
+from bftfs.query_update import accepting
 from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.messages import HistoryReply, Status
 from bftfs.read_write import vouching, writing
 from bftfs.read_write.messages import VouchReply, WriteReply, WriteRequest
 from bftfs.read_write.timestamp import digest_of
 from bftfs.simulation.world import SECOND_US
-from tests.seams.world import BLOCK_BYTES, User, World
+from tests.seams.world import BLOCK_BYTES, STRANGER, STRANGERS_GRANT, User, World
 
 ONE, TWO = "after!", "after" + "." * BLOCK_BYTES  # of two blocks: nodes are asked for a set
 
@@ -239,3 +245,63 @@ def test_a_disk_that_is_lost_between_block_and_update(contents: str) -> None:
     world.run_for(SECOND_US)
     user.run(user.files.release(file), within_us=20 * SECOND_US)
     assert world.user("reader").read(identifier).startswith(contents[:9])
+
+
+# --- vouchers of a life that has ended ------------------------------------------------------------
+
+FORGETFUL, UNAWARE, ALLY = 0, 8, 5
+
+
+def named_with_what_was_lost() -> Status:
+    """With t = 2. A stranger writes a block to one node, which vouches for it and loses its disk.
+
+    Another node does not hear of that. Then the stranger writes to QC - 1 correct nodes, and names
+    the block with their vouchers, that of an ally, and the lost one. What the unaware node says.
+    """
+    world = World(t=2, b=1)
+    root = world.user("root")
+    root.format()
+    identifier = root.make("shared", "before", mode=0o666)
+    world.run_for(605 * SECOND_US)
+    found = root.attributes(identifier)
+    assert found.layout is not None
+    stranger = world.hand("stranger", grant=STRANGERS_GRANT, allies=(ALLY,))
+    version = stranger.version(found.layout.block(identifier, 0), "never there", world.now_us)
+    stranger.write(version, (FORGETFUL,))
+    (lost,) = [each for each in stranger.claims([version]) if each.node == FORGETFUL]
+    forgetful, unaware = (world.nodes[each].endpoint for each in (FORGETFUL, UNAWARE))
+    world.ways.hold(
+        lambda source, target, _kind, message: (
+            (source, target) == (forgetful, unaware) and not isinstance(message, HistoryReply)
+        )
+    )
+    world.deployment.lose_disk(world.nodes[FORGETFUL].node)
+    world.run_for(20 * SECOND_US)
+    stranger.write(version, (1, 2, 3, 4, UNAWARE))
+    claims = stranger.claims([version])
+    assert [each.node for each in claims] == [1, 2, 3, 4, ALLY, UNAWARE]
+    writing = Writing(
+        0, found.layout.newest, 0, NO_CHANGES, (block_names.covered(0, version.timestamp),)
+    )
+    statuses = stranger.update(
+        identifier,
+        WRITE,
+        writing,
+        STRANGER,
+        claims=(lost, *claims),
+        asked=(UNAWARE,),
+        without=(FORGETFUL,),
+    )
+    assert world.hosting(version.block, version.timestamp) == [1, 2, 3, 4, UNAWARE]
+    return statuses[0]
+
+
+def test_what_a_node_vouched_for_before_a_loss_does_not_count() -> None:
+    assert named_with_what_was_lost() is Status.UNVOUCHED
+
+
+def test_must_fail_where_nobody_listens_to_those_that_vouch_besides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accepting, "claims_of", lambda *_: set())
+    assert named_with_what_was_lost() is Status.SUCCESS

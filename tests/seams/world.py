@@ -19,7 +19,12 @@ from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Now, Receive, Send
 from bftfs.credentials import Credentials
-from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest, voucher_digest
+from bftfs.crypto.digest import (
+    AuthenticatorKeys,
+    padded,
+    replica_history_digest,
+    voucher_digest,
+)
 from bftfs.filesystem import object_types
 from bftfs.filesystem.attributes import Attributes, Changes
 from bftfs.filesystem.capacity import ClusterCapacity
@@ -476,23 +481,29 @@ class FreeHand:
         who: Credentials,
         *,
         claims: tuple[Voucher, ...] = (),
+        asked: Iterable[int] = (),
+        without: Iterable[int] = (),
     ) -> list[Status]:
-        """An update of one object, with these vouchers; what nodes say."""
+        """An update of one object, with these vouchers; what nodes say: all, or those `asked`.
+
+        `without` what some nodes report.
+        """
         replies = self.ask_all(Query((name,), "", b"", 0, 0, (), NodeId(0)))
         known = {
             NodeId(node): Known(reply.histories[0], reply.authenticators[0])
             for node, reply in replies.items()
-            if isinstance(reply, QueryReply)
+            if isinstance(reply, QueryReply) and node not in without
         }
         history_set, authenticators, _ = assemble(name, known)
         operation = Operation(method, (name,), encode_record(arguments), *who, 0)
         clock_us = self.perform(now())
         conditioned = Conditioned(ConditionedKind.METHOD, operation, clock_us, (history_set,))
         shown = VouchedBy(
-            bytes(each.node for each in claims), b"".join(each.authenticator for each in claims)
+            bytes(each.node for each in claims), padded([each.authenticator for each in claims])
         )
         update = Update(encode_message(conditioned), (authenticators,), (), NodeId(0), shown)
-        replies = self.ask_all(update)
+        nodes = tuple(asked) or range(self.sizes.n)
+        replies = self.ask(dict.fromkeys(nodes, (update, b"")))
         return [each.status for each in replies.values() if isinstance(each, UpdateReply)]
 
     def forged(self, node: int, name: ObjectId, history: bytes) -> Known:
