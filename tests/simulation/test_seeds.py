@@ -17,7 +17,7 @@ PROJECT = Path(__file__).parents[2]
 SAVED = sorted((Path(__file__).parent / "seeds").glob("*.json"))
 OPERATIONS = 200
 # 30,000 simulated operations and more; campaigns of millions are a command of their own.
-SEEDS = {"blocks": 50, "objects": 36, "files": 30}
+SEEDS = {"blocks": 44, "objects": 33, "files": 27}
 SIMULATED = {"blocks": 15_000, "objects": 8_000, "files": 8_000}
 
 
