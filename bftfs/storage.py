@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+import msgspec
 from sortedcontainers import SortedDict
 
 
@@ -30,7 +31,7 @@ class Table(IntEnum):
     ADMISSION = 8  # per client: the bytes that its versions use
 
 
-class Write(NamedTuple):
+class Write(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Put `value` at `key` of `table`, or delete the key if `value` is None."""
 
     table: Table
@@ -91,11 +92,11 @@ class MemoryStorage:
 
     def apply(self, writes: Iterable[Write]) -> None:
         """Apply all of `writes`, in order."""
-        for table, key, value in writes:
-            if value is None:
-                self._tables[table].pop(key, None)
+        for write in writes:
+            if write.value is None:
+                self._tables[write.table].pop(write.key, None)
             else:
-                self._tables[table][key] = bytes(value)
+                self._tables[write.table][write.key] = bytes(write.value)
 
     def snapshot(self) -> MemoryStorage:
         """An independent copy, from which an amnesiac adversary restarts."""

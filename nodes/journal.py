@@ -31,7 +31,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from struct import Struct
-from typing import TypeAlias
 
 import msgspec
 from blake3 import blake3
@@ -44,9 +43,6 @@ _DIGEST_BYTES = 16
 _ALIGNMENT = 512
 _AHEAD_BYTES = MIB  # zeros written each time the file has to grow
 _STAGE_BYTES = MIB  # aligned memory, from which records are written past the page cache
-
-# A write, as it is encoded: the table's number, key, value.
-Row: TypeAlias = tuple[int, bytes, bytes | memoryview | None]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[tuple[int, bytes, bytes | None], ...]).decode
@@ -109,7 +105,7 @@ class Journal:
                 return True
         return False
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[Write]) -> None:
         """Add a batch. It survives a crash of the process, and after `sync` one of the machine."""
         held = os.fstat(self._file)
         if not held.st_nlink or held.st_size < self.file_bytes:

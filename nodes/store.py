@@ -35,7 +35,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +51,7 @@ from bftfs.server.room import Figures
 from bftfs.storage import Table, Write
 from nodes import store_directory
 from nodes.data_file import OUT_OF_SPACE, PAGE_BYTES_PER_WRITE, DiskSpace, MappedFile, disk_is_full
-from nodes.journal import Journal, Row
+from nodes.journal import Journal
 from nodes.store_directory import MapFull, NeedsCheckpoint, StoreFailed, StoreFull, advice
 
 MAP_BYTES_INITIAL = 1024 * MIB  # address space, not disk: the file grows as its pages are used
@@ -79,7 +79,7 @@ class Batch:
         self._store = store
         self._transaction = transaction
         self._databases = store.databases
-        self._rows: list[Row] = []
+        self._rows: list[Write] = []
         self.writes = 0
         self.volume = 0  # bytes of the values written
         self.bytes_moved = 0  # bytes of values that fill pages of their own
@@ -130,18 +130,19 @@ class Batch:
             raise self._store.failure(error, 0) from error
         return entries
 
-    def apply(self, writes: Iterable[Write]) -> None:
+    def apply(self, writes: Sequence[Write]) -> None:
         """Apply all of `writes`, in order; reads see them from now on."""
-        transaction, databases, rows = self._transaction, self._databases, self._rows
+        transaction, databases = self._transaction, self._databases
+        self.writes += len(writes)
+        self._rows += writes
         try:
-            for table, key, value in writes:
-                self.writes += 1
+            for write in writes:
+                value = write.value
                 if value is None:
-                    transaction.delete(key, db=databases[table])
+                    transaction.delete(write.key, db=databases[write.table])
                 else:
-                    transaction.put(key, value, db=databases[table])
+                    transaction.put(write.key, value, db=databases[write.table])
                     self.volume += len(value)
-                rows.append((int(table), key, value))
         except lmdb.MapFullError:
             raise MapFull from None
         except lmdb.Error as error:
@@ -349,7 +350,7 @@ class Store:
 
     # --- of Batch ----------------------------------------------------------------------------
 
-    def commit(self, rows: list[Row], volume: int, *, use_reserve: bool) -> None:
+    def commit(self, rows: list[Write], volume: int, *, use_reserve: bool) -> None:
         """Make a batch durable whose writes were applied to the transaction."""
         space = self.space
         growth = volume + len(rows) * PAGE_BYTES_PER_WRITE
@@ -365,7 +366,7 @@ class Store:
         elif not synced:
             self.unsynced = True
 
-    def _log(self, rows: list[Row]) -> bool:
+    def _log(self, rows: list[Write]) -> bool:
         """Append a batch to the journal; False if it does not fit, and only LMDB's file may do."""
         if self._journal.size > 2 * JOURNAL_BYTES:
             raise StoreFull(self.path, "the disk is full")  # checkpoints have failed for long
@@ -443,12 +444,13 @@ class Store:
             self._writes = self.space.growth_bytes = 0
             try:
                 for writes in self._journal.replay(self._checkpointed):
-                    for table, key, value in writes:
-                        if value is None:
-                            self._transaction.delete(key, db=self.databases[table])
+                    for write in writes:
+                        database = self.databases[write.table]
+                        if write.value is None:
+                            self._transaction.delete(write.key, db=database)
                         else:
-                            self._transaction.put(key, value, db=self.databases[table])
-                            self.space.growth_bytes += len(value)
+                            self._transaction.put(write.key, write.value, db=database)
+                            self.space.growth_bytes += len(write.value)
                     self._writes += len(writes)
                     self.space.growth_bytes += len(writes) * PAGE_BYTES_PER_WRITE
                 return

@@ -27,7 +27,7 @@ class Disk(MemoryStorage):
     def apply(self, writes: Iterable[Write]) -> None:
         tables, applied, overwritten = self._tables, self._applied, self._overwritten
         for write in writes:
-            table, key, value = write
+            table, key, value = write.table, write.key, write.value
             rows = tables[table]
             applied.append(write)
             overwritten.append(Write(table, key, rows.get(key)))

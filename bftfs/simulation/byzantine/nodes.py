@@ -105,8 +105,8 @@ class Rewound(NodeAdversary):
         ready = self.honest(asked)
         if ready.writes:
             before = [
-                Write(table, key, asked.view.get(table, key))
-                for table, key, _ in reversed(ready.writes)
+                Write(write.table, write.key, asked.view.get(write.table, write.key))
+                for write in reversed(ready.writes)
             ]
             stored.append((asked.now_us, before))
         return ready

@@ -49,7 +49,8 @@ class AccountsRecord(CommitRecord):
         versions = self._versions.setdefault(node, {})
         stored = self._clients.setdefault(node, Counter())
         touched = set()
-        for table, key, _ in writes:
+        for write in writes:
+            table, key = write.table, write.key
             if table is Table.ADMISSION:
                 touched.add(ClientId(key))
             elif table in {Table.BLOCK, Table.FRAGMENT} and len(key) == VERSION_KEY_BYTES:

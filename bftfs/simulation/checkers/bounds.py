@@ -97,7 +97,8 @@ class BoundsRecord(CommitRecord):
 
     def hosted(self, node: NodeId, clock_us: int, writes: Iterable[Write]) -> None:
         """`node` hosts more versions of blocks."""
-        for table, key, value in writes:
+        for write in writes:
+            table, key, value = write.table, write.key, write.value
             if table is Table.BLOCK and value is not None and bytes(key) not in self._hosted:
                 self._hosted.add(bytes(key))
                 block, time_us = BlockId(bytes(key[:BLOCK_ID_BYTES])), block_time_of(key)
@@ -156,7 +157,8 @@ class PossibleVersionsRecord(CommitRecord):
             self._life[node] = lives
             self._possible.pop(node, None)
             self._excused_us = {key: at for key, at in self._excused_us.items() if key[0] != node}
-        for table, key, value in writes:
+        for write in writes:
+            table, key, value = write.table, write.key, write.value
             if table is not Table.BLOCK:
                 continue
             block, timestamp = BlockId(bytes(key[:BLOCK_ID_BYTES])), timestamp_of(key)
@@ -298,7 +300,8 @@ class VolumesRecord(CommitRecord):
 
     def committed(self, node: NodeId, view: StorageView, writes: Iterable[Write]) -> None:
         """Record what `node` commits; `view` shows the store with it."""
-        for table, key, value in writes:
+        for write in writes:
+            table, key, value = write.table, write.key, write.value
             if table is not Table.BLOCK:
                 continue
             client = timestamp_of(key).client

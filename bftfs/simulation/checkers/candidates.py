@@ -68,7 +68,8 @@ class CandidateRecord:
     def take_down(self, node: NodeId, writes: Iterable[Write]) -> list[Acceptance]:
         """Record what `node` commits; the candidates that it accepted with it."""
         fresh: list[Acceptance] = []
-        for table, key, value in writes:
+        for write in writes:
+            table, key, value = write.table, write.key, write.value
             if value is None:
                 continue
             if table is Table.OBJECT:

@@ -64,7 +64,7 @@ class RetentionRecord(CommitRecord):
         horizon_us = clock_us - self.window_us
         chains: dict[ObjectId, list[LogicalTimestamp]] = {}
         # An object that is made anew with its past is removed and written again at once.
-        last = {(table, bytes(key)): value for table, key, value in writes}
+        last = {(write.table, bytes(write.key)): write.value for write in writes}
         for (table, key), value in last.items():
             if table is Table.VERSION and value is None:
                 identifier = ObjectId(key[:OBJECT_ID_BYTES])

@@ -108,7 +108,7 @@ def damage(tmp_path: Path) -> Path:
     """The data file of a store with something in it."""
     store = opened(tmp_path)
     with store.batch() as batch:
-        batch.apply(Write(Table.STATE, b"%d" % number, b"v" * 3000) for number in range(200))
+        batch.apply([Write(Table.STATE, b"%d" % number, b"v" * 3000) for number in range(200)])
         batch.commit()
     store.close()
     return tmp_path / "store" / "data.mdb"
