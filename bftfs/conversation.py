@@ -119,9 +119,11 @@ class Event:
 
     def announce(self) -> None:
         """Wake every waiting conversation; the engine resumes them after the one that runs now."""
-        waiting, self._waiting = self._waiting, {}
-        for wake in waiting.values():
-            wake()
+        waiting = self._waiting
+        if waiting:
+            self._waiting = {}
+            for wake in waiting.values():
+                wake()
 
     def attach(self, waiter: object, wake: Callable[[], None]) -> None:
         """For engines: `wake` is called once, at the next announcement."""

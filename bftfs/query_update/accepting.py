@@ -37,7 +37,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
@@ -101,6 +103,11 @@ from bftfs.server.step import Ready, Refuse, Sender, WaitFor, Want
 from bftfs.storage import StorageView, Table, Write
 
 _BY_NOBODY = VouchedBy()
+# Members of a class take longer to find.
+_METHOD = OperationType.METHOD
+_INVOCATION = ConditionedKind.METHOD
+_COPY = ConditionedKind.COPY
+_BARRIER = ConditionedKind.BARRIER
 
 _Fetch = Callable[[StorageView], Conversation[list[Write] | None]]
 
@@ -115,7 +122,7 @@ class _Fail(Exception):
         self.more = more  # fields of the reply
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True, gc=False):
     """What a classified request does to one object."""
 
     replica: Replica
@@ -169,11 +176,9 @@ class _Request:
         """The candidate that is accepted for one of its objects."""
         kind, replicas = self.conditioned.kind, self.replicas
         names: tuple[ObjectId, ...] = ()  # none if it is only one, or a barrier
-        if len(replicas) > 1 and kind is not ConditionedKind.BARRIER:
+        if len(replicas) > 1 and kind is not _BARRIER:
             names = tuple([each.object for each in replicas])
-        return Candidate(
-            self.timestamp, plan.conditioned_on.timestamp, names, kind is ConditionedKind.COPY
-        )
+        return Candidate(self.timestamp, plan.conditioned_on.timestamp, names, kind is _COPY)
 
     @property
     def late(self) -> list[ObjectId]:
@@ -224,9 +229,11 @@ class Accepting:
             if stopped is not None:
                 return stopped
         try:
-            shown = (*conditioned.sets, *conditioned.evidence)
-            culled = self._cull(shown, message.authenticators, now_us)
-            sets, evidence = culled[: len(conditioned.sets)], culled[len(conditioned.sets) :]
+            shown = conditioned.sets + conditioned.evidence
+            sets = self._cull(shown, message.authenticators, now_us)
+            evidence = sets[len(conditioned.sets) :]
+            if evidence:
+                del sets[len(conditioned.sets) :]
             request.set_up(sets)
             if self._is_repeated(request):
                 return self._accepted_before(request)
@@ -241,7 +248,7 @@ class Accepting:
             if request.late:
                 raise _Fail(Status.NOT_CURRENT)
             self._require_allowance(request, now_us)
-            if conditioned.kind is ConditionedKind.COPY:
+            if conditioned.kind is _COPY:
                 return self._accept_copy(request)
             self._require_barrier(request, sets, now_us)
             return self._accept_barrier(request)
@@ -271,7 +278,7 @@ class Accepting:
         """Another client's (or an earlier) operation, finished in place. [Q/U §4.3.5]"""
         conditioned = decode_conditioned(message.conditioned)
         method = self._method_of(conditioned)
-        if conditioned.kind is ConditionedKind.BARRIER:
+        if conditioned.kind is _BARRIER:
             raise Refuse(errno.EINVAL, "barriers are repaired by showing them")
         if all(message.evidence.object != each.object for each in conditioned.sets):
             raise Refuse(errno.EINVAL, "the evidence is about another object")
@@ -419,7 +426,7 @@ class Accepting:
         latest_us, tells_lives, n = now_us, False, self._quorums.n
         for history_set, of_set in zip(history_sets, macs, strict=True):
             kept, bad, mad, old = self._culled(history_set, of_set, latest_us)
-            if mad and latest_us == now_us:
+            if mad is not NOBODY and latest_us == now_us:
                 latest_us = max(now_us, self._clock.before_us(now_us))
                 kept, bad, mad, old = self._culled(history_set, of_set, latest_us)
             culled.append(kept)
@@ -516,16 +523,16 @@ class Accepting:
         quorums, conditioned = self._quorums, request.conditioned
         facts = conditioned.known if conditioned.facts else NO_FACTS
         found = [classify(history_set, quorums, facts) for history_set in sets]
-        if conditioned.kind is ConditionedKind.METHOD:
-            if any(each.type is not OperationType.METHOD for each in found):
-                raise _Fail(Status.DIFFERENT)
-            return [
-                _Plan(replica, base, base.timestamp, nodes, base)
-                for replica, (_, base, nodes, _, _) in zip(request.replicas, found, strict=True)
-            ]
+        plans = []
+        if conditioned.kind is _INVOCATION:
+            for replica, (kind, base, nodes, _, _) in zip(request.replicas, found, strict=True):
+                if kind is not _METHOD:
+                    raise _Fail(Status.DIFFERENT)
+                plans.append(_Plan(replica, base, base.timestamp, nodes, base))
+            return plans
         types = {each.type for each in found}
         copied: Settled | None = None
-        if conditioned.kind is ConditionedKind.COPY:
+        if conditioned.kind is _COPY:
             barred = {each.object: each for each in sets}
             others = {each.object: each for each in evidence}
             shown = Evidence(barred, others, quorums, facts)
@@ -533,9 +540,8 @@ class Accepting:
             if settled is None or isinstance(settled, Undecided):
                 raise _Fail(Status.DIFFERENT)
             copied = settled
-        elif types == {OperationType.METHOD}:
+        elif types == {_METHOD}:
             raise _Fail(Status.DIFFERENT)
-        plans = []
         for replica, each, history_set in zip(request.replicas, found, sets, strict=True):
             base, current, hosts = each.object_candidate, request.timestamp, each.nodes
             if copied is not None:
@@ -604,15 +610,17 @@ class Accepting:
     def _is_repeated(self, request: _Request) -> bool:
         """True if the request has been accepted before. [Q/U line 1005]"""
         timestamp = request.timestamp
-        # A candidate older than the oldest in the replica history may have been pruned from it.
-        return all(
-            replica.history.latest >= timestamp
-            and (
-                replica.history.find(timestamp) is not None
-                or replica.verdict(timestamp) is Verdict.ESTABLISHED
-            )
-            for replica in request.replicas
-        )
+        for replica in request.replicas:
+            history = replica.history
+            if history.latest < timestamp:
+                return False
+            # One older than the oldest in the replica history may have been pruned from it.
+            if (
+                history.find(timestamp) is None
+                and replica.verdict(timestamp) is not Verdict.ESTABLISHED
+            ):
+                return False
+        return True
 
     def _obtain(self, replica: Replica, version: LogicalTimestamp, hosts: Nodes) -> None:
         """Move the head to `version`, which object sync may have to bring. [Q/U lines 1011-1014]"""

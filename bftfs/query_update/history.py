@@ -279,7 +279,8 @@ def built_on(base: Candidate, candidate: Candidate) -> bytes:
     """
     initial = base.timestamp == ZERO
     candidates = (candidate,) if initial else (base, candidate)
-    encoded = history_of(candidates, initial=initial)
+    encoded = candidate.encoded if initial else base.encoded + candidate.encoded
+    encoded = _FLAGS[initial] + encoded
     _parsed.remember(ReplicaHistory(encoded, initial, candidates, candidate.timestamp, candidate))
     return encoded
 
@@ -441,18 +442,22 @@ def cull(
     more than a few steps. (docs/decisions/0017-clock-jumps.md)
     """
     parsed = parse_set(history_set, n=quorums.n)
-    width = authenticator_width(authenticators, parsed.nodes.bits.bit_count(), quorums.n)
+    groups, name = history_set.groups, history_set.object
+    makers = len(groups[0].nodes) if len(groups) == 1 else parsed.nodes.bits.bit_count()
+    width = authenticator_width(authenticators, makers, quorums.n)
     position = 0
     forged = insane = outlived = NOBODY
     if time_of(parsed.latest) > latest_sane_us:
         latest_sane_us = max(latest_sane_us, parsed.reached_us(quorums) + limits.STEPS_AHEAD_US)
-    for group, each in zip(history_set.groups, parsed.hosted, strict=True):
-        if time_of(each.history.latest) > latest_sane_us:
-            insane |= each.nodes
-        end = position + width * len(group.nodes)
+        for each in parsed.hosted:
+            if time_of(each.history.latest) > latest_sane_us:
+                insane |= each.nodes
+    for group in groups:
+        nodes, history = group.nodes, group.history
+        end = position + width * len(nodes)
         bad, old = keys.refuted(
-            makers=group.nodes,
-            digest=replica_history_digest(object=history_set.object, encoded=group.history),
+            makers=nodes,
+            digest=replica_history_digest(object=name, encoded=history),
             authenticators=authenticators[position:end],
         )
         if bad or old:
@@ -507,6 +512,10 @@ class ConditionedKind(IntEnum):
     BARRIER = 3
 
 
+_METHOD = ConditionedKind.METHOD  # a member of a class takes longer to find
+_LACKING = "an object lacks its history set"
+
+
 class Fact(Value, frozen=True):
     """A multi-object candidate is established, or dead, by deduction. [Q/U §4.3.7]"""
 
@@ -537,12 +546,14 @@ class Conditioned(Value, frozen=True):
     @property
     def fault(self) -> str:
         """Why no correct client makes such a request; nothing if its parts belong together."""
-        names = [history_set.object for history_set in self.sets]
-        operation = self.operation
-        if len(names) > 1 and any(low >= high for low, high in pairwise(names)):
-            return "the objects are out of order"
-        if (operation is None) is (self.kind is ConditionedKind.METHOD):
+        sets, operation = self.sets, self.operation
+        if (operation is None) is (self.kind is _METHOD):
             return "only a method invocation has an operation"
+        if operation is not None and len(sets) == 1 and not self.evidence:  # as most are
+            return "" if {*operation.objects} == {sets[0].object} else _LACKING
+        names = [history_set.object for history_set in sets]
+        if any(low >= high for low, high in pairwise(names)):
+            return "the objects are out of order"
         if operation is None and self.clock:
             return "only a method invocation carries a clock"
         if self.kind is ConditionedKind.BARRIER and len(names) != 1:
@@ -552,7 +563,7 @@ class Conditioned(Value, frozen=True):
         if self.evidence and not {each.object for each in self.evidence}.isdisjoint(names):
             return "an object is its own evidence"
         if operation is not None and sorted(set(operation.objects)) != names:
-            return "an object lacks its history set"
+            return _LACKING
         return ""
 
 

@@ -213,6 +213,7 @@ class Observations:
         self._entries: OrderedDict[ObjectId, _Entry] = OrderedDict()
         self.deductions = Deductions(peers)
         self._lives = (0,) * peers.quorums.n  # that servers are believed to live
+        self._anew = False  # True if some have begun another one than the first
         self._clock_us = 0  # when something was reported last, by the client's clock
 
     @property
@@ -245,11 +246,12 @@ class Observations:
             return None
         if history and len(authenticator) not in self._authenticator_sizes:
             return None
-        if self._is_outlived(node, authenticator):
+        if self._anew and self._is_outlived(node, authenticator):
             return Known(parsed.encoded, authenticator)
         entry = self._entry(identifier)
         self._clock_us = now_us
-        if self._peers.is_ahead(time_of(parsed.latest), now_us):
+        latest_us = time_of(parsed.latest)
+        if latest_us > now_us and self._peers.is_ahead(latest_us, now_us):
             entry.has_ahead = True
         known = entry.known.get(node)
         if known is not None:
@@ -273,7 +275,7 @@ class Observations:
         """
         if lives == self._lives:
             return
-        self._lives = lives
+        self._lives, self._anew = lives, any(lives)
         self.deductions.believe(lives)
         for entry in self._entries.values():
             for node, known in tuple(entry.known.items()):

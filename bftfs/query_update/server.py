@@ -187,36 +187,36 @@ class QueryUpdateServer:
         if message.method:
             _require_grant(sender, message.uid)
         names = message.objects
-        replicas = {
-            name: Replica(view, name) for name in (sorted(set(names)) if len(names) > 1 else names)
-        }
+        distinct = sorted(set(names)) if len(names) > 1 else names
+        replicas = [Replica(view, name) for name in distinct]
         told = (
-            tuple(replica.row.history for replica in replicas.values()),
-            tuple(replica.row.authenticator for replica in replicas.values()),
+            tuple([replica.row.history for replica in replicas]),
+            tuple([replica.row.authenticator for replica in replicas]),
             self._keys.lives,
         )
         verdict, voucher = Verdict.UNKNOWN, b""
         if message.deduce:
-            candidate = next(iter(replicas.values())).history.latest_object
+            candidate = replicas[0].history.latest_object
             if candidate.objects:
                 verdict, voucher = self._vouch(view, candidate.timestamp, candidate.objects)
         if not message.method:
             return Ready(QueryReply(*told, False, 0, b"", True, verdict, voucher))
         method = self._method(message.method, names)
         arguments = self.types.decode_arguments(method, message.arguments)
-        states: dict[ObjectId, Any] | None
+        states: Sequence[Any] | None
         if message.versions:
             versions = message.versions
             states = _states_at(replicas, versions)
             if states is None:
                 return Ready(QueryReply(*told, False, 0, b"", True))
         else:
-            versions = tuple([replica.head for replica in replicas.values()])
-            states = {name: replica.workspace for name, replica in replicas.items()}
-        caller = _caller(sender.client, message, max(map(time_of, versions)))
-        error, answer = self.types.invoke(
-            method.invoke, tuple(states[name] for name in names), arguments, caller
-        )
+            versions = tuple([replica.head for replica in replicas])
+            states = [replica.workspace for replica in replicas]
+        if len(names) > 1:
+            by_name = dict(zip(distinct, states, strict=True))
+            states = [by_name[name] for name in names]
+        caller = _caller(sender.client, message, time_of(max(versions)))
+        error, answer = self.types.invoke(method.invoke, tuple(states), arguments, caller)
         whole, answer = abridged(answer, message.whole_answer_from == self._node)
         return Ready(QueryReply(*told, True, error, answer, whole, verdict, voucher))
 
@@ -382,17 +382,14 @@ def _objects_of(message: Any) -> tuple[ObjectId, ...]:
             return (named,)
 
 
-def _states_at(
-    replicas: dict[ObjectId, Replica], versions: tuple[LogicalTimestamp, ...]
-) -> dict[ObjectId, Any] | None:
+def _states_at(replicas: list[Replica], versions: tuple[LogicalTimestamp, ...]) -> list[Any] | None:
     """The states at these versions; None if one of them is not here."""
     if len(versions) != len(replicas):
         raise Refuse(errno.EINVAL, "as many versions as objects are needed")
-    states = {
-        name: state_at(replica, version)
-        for (name, replica), version in zip(replicas.items(), versions, strict=True)
-    }
-    return None if None in states.values() else states
+    states = [
+        state_at(replica, version) for replica, version in zip(replicas, versions, strict=True)
+    ]
+    return None if None in states else states
 
 
 def _caller(client: ClientId, message: Query | PastQuery | VersionsRequest, time_us: int) -> Caller:

@@ -50,6 +50,7 @@ from bftfs.server.tally import figure
 from bftfs.storage import Write
 
 _NAMED = 8  # of the nodes that differ
+_PLAUSIBLE_US = limits.CLOCKS_COMPARED_EVERY_US + limits.CLOCKS_AGREE_US  # since a comparison
 _JUMPED = "its clock has jumped, and its peers do not confirm it yet: it takes no new versions"
 _LOOK_US, _WAITED_MOST_US = 1_000, 2 * limits.SECOND_US  # of requests that come before that
 _STARTED = "its peers have not confirmed its clock since it started: it takes no new versions yet"
@@ -223,10 +224,9 @@ class OwnClock:
 
     def _has_jumped(self, now_us: int) -> bool:
         before_us = self._compared_us
-        if before_us is None:
-            return False
-        latest_us = before_us + limits.CLOCKS_COMPARED_EVERY_US + limits.CLOCKS_AGREE_US
-        return not before_us - limits.CLOCKS_AGREE_US <= now_us <= latest_us
+        return before_us is not None and not (
+            before_us - limits.CLOCKS_AGREE_US <= now_us <= before_us + _PLAUSIBLE_US
+        )
 
     def _conclude(self, reason: str) -> None:
         before, self.reason = self.reason, reason
