@@ -68,15 +68,20 @@ class Calls(Generic[Tag]):
         Replies to earlier rounds of this conversation, and to requests that were forgotten, are
         passed over.
         """
-        unanswered = self.unanswered
         while True:
             delivery = await Receive(patience_us)
             if delivery is None:
                 return None
-            number = delivery.request_number
-            if number in unanswered:
-                self._peers.answered(delivery.node)
-                return delivery, unanswered.pop(number)
+            tag = self.answered(delivery)
+            if tag is not None:
+                return delivery, tag
+
+    def answered(self, reply: Delivery) -> Tag | None:
+        """The tag of the request to which this is the reply; None if it is passed over."""
+        tag = self.unanswered.pop(reply.request_number, None)
+        if tag is not None:
+            self._peers.answered(reply.node)
+        return tag
 
     def forget(self, tag: Tag) -> None:
         """Forget the requests that have this tag: their replies do not count any more."""
@@ -145,18 +150,22 @@ class Inquiry(Calls[Asked]):
 
         Raises QuorumUnavailable when total patience has run out.
         """
-        call = await self.reply(self._patience_us)
-        if call is None:
-            await self._lapse()
-            return None
-        node, heard = call[0].node, self._heard
+        while True:
+            delivery = await Receive(self._patience_us)
+            if delivery is None:
+                await self._lapse()
+                return None
+            question = self.answered(delivery)
+            if question is not None:
+                break
+        node, heard = delivery.node, self._heard
         if not heard.bits >> node & 1:
             self._heard = heard = heard.plus(node)
             if heard.bits.bit_count() == self._half:
                 elapsed_us = await Now() - self._now_us
                 self._pace.took(elapsed_us)
                 self._pace.took_half(elapsed_us)
-        return call
+        return delivery, question
 
     async def _lapse(self) -> None:
         self.lapses += 1
@@ -409,22 +418,21 @@ class Asking:
 
     async def collect(self, take: Callable[[Delivery], None]) -> None:
         """Pass each reply to `take`, until `take` or a silence ends the round."""
-        if not self.asked:
+        if self.asked is NOBODY:
             await self.send()
-        calls, half, pace = self._calls, (self.first + 1) // 2, self._pace
+        answered, half, pace = self._calls.answered, (self.first + 1) // 2, self._pace
         while True:
             until_us = self._until_us
-            call = await calls.reply(until_us - self._quiet_us)
-            if call is None:
+            delivery = await Receive(until_us - self._quiet_us)
+            if delivery is None:
                 self._quiet_us = until_us
                 if await self._bear_silence(until_us):
                     return
                 self._until_us = min(self._patience_us, self._hedge_us, self._busy_us)
                 continue
-            delivery, node = call
-            heard = self._heard
-            if heard.bits >> node & 1:
-                continue  # it was asked twice
+            node, heard = answered(delivery), self._heard
+            if node is None or heard.bits >> node & 1:
+                continue  # it is an old reply, or the node was asked twice
             self._heard = heard.plus(node)
             self.answered = self._heard if self.answered is heard else self.answered.plus(node)
             if self.refusing is not NOBODY and node in self.refusing:
@@ -442,7 +450,7 @@ class Asking:
                     self._half_us = await Now()
                     pace.took_half(self._half_us - self.began_us)
             unasked = self._unasked
-            if said != _WAIT or (unasked and self._is_stuck()):
+            if said != _WAIT or (unasked and not self.is_waiting and self._is_stuck()):
                 self._said = _WAIT
                 if unasked:
                     await self._ask(unasked.pop(0))

@@ -129,14 +129,14 @@ class Descent:
     def take(self, question: Question, message: Any, body: Body) -> ReplyVerdict:
         """Take the reply to a question."""
         node, wanted, responses = question.node, question.fetches, self.responses
-        if wanted is None and question.asked < self._since.get(node, 0):
-            return _VALID  # it was asked anew since
-        self._silent.discard(node)
         if wanted is None:
+            if question.asked < self._since.get(node, 0):
+                return _VALID  # it was asked anew since
             self._listing.pop(node, None)
         elif wanted == self._candidate:
             self._fetching.discard(node)
             self._withheld.discard(node)
+        self._silent.discard(node)
         if isinstance(message, ReadReply):
             verdict = responses.add(
                 node,
@@ -146,12 +146,13 @@ class Descent:
                 want_data=question.want_data,
                 lists=wanted is None,
             )
-            if wanted is None:
-                self._asked[node] = min(self._asked.get(node, question.asked), question.asked)
+            if wanted is None and self._asked.get(node, question.asked) >= question.asked:
+                self._asked[node] = question.asked
             if verdict is _VALID:
-                if wanted is None and node not in responses.lives:
-                    self._ask_anew(node)
-                if wanted is not None and not responses.has_fragment_of(node, wanted):
+                if wanted is None:
+                    if node not in responses.lives:
+                        self._ask_anew(node)
+                elif not responses.has_fragment_of(node, wanted):
                     collected = message.below is Below.COLLECTED
                     responses.withdraw(node, wanted, collected=collected)
                 return verdict

@@ -10,7 +10,7 @@ correct node sends, all that it has said is discarded, and nothing from it count
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from enum import Enum
 from itertools import pairwise
 
@@ -35,7 +35,9 @@ class ReplyVerdict(Enum):
     IMPOSSIBLE = "impossible"  # no correct node sends it
 
 
-_VALID, _IMPOSSIBLE = ReplyVerdict.VALID, ReplyVerdict.IMPOSSIBLE  # faster than to look them up
+# Faster than to look them up:
+_VALID, _IMPOSSIBLE = ReplyVerdict.VALID, ReplyVerdict.IMPOSSIBLE
+_ORIGIN = Below.ORIGIN
 
 
 def note_verdict(peers: Peers, node: NodeId, verdict: ReplyVerdict, now_us: int) -> None:
@@ -63,6 +65,7 @@ class Responses:
         self.verified_us: dict[tuple[NodeId, BlockTimestamp], int] = {}  # since when they claim so
         # Every version that was ever shown, ascending: a stuttering client may have left thousands.
         self._shown: list[BlockTimestamp] = []
+        self._seen: set[BlockTimestamp] = set()  # the same
         self._bound: dict[BlockTimestamp, CrossChecksum] = {}
         self._fragments: dict[BlockTimestamp, dict[int, Buffer]] = {}
 
@@ -119,7 +122,7 @@ class Responses:
     ) -> ReplyVerdict:
         """VALIDATE, and what else must hold of a correct node's reply. [PASIS Figure 3.2]"""
         versions, checksum = reply.versions, reply.cross_checksum
-        if len(reply.lives) not in (0, self._N):
+        if reply.lives and len(reply.lives) != self._N:
             return _IMPOSSIBLE
         if not versions:
             possible = reply.below is Below.ORIGIN or (
@@ -160,13 +163,15 @@ class Responses:
         return _VALID
 
     def _extend(self, node: NodeId, reply: ReadReply, before: BlockTimestamp | None) -> None:
-        hosted = self.hosted.setdefault(node, {})
+        hosted, seen = self.hosted.setdefault(node, {}), self._seen
         for version in reply.versions:
             hosted[version.timestamp] = version.verified
-            self._show(version.timestamp)
-        if reply.below is Below.ORIGIN:
+            if version.timestamp not in seen:
+                self._show(version.timestamp)
+        if reply.below is _ORIGIN:
             hosted[ZERO] = False
-            self._show(ZERO)
+            if ZERO not in seen:
+                self._show(ZERO)
             self.depth[node] = ZERO
             return
         if reply.versions:
@@ -177,9 +182,8 @@ class Responses:
             self.collected.add(node)
 
     def _show(self, timestamp: BlockTimestamp) -> None:
-        position = bisect_left(self._shown, timestamp)
-        if position == len(self._shown) or self._shown[position] != timestamp:
-            self._shown.insert(position, timestamp)
+        self._seen.add(timestamp)
+        insort(self._shown, timestamp)
 
     def discard(self, node: NodeId) -> None:
         """`node` has sent what no correct node sends: ignore all that it says in this read."""
