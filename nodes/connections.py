@@ -294,12 +294,14 @@ class Connections:
     def send(self, replies: Sequence[Outgoing]) -> None:
         """Send replies, those to one connection together."""
         unflushed = self._unflushed
-        for connection, number, message, body in replies:
+        for reply in replies:
+            connection, message = reply.origin, reply.message
             if connection.socket is None or message is None:
                 continue
             if type(message) is Refused:
                 self._tally.refused[message.code] += 1
-            connection.output.add(connection.channel.seal_reply(number, encode(message), body))
+            sealed = connection.channel.seal_reply(reply.number, encode(message), reply.body)
+            connection.output.add(sealed)
             if not connection.queued:
                 connection.queued = True
                 unflushed.append(connection)

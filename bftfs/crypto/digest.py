@@ -31,6 +31,7 @@ from hmac import compare_digest
 from struct import Struct
 from typing import NewType, TypeAlias
 
+import msgspec
 from blake3 import blake3
 
 from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId, NodeId, ObjectId
@@ -81,18 +82,15 @@ _client = _tagged(b"bftfs.client", CLIENT_ID_BYTES)
 _FRAGMENT_KEY = _tagged(b"bftfs.fragment")(b"")
 
 
-class HashedFragment:
+class HashedFragment(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A fragment and its digest, which whoever made this has computed itself.
 
     The channel needs the digest, and so does the cross-checksum: at each end the bytes are hashed
     once. It is never made of a digest that another principal has told.
     """
 
-    __slots__ = ("data", "digest")
-
-    def __init__(self, data: bytes | memoryview, digest: Digest) -> None:
-        self.data = data
-        self.digest = digest
+    data: bytes | memoryview
+    digest: Digest
 
     def __len__(self) -> int:
         return len(self.data)

@@ -422,20 +422,19 @@ class Accepting:
         if len(macs) != len(history_sets):
             raise Refuse(errno.EINVAL, "a history set lacks its authenticators")
         culled = []
-        forged = insane = outlived = 0
+        forged = insane = outlived = NOBODY
         latest_us, tells_lives, n = now_us, False, self._quorums.n
         for history_set, of_set in zip(history_sets, macs, strict=True):
             kept, bad, mad, old = self._culled(history_set, of_set, latest_us)
             if mad is not NOBODY and latest_us == now_us:
                 latest_us = max(now_us, self._clock.before_us(now_us))
                 kept, bad, mad, old = self._culled(history_set, of_set, latest_us)
+            if bad.bits | mad.bits | old.bits:
+                forged, insane, outlived = forged | bad, insane | mad, outlived | old
             culled.append(kept)
-            forged |= bad.bits
-            insane |= mad.bits
-            outlived |= old.bits
             tells_lives |= tell_lives(of_set, n)
-        if forged | insane | outlived:
-            raise _Fail(Status.CULLED, forged=forged, insane=insane)
+        if forged.bits | insane.bits | outlived.bits:
+            raise _Fail(Status.CULLED, forged=forged.bits, insane=insane.bits)
         if tells_lives:
             self._require_undisputed(history_sets, macs, now_us)
         return culled
@@ -691,10 +690,11 @@ class Accepting:
             replica, base = plan.replica, plan.conditioned_on
             candidate = request.candidate(plan)
             # What the request conditions on is established: what came before it is decided.
+            established = replica.row.established
             writes += [
                 Write(Table.REQUEST, old.timestamp, None)
                 for old in replica.history.candidates
-                if old.timestamp > replica.row.established and not old.barrier
+                if old.timestamp > established and not old.barrier
             ]
             self._budget.earn(replica.object, request.author)
             replica.append(candidate, operation=first, answer=answer if first is not None else b"")

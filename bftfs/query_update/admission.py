@@ -26,6 +26,7 @@ from bftfs.server.step import Want
 from bftfs.server.tally import counter
 from bftfs.storage import Write
 
+_UPDATE_US = limits.SECOND_US // limits.BARRIER_UPDATES  # what an update adds to the shared budget
 _REST_TICKS = 2  # ticks of a second each that an object is left alone: one to two seconds
 
 
@@ -156,7 +157,7 @@ class BarrierBudget:
         left = earned.get(client, limits.BARRIERS_EARNED)
         if left < limits.BARRIERS_MOST:
             earned[client] = min(left + limits.BARRIERS_EARNED, limits.BARRIERS_MOST)
-        others.add(limits.SECOND_US // limits.BARRIER_UPDATES)
+        others.add(_UPDATE_US)
 
     def updates(self, name: ObjectId, client: ClientId) -> bool:
         """True if the client has updated the object, and not barred it as often as it may."""

@@ -464,8 +464,8 @@ def cull(
             forged |= Nodes.of(bad)
             outlived |= Nodes.of(old)
         position = end
-    culled = Nodes.known(forged.bits | insane.bits | outlived.bits)
-    if culled is not NOBODY:
+    if forged is not NOBODY or insane is not NOBODY or outlived is not NOBODY:
+        culled = forged | insane | outlived
         parsed = CulledObjectHistorySet(
             history_set.object,
             tuple(

@@ -60,6 +60,10 @@ from bftfs.wire.codec import UNREADABLE, Value, encode
 
 NUMBER_BYTES = 8
 
+# Members of a class take longer to find.
+_OBJECT, _VERSION = Table.OBJECT, Table.VERSION
+_STATE, _PAST = Table.STATE, Table.PAST
+
 _Steps: TypeAlias = "list[tuple[LogicalTimestamp, Version]]"
 KeyChange = tuple[bytes, bytes | None]  # key and new value; None: the key is gone
 _Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -235,8 +239,10 @@ class Workspace:
             or len(value) > limits.STATE_VALUE_BYTES
         ):
             raise ValueError("a key or value that a state cannot hold")
-        self.delta[key] = value
-        self._bound()
+        delta = self.delta
+        delta[key] = value
+        if len(delta) > limits.DELTA_ENTRIES:
+            self._bound()
 
     def delete(self, key: bytes) -> None:
         """Remove `key`."""
@@ -279,7 +285,7 @@ class Workspace:
         """The row at `key` in STATE, with the moves of this step applied."""
         rows = self._rows
         if key not in rows:
-            rows[key] = self._view.get(Table.STATE, self._prefix + key)
+            rows[key] = self._view.get(_STATE, self._prefix + key)
         return rows[key]
 
     def undo(self, version: Version) -> list[Write]:
@@ -301,16 +307,21 @@ class Workspace:
         """Apply version `number` on top."""
         writes = []
         stamp, prefix, rows = stamp_of(number), self._prefix, self._rows
+        removes = False
         for key, value in changes:
             row = rows[key] if key in rows else self.row(key)
             if row is not None:
-                writes.append(Write(Table.PAST, past_prefix(self.object, key) + stamp, row))
-            rows[key] = row = None if value is None else stamp + value
-            writes.append(Write(Table.STATE, prefix + key, row))
+                writes.append(Write(_PAST, past_prefix(self.object, key) + stamp, row))
+            if value is None:
+                rows[key] = row = None
+                removes = True
+            else:
+                rows[key] = row = stamp + value
+            writes.append(Write(_STATE, prefix + key, row))
             self._moved.add(key)
-        holes = self._holes(changes)
-        self.holes = tuple(holes)
-        if holes:
+        self.holes = ()
+        if removes and (holes := self._holes(changes)):
+            self.holes = tuple(holes)
             writes += (
                 Write(Table.PAST, _hole_key(self.object, start, number), serial_key(end))
                 for start, end in holes.items()
@@ -366,7 +377,7 @@ class Replica:
     def __init__(self, view: StorageView, identifier: ObjectId) -> None:
         self.view = view
         self.object = identifier
-        stored = view.get(Table.OBJECT, identifier)
+        stored = view.get(_OBJECT, identifier)
         try:
             self.row: ObjectRow = INITIAL_ROW if stored is None else stored_row(stored)
             self.history: ReplicaHistory = parse_history(self.row.history)
@@ -608,8 +619,8 @@ class Replica:
             authenticator=authenticator,
         )
         self.history = parse_history(history)
-        self.writes.append(Write(Table.OBJECT, self.object, encode(self.row)))
+        self.writes.append(Write(_OBJECT, self.object, encode(self.row)))
 
     def _store_version(self, timestamp: LogicalTimestamp, version: Version) -> None:
         self._versions[timestamp] = version
-        self.writes.append(Write(Table.VERSION, self.object + timestamp, encode(version)))
+        self.writes.append(Write(_VERSION, self.object + timestamp, encode(version)))

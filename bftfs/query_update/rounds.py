@@ -285,12 +285,12 @@ class UpdateTally:
         self._doubting = NOBODY  # those that culled something, and accuse nobody
         self.unvouched = NOBODY  # those to which too few vouch for what the method rests on
         self.overdrawn = NOBODY  # those that wait for older updates of this client
-        self._contenders: dict[int, Nodes] = {}  # by how many there are, as these servers say
+        self._contenders: dict[NodeId, int] = {}  # how many there are, as each server says
         self.answers: Votes[Answer] = Votes(self.quorums)
         self.refusal = 0
         self.is_outdated = False
         self.asked = NOBODY
-        self._reported: dict[tuple[bytes, ...], Nodes] = {}  # histories of those that accepted it
+        self._reported: dict[NodeId, tuple[bytes, ...]] = {}  # histories where it was accepted
 
     @property
     def possible(self) -> Nodes:
@@ -308,9 +308,9 @@ class UpdateTally:
         (Clients that come at the same moment are late in another order at each server: more than
         one may believe that it is next.)
         """
-        nodes = NOBODY
-        for number in sorted(self._contenders):
-            nodes |= self._contenders[number]
+        told = self._contenders
+        for number in sorted(set(told.values())):
+            nodes = Nodes.of([node for node in told if told[node] <= number])
             if self.quorums.includes_benign(nodes):
                 return number
         return None
@@ -328,9 +328,8 @@ class UpdateTally:
             self._take_failure(node, reply)
         else:
             self.accepted = self.accepted.plus(node)
-            number, histories = reply.contenders, reply.histories
-            self._contenders[number] = self._contenders.get(number, NOBODY).plus(node)
-            self._reported[histories] = self._reported.get(histories, NOBODY).plus(node)
+            self._contenders[node] = reply.contenders
+            self._reported[node] = reply.histories
             if reply.whole or reply.answer:
                 answer = Answer.given(error=0, answer=reply.answer, whole=reply.whole)
                 self.answers.add(node, answer, reply.answer, whole=reply.whole)
@@ -351,8 +350,7 @@ class UpdateTally:
             return
         self.failed = self.failed.plus(node)
         if status is Status.NOT_CURRENT:
-            number = reply.contenders
-            self._contenders[number] = self._contenders.get(number, NOBODY).plus(node)
+            self._contenders[node] = reply.contenders
         elif status is Status.CULLED:
             accused = Nodes.known(reply.forged | reply.insane)
             accused |= self.rounds.denied(node, reply.lives)
@@ -401,13 +399,13 @@ class UpdateTally:
         peers = self.rounds.peers
         if not self.quorums.is_repairable(self.accepted):
             return
-        if len(self._reported) == 1 and not self.failed:
+        if self.failed is NOBODY and len(set(self._reported.values())) == 1:
             peers.conformed(self.accepted)
             return
         latest: dict[tuple[LogicalTimestamp, ...], Nodes] = {}
-        for histories, nodes in self._reported.items():
+        for node, histories in self._reported.items():
             key = tuple(parse_history(history).latest for history in histories)
-            latest[key] = latest.get(key, NOBODY) | nodes
+            latest[key] = latest.get(key, NOBODY).plus(node)
         alike = max(latest.values(), key=len)
         peers.conformed(alike)
         for apart in (self.failed, self.accepted - alike):
@@ -445,7 +443,7 @@ class QueryTally:
         self._plain = False  # all of these end with object versions
         self._alike = NOBODY  # those that report the same histories
         self.votes: Votes[tuple[tuple[LogicalTimestamp, ...], Answer]] = Votes(self.quorums)
-        self._reported: dict[tuple[LogicalTimestamp, ...], Nodes] = {}  # by their latest versions
+        self._answered: dict[NodeId, tuple[LogicalTimestamp, ...]] = {}  # their latest versions
         self.answer: Answer | None = None
         self.versions: tuple[LogicalTimestamp, ...] = ()  # the latest established ones
         self.disorderly: tuple[ObjectId, ...] = ()  # objects that need repair first
@@ -493,7 +491,7 @@ class QueryTally:
         answer = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
         key = (self._wanted or heads, answer)
         alike = self.votes.add(node, key, reply.answer, whole=reply.whole)
-        self._reported[heads] = self._reported.get(heads, NOBODY).plus(node)
+        self._answered[node] = heads
         if (
             self._plain
             and self.quorums.is_quorum(alike & self._alike)
@@ -534,8 +532,10 @@ class QueryTally:
         # Several objects were read together only if a quorum has exactly these versions: two such
         # reads share a server, at which versions only grow. If not, a second round, whose replies
         # were all asked for after the first was over, has to find the same.
-        exactly = self._reported.get(self.versions, NOBODY)
-        self.deduced = len(self.names) > 1 and not self.quorums.is_quorum(exactly)
+        if len(self.names) > 1:
+            answered = self._answered
+            exactly = Nodes.of([node for node in answered if answered[node] == self.versions])
+            self.deduced = not self.quorums.is_quorum(exactly)
         if disorderly or self.unknown:
             return False
         for (heads, answer), nodes in self.votes.by.items():

@@ -33,6 +33,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import msgspec
+
 from bftfs import limits
 from bftfs.asking.lives import Heard, Lives
 from bftfs.asking.refusal import Refused
@@ -47,7 +49,7 @@ from bftfs.read_write.timestamp import ZERO, BlockTimestamp, successor_of
 from bftfs.thresholds import ReadWriteThresholds
 
 
-class Question(NamedTuple):
+class Question(msgspec.Struct, frozen=True, gc=False):
     """A request for a node's versions strictly below `before`."""
 
     node: NodeId

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -55,7 +55,7 @@ class Incoming(msgspec.Struct, gc=False):
     steps: int = 0
 
 
-class Outgoing(NamedTuple):
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A reply that may be sent once the batch is committed."""
 
     origin: Any

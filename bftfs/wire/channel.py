@@ -183,7 +183,8 @@ class _Stream:
         self._view = view
 
     def seal(self, kind: int, number: int, metadata: bytes, body: Body) -> list[Buffer]:
-        size = len(body)
+        data = data_of(body)
+        size = len(data)
         header = _SEQUENCED_HEADER.pack(
             self._sequence, MAGIC, kind, 0, 0, self._view, number, len(metadata), size
         )
@@ -195,7 +196,7 @@ class _Stream:
         if size:
             state.update(fragment_digest(body))
         sealed = b"".join((header[_SEQUENCE_BYTES:], head_mac, state.digest(), metadata))
-        return [sealed, data_of(body)] if size else [sealed]
+        return [sealed, data] if size else [sealed]
 
     def check_head(self, head: bytes) -> None:
         """Raises PeerFault if the other end does not announce what `head` does as the next frame.
