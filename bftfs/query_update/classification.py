@@ -77,6 +77,9 @@ class OperationType(Enum):
     INLINE_BARRIER = "inline barrier"
 
 
+_METHOD = OperationType.METHOD  # a member of a class takes longer to find
+
+
 class Shared(NamedTuple):
     """A candidate and the servers that share it; its order is their number."""
 
@@ -152,9 +155,9 @@ def classify(
     if len(hosted) == 1:  # the common case: a quorum says the same
         history, nodes = hosted[0]
         if quorums.is_quorum(nodes) and not is_barrier(history.latest):
-            return Classification(
-                OperationType.METHOD, history.latest_object, nodes, True, history.latest
-            )
+            return Classification(_METHOD, history.latest_object, nodes, True, history.latest)
+    elif not hosted:  # a new object
+        return Classification(_METHOD, INITIAL, quorums.everyone, True, ZERO)
     latest = history_set.latest
     found = Shared(INITIAL, initial_at(history_set, quorums))
     for shared in shared_candidates(history_set, quorums):

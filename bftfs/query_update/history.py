@@ -326,7 +326,7 @@ class CulledObjectHistorySet(msgspec.Struct, frozen=True, gc=False):
         hosted = self.hosted
         if len(hosted) == 1:
             return hosted[0].history.latest
-        return max((each.history.latest for each in hosted), default=ZERO)
+        return max([each.history.latest for each in hosted]) if hosted else ZERO
 
     @property
     def nodes(self) -> Nodes:
