@@ -274,21 +274,23 @@ class Rounds:
 class UpdateTally:
     """A round of updates, barriers or copies: which servers have accepted it."""
 
+    # Class attributes, since most rounds never change them: so they cost no time in `__init__`.
+    failed: Nodes = NOBODY
+    insane: Nodes = NOBODY  # those that found a time too far ahead
+    _doubting: Nodes = NOBODY  # those that culled something, and accuse nobody
+    unvouched: Nodes = NOBODY  # those to which too few vouch for what the method rests on
+    overdrawn: Nodes = NOBODY  # those that wait for older updates of this client
+    refusal = 0
+    is_outdated = False
+
     def __init__(self, rounds: Rounds, plan: Plan) -> None:
         self.rounds = rounds
         self.quorums = rounds.quorums
         self.plan = plan
         self.accepted = NOBODY
-        self.failed = NOBODY
         self.refused: dict[int, Nodes] = {}
-        self.insane = NOBODY  # those that found a time too far ahead
-        self._doubting = NOBODY  # those that culled something, and accuse nobody
-        self.unvouched = NOBODY  # those to which too few vouch for what the method rests on
-        self.overdrawn = NOBODY  # those that wait for older updates of this client
         self._contenders: dict[NodeId, int] = {}  # how many there are, as each server says
         self.answers: Votes[Answer] = Votes(self.quorums)
-        self.refusal = 0
-        self.is_outdated = False
         self.asked = NOBODY
         self._reported: dict[NodeId, tuple[bytes, ...]] = {}  # histories where it was accepted
 
@@ -430,6 +432,17 @@ async def update_round(rounds: Rounds, plan: Plan, message: Message, subject: st
 class QueryTally:
     """A round of queries: answers by the versions they were made on."""
 
+    # Class attributes, since most rounds change few of them.
+    answer: Answer | None = None
+    versions: tuple[LogicalTimestamp, ...] = ()  # the latest established ones
+    disorderly: tuple[ObjectId, ...] = ()  # objects that need repair first
+    unknown = False  # the histories of some object have nothing in common: ask again
+    deduced = False  # the versions may not all have been the latest at one moment
+    _hosting: Nodes = NOBODY  # those that have the latest candidate of every object
+    _first: tuple[bytes, ...] = ()  # histories of the first reply
+    _heads: tuple[LogicalTimestamp, ...] = ()
+    _plain = False  # all of these end with object versions
+
     def __init__(self, rounds: Rounds, plan: Plan, wanted: tuple[LogicalTimestamp, ...]) -> None:
         self.rounds = rounds
         self.quorums = rounds.quorums
@@ -438,18 +451,9 @@ class QueryTally:
         # By object: the reports of servers, if their histories can be parsed.
         self.reported: dict[ObjectId, dict[NodeId, Known]] = {name: {} for name in names}
         self._wanted = wanted  # the versions that were asked for, if not the latest
-        self._first: tuple[bytes, ...] = ()  # histories of the first reply
-        self._heads: tuple[LogicalTimestamp, ...] = ()
-        self._plain = False  # all of these end with object versions
         self._alike = NOBODY  # those that report the same histories
         self.votes: Votes[tuple[tuple[LogicalTimestamp, ...], Answer]] = Votes(self.quorums)
         self._answered: dict[NodeId, tuple[LogicalTimestamp, ...]] = {}  # their latest versions
-        self.answer: Answer | None = None
-        self.versions: tuple[LogicalTimestamp, ...] = ()  # the latest established ones
-        self.disorderly: tuple[ObjectId, ...] = ()  # objects that need repair first
-        self.unknown = False  # the histories of some object have nothing in common: ask again
-        self.deduced = False  # the versions may not all have been the latest at one moment
-        self._hosting = NOBODY  # those that have the latest candidate of every object
 
     def take(self, asking: Asking, node: NodeId, reply: QueryReply) -> None:
         """Count the reply of one server."""

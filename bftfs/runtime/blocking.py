@@ -48,12 +48,14 @@ class BlockingNetwork:
         """
         engine = self.links.engine
         source = iter(conversations)
-        started: list[Running] = []
+        started = 0
+        running: dict[int, Running] = {}  # by position
         results: dict[int, Any] = {}
         failures: list[BaseException] = []
 
         def ended(position: int, result: Any, error: BaseException | None) -> None:
             results[position] = result
+            running.pop(position, None)
             if error is not None:
                 failures.append(error)
 
@@ -65,21 +67,23 @@ class BlockingNetwork:
                 if clock.monotonic_us() >= look_us:
                     look_us += SECOND_US
                     said = self._tell(said)
-                room = in_flight - (len(started) - len(results))
-                new = list(islice(source, room))
-                for conversation in new:
-                    started.append(engine.start(conversation, partial(ended, len(started))))
+                new = list(islice(source, in_flight - len(running)))
+                for position, conversation in enumerate(new, started):
+                    each = engine.start(conversation, partial(ended, position))
+                    if position not in results:
+                        running[position] = each
+                started += len(new)
                 self.links.flush()
-                if len(results) < len(started):
+                if running:
                     self._wait()
                 elif not new:
                     break
         finally:
-            for running in started:
-                running.cancel()
+            for each in tuple(running.values()):
+                each.cancel()
         if failures:
             raise failures[0]
-        return [results[position] for position in range(len(started))]
+        return [results[position] for position in range(started)]
 
     def _tell(self, said: str) -> str:
         """Say which nodes are waited for, unless that was `said` already."""
