@@ -62,9 +62,8 @@ def count(product: Product, tree: Path) -> dict[str, int]:
     reader.read(reader.open(b"first"))
     names = [b"%d" % number for number in range(REPEATED)]
     counter = product.object_id(product.ObjectKind.COUNTER, placement=0, unique=bytes(14))
-    blocks = [
-        product.block_id(cluster.root, incarnation=1, number=number) for number in range(REPEATED)
-    ]
+    inode = product.object_id(product.ObjectKind.INODE, placement=0, unique=bytes(14))
+    blocks = [product.block_id(inode, incarnation=1, number=number) for number in range(REPEATED)]
     item = bytes(FILE_BYTES)
     written: list[Any] = []
     opened: list[Any] = []
