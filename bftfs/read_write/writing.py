@@ -297,6 +297,8 @@ def likely_valid(
     Not of a node whose vouchers others have refused; nor of a life that has ended, as b + 1 nodes
     have told.
     """
+    if not vouchers:
+        return ()
     disbelieved = session.peers.disbelieved
     begun = _begun(session, told)
     return tuple(

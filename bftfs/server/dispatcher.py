@@ -134,6 +134,8 @@ class Dispatcher:
 
         Tasks come first: a supply may rest on one of them.
         """
+        if not self.has_supplies:
+            return
         for _ in range(len(self._tasks)):
             try:
                 batch.apply(self._tasks.popleft()(batch, now_us))
