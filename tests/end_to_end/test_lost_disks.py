@@ -148,7 +148,7 @@ class LosingCluster:
         self.deployment.kill(node)
         shutil.rmtree(directory.store)
         self.deployment.start([node], program=program)
-        await_that(lambda: directory.recovery.read_text().split() == [Stage.REBUILT.value])
+        await_that(lambda: directory.recovery.read_text().split()[-1] == Stage.REBUILT.value)
 
     def moved(self, program: tuple[str, ...]) -> list[Path]:
         """Where a reader finds a file that somebody began to move from a directory to another.
