@@ -391,8 +391,10 @@ class QueryUpdateClient:
         base, earlier = observed.classification.object_candidate, update.earlier
         uncertain: Outcome | None = None
         for attempt in tuple(earlier):
-            if base.timestamp == attempt.conditioned_on:
-                continue  # nothing has happened since: if it completes, the next attempt cannot
+            if base.timestamp <= attempt.conditioned_on:
+                # Nothing has happened since, or what is believed now is older: if it completes, the
+                # next attempt cannot.
+                continue
             if (
                 base.conditioned_on == attempt.conditioned_on
                 and base.timestamp != attempt.timestamp
