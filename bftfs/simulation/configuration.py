@@ -151,9 +151,9 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
 def _with_jumps(drawn: Configuration, random: Random) -> Configuration:
     """In a part of the seeds, all clocks jump ahead together, and back, again and again.
 
-    What is left incomplete at one node then waits for all others (docs/threat-model.md): none is
-    Byzantine there, or down for long. What is undone and restored is found by its time, and blocks
-    of no file have nothing that would move on with them.
+    None is Byzantine there: within the hour in which nodes bear with such times, it could leave an
+    object at one of them (docs/decisions/0017-clock-jumps.md). What is undone and restored is found
+    by its time, and blocks of no file have nothing that would move on with them.
     """
     if (
         random.random() >= 0.3
@@ -170,7 +170,7 @@ def _with_jumps(drawn: Configuration, random: Random) -> Configuration:
         jumps_us=random.choice(((CLOCK_SKEW_US // 2,), (3 * CLOCK_SKEW_US, 10**13), (10**14,))),
         jumped_us=(1_000, random.choice((SECOND_US, 10 * SECOND_US))),
     )
-    return replace(drawn, faults=faults, down_when_quiet=())
+    return replace(drawn, faults=faults)
 
 
 def _with_initiatives(drawn: Configuration, random: Random) -> Configuration:
