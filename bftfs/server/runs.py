@@ -186,5 +186,5 @@ class Runs:
     def _forget(self, reason: str) -> None:
         """Whatever this server has accepted, it may not know of."""
         if not self._recovery.is_lost:
-            self._report(reason)
             self._recovery.forget(OBJECTS, BLOCKS)
+            self._report(reason)
