@@ -156,6 +156,8 @@ class Repair:
                 asking.enough()
 
         await rounds.run(plan, message, QueryReply, take, subject="replica histories")
+        # A liar that claims lives of others here alone is refuted here: nothing else would be left.
+        rounds.is_outdated(plan)
         # The latest candidate, if hardly anybody has it, takes a repair to get rid of. It counts
         # once for each server: one operation may be the latest of several objects.
         alone = NOBODY

@@ -15,8 +15,9 @@ from bftfs.crypto.digest import LIFE_BYTES, LIFE_DIGEST, replica_history_digest
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.query_update.consistent import Claims
 from bftfs.query_update.counter import Fetch, Increment
-from bftfs.query_update.messages import LifeRequest, QueryReply, UpdateReply
+from bftfs.query_update.messages import LifeRequest, QueryReply, Status, Update, UpdateReply
 from bftfs.query_update.observation import Observations
+from bftfs.query_update.repair import Repair
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.rounds import Rounds
 from bftfs.read_write.descent import Descent
@@ -124,6 +125,61 @@ def test_a_life_that_its_own_histories_are_not_of_stops_nobody() -> None:
     for each in (user, world.user("other")):
         for name in COUNTERS * 3:
             each.run(increment(each, name), within_us=SECOND_US // 2)
+
+
+def count_beside_claims_where_clients_look() -> int:
+    """What a client counts up to, whose last update others have left incomplete.
+
+    The liar says that all others have begun new lives, and that it has accepted nothing; of lives
+    it says so only where a client looks at histories, before it tries again.
+    """
+    world = World()
+    name = COUNTERS[1]
+    first, other, user = (world.user(each) for each in ("first", "other", "user"))
+    first.run(increment(first, name))
+    world.run_for(605 * SECOND_US)
+    claims = (0,) * 6
+
+    def without(_to: Any, reply: Any) -> Any:
+        if isinstance(reply, UpdateReply):
+            reply = msgspec.structs.replace(reply, status=Status.NOT_CURRENT, answer=b"")
+        elif claims[0]:
+            reply = msgspec.structs.replace(reply, lives=claims, answered=False, answer=b"")
+        return msgspec.structs.replace(reply, histories=(b"",), authenticators=(b"",))
+
+    lie(world, without)
+    fetch(user, name)
+    fetch(other, name)
+    world.ways.hold(
+        lambda source, target, _kind, message: bool(
+            source == other.host.endpoint
+            and isinstance(message, Update)
+            and target[1] not in (3, 4)
+        )
+    )
+    world.start(other.host, increment(other, name))
+    world.run_for(SECOND_US // 200)
+    other.host.crash()
+    claims = (3, 3, 3, 3, 3, 0)
+    value: int = user.run(increment(user, name), within_us=20 * SECOND_US).answer.value
+    return value
+
+
+def test_lives_that_are_claimed_where_a_client_looks_stop_nobody() -> None:
+    assert count_beside_claims_where_clients_look() == 2
+
+
+def test_must_fail_clients_that_look_and_do_not_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    refresh = Repair.refresh
+
+    async def careless(repairs: Repair, names: tuple[ObjectId, ...]) -> None:
+        with monkeypatch.context() as during:
+            during.setattr(Rounds, "is_outdated", lambda *_: False)
+            await refresh(repairs, names)
+
+    monkeypatch.setattr(Repair, "refresh", careless)
+    with pytest.raises(AssertionError):
+        count_beside_claims_where_clients_look()
 
 
 def falsely_knowing(world: World, life: int) -> Change:
