@@ -317,6 +317,8 @@ class Peers:
 
     def conformed(self, nodes: Nodes) -> None:
         """`nodes` report the same as others."""
+        if self._watched is NOBODY:
+            return
         for node in nodes & self._watched:
             record = self._records[node]
             record.divergences -= 1

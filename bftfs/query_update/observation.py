@@ -173,6 +173,8 @@ class Deductions:
     ) -> tuple[tuple[Fact, ...], tuple[tuple[Voucher, ...], ...]]:
         """What is known of `candidates`, and how to convince servers of it."""
         known = self.facts
+        if not known:
+            return (), ()
         timestamps = {candidate.timestamp for candidate in candidates} & known.keys()
         facts = [Fact(each, known[each]) for each in sorted(timestamps)[-limits.FACTS :]]
         return tuple(facts), tuple(map(self._vouchers_for, facts))

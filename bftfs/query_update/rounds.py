@@ -105,6 +105,8 @@ class Rounds:
     """How a client asks: in which order, how long, and what it remembers of the replies."""
 
     __slots__ = (
+        "_alike",
+        "_changed",
         "_plain_bytes",
         "_told",
         "lives",
@@ -123,7 +125,9 @@ class Rounds:
         self.patience_total_us = patience_total_us
         self.lives = Lives()
         self._plain_bytes = authenticator_bytes(self.quorums.n)
-        self._told: dict[NodeId, Told] = {}  # what each server has told of lives last
+        self._told: dict[NodeId, Told] = {}  # what each server has told of lives last…
+        self._alike = True  # …True if all of them tell the same…
+        self._changed = 0  # …and the moment when one of them told something new
 
     async def plan(self, names: tuple[ObjectId, ...]) -> Plan:
         """Whom to ask about `names`, ascending. The highest object's preferred quorum comes first.
@@ -227,6 +231,8 @@ class Rounds:
         if lives[node] > before[node]:  # a liar could take back what it has accepted, for ever
             self.peers.diverged(Nodes.of([node]), now_us)
         self._told[node] = lives
+        self._alike = len(set(self._told.values())) == 1
+        self._changed = self.lives.begin()
         self._believe()
         return True
 
@@ -263,6 +269,8 @@ class Rounds:
 
         Then the round does not count.
         """
+        if self._alike and self._changed < plan.began:
+            return False  # all that were heard tell the same as all others
         lives = self.lives
         refuted = lives.refuted
         agree = lives.agree(plan.heard, plan.began, self._told)
@@ -311,6 +319,8 @@ class UpdateTally:
         one may believe that it is next.)
         """
         told = self._contenders
+        if not any(told.values()) and self.quorums.includes_benign(self.accepted):
+            return 0
         for number in sorted(set(told.values())):
             nodes = Nodes.of([node for node in told if told[node] <= number])
             if self.quorums.includes_benign(nodes):

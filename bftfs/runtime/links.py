@@ -123,6 +123,7 @@ class Links:
         self._scratch = memoryview(bytearray(RECEIVE_BYTES))
         self._decode = decode
         self._encoded: tuple[Any, bytes] = (None, b"")  # a message goes to several nodes
+        self._sending_us = 0  # when the first request was made since the last flush; 0: none was
         if persistent:
             for link in self._links:
                 self._dial(link)
@@ -171,6 +172,7 @@ class Links:
 
     def flush(self) -> None:
         """Send the requests that are ready, each node's in one write."""
+        self._sending_us = 0
         unflushed = self._unflushed
         if unflushed:
             for link in unflushed:
@@ -231,7 +233,9 @@ class Links:
             metadata = encode(message)
             self._encoded = (message, metadata)
         if not link.owes_since_us:
-            link.owes_since_us = clock.monotonic_us()
+            if not self._sending_us:
+                self._sending_us = clock.monotonic_us()
+            link.owes_since_us = self._sending_us
         if link.opened:
             output = link.output
             if output.size > OUTPUT_BYTES:
