@@ -54,6 +54,8 @@ def test_nodes_verify_what_was_written_and_readers_need_not(
 ) -> None:
     configure(deployment, f'verification = "{policy}"\n')
     deployment.start()
+    # Before that a node may miss what others take.
+    await_that(lambda: total(deployment, "bftfs_clock_confirmed") == 6)
     writer, reader = Client(deployment), Client(deployment, 1)
     written = items(24)
     writer.write_all(written)
