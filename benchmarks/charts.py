@@ -1,4 +1,4 @@
-"""What a chart shows, as values. `benchmarks.plot` draws it."""
+"""The values that the charts of a result show. `benchmarks.plot` draws them."""
 
 from __future__ import annotations
 

@@ -227,9 +227,7 @@ READ_AHEAD_KIB: Final = 4096  # eight requests of up to 1 MiB in flight; the ker
 WRITE_BACK_EVERY_S: Final = 1.0
 WRITE_BACK_OLDER_US: Final = 5_000_000
 GOODBYE_PATIENCE_S: Final = 45.0  # to write the rest at the end, if the cluster does not answer
-ACCESSES_PATIENCE_S: Final = (
-    3.0  # …and then to record access times, which are not worth waiting for
-)
+ACCESSES_PATIENCE_S: Final = 3.0  # …and after that to record access times
 
 
 class Mount:

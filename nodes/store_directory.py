@@ -216,7 +216,7 @@ def read_head(path: Path, environment: lmdb.Environment, *, owner: bytes) -> Hea
 
 
 def disk_bytes(path: Path) -> int:
-    """What the store at `path` takes on its disk, with room that is allocated ahead of need."""
+    """The bytes that the store at `path` occupies on its disk; some are allocated ahead of need."""
     return sum(512 * (path / name).stat().st_blocks for name in (DATA_FILE, JOURNAL_FILE))
 
 

@@ -121,7 +121,7 @@ class QuorumSystem(Protocol):
         """Whether some repairable set R ⊆ `nodes`. (4.1)"""
 
     def may_be_repairable(self, nodes: Nodes) -> bool:
-        """Whether `nodes` and malevolent ones among the others may contain a repairable set."""
+        """Whether `nodes`, with malevolent servers added, may contain a repairable set."""
 
     def includes_benign(self, nodes: Nodes) -> bool:
         """Whether `nodes` cannot all be malevolent: no B of the fail-prone system covers them."""

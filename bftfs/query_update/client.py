@@ -392,8 +392,8 @@ class QueryUpdateClient:
         uncertain: Outcome | None = None
         for attempt in tuple(earlier):
             if base.timestamp <= attempt.conditioned_on:
-                # Nothing has happened since, or what is believed now is older: if it completes, the
-                # next attempt cannot.
+                # The client conditions the next attempt on the same version as this one, or on an
+                # older one: servers establish one of the two attempts at most.
                 continue
             if (
                 base.conditioned_on == attempt.conditioned_on

@@ -108,7 +108,7 @@ class Claims:
         return {each for each in claims if (each.claimant, each.maker) not in self._denied}
 
     def want(self, claims: set[Claim], name: ObjectId, now_us: int) -> Want | None:
-        """What the request waits for: answers of the makers. None if one of them is silent."""
+        """The wait of a request for the makers' answers. None if a maker has just been silent."""
         makers = sorted({each.maker for each in claims})
         for maker in makers:
             if (

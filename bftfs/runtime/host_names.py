@@ -63,7 +63,7 @@ class HostNames:
 
 
 def looked_up(host: str, port: int, *, flags: int = 0) -> Answer:
-    """What the C library says. Raises OSError."""
+    """The address that the C library finds for a host name. Raises OSError."""
     try:
         family, _, _, _, target = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=flags

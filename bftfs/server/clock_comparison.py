@@ -57,7 +57,7 @@ class ClockServer:
     def step(
         self, view: StorageView, sender: Sender, message: ClockRequest, body: Body, now_us: int
     ) -> Ready:
-        """Serve one request. Who asks may rely on this node's remembering what it is told."""
+        """Tell the time. The node stores it first, unless it has stored a time close before."""
         clock = self._clock
         reply = ClockReply(now_us, clock.borne_us(now_us))
         if clock.is_stored(view.get(Table.META, _REMEMBERED) or b"", now_us):

@@ -1,8 +1,8 @@
 """Removes blocks of files that do not exist, while a node is short of room.
 
 **Situation.** A node takes blocks of an inode that it does not know: it may be behind. So any
-client may store blocks under ids that it has made up. Nobody is ever shown them, nobody can remove
-what has no name, and collection finds versions by their inodes.
+client may store blocks of inodes that do not exist. No reader is ever shown such a block, no client
+can remove it, and collection does not find it, since that goes from inodes to their blocks.
 
 **Rule.** A node removes a block's version that is older than the window, and too old to be named by
 any update, if a quorum of nodes that have forgotten nothing, itself included, have the same latest
@@ -43,7 +43,7 @@ _AFTER_BLOCKS = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES)
 
 
 class Removed(NamedTuple):
-    """What was removed: versions, and bytes of these."""
+    """How many versions a pass has removed, and how many bytes these took."""
 
     versions: int = 0
     volume: int = 0

@@ -6,8 +6,6 @@ import os
 import socket
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 WATCHDOG_US = 400_000
 
@@ -42,17 +40,6 @@ class ServiceManager:
             heard.append(self.hears(within_s=within_s))
             assert heard[-1], f"silence for {within_s} s after {heard[:-1]}"
         return heard
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Listen no more."""

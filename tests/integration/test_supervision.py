@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def four(tmp_path: Path) -> Iterator[Deployment]:
 def test_a_supervised_node_says_how_it_is(
     four: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with ServiceManager() as manager:
+    with closing(ServiceManager()) as manager:
         for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC"):
             monkeypatch.setenv(name, manager.environment[name])
         four.start([0], program=("bftfs", "node", "run"))

@@ -15,7 +15,6 @@ from bftfs.server import runs
 from bftfs.server.runs import Runs
 from bftfs.simulation.disk import Tables
 from bftfs.simulation.network import Kind
-from bftfs.simulation.workloads.ledger import Audit
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import MemoryStorage
 from tests.seams.test_lost_disks import (
@@ -27,6 +26,7 @@ from tests.seams.test_lost_disks import (
     Schedule,
     balances,
     deposit,
+    read_before_late_messages,
 )
 from tests.seams.world import World
 
@@ -133,13 +133,7 @@ def read_before_it_knows() -> int:
     world.ways.hold(late)
     user.run(deposit(user, ONE, 50))
     world.put_back({LOSER: older}, elsewhere=False)
-    query = reader.objects.query((ONE,), "ledger.audit1", Audit(), reader.who)
-    ended = world.start(reader.host, query)
-    world.run_for(30 * SECOND_US)
-    world.ways.flow()
-    world.run_until(lambda: bool(ended), within_us=60 * SECOND_US)
-    balance: int = ended[0].answer.accounts[0].balance
-    return balance
+    return read_before_late_messages(world, reader)
 
 
 def test_it_says_nothing_before_it_knows() -> None:

@@ -349,6 +349,17 @@ def test_must_fail_a_server_that_waits_for_nobodys_copies(monkeypatch: pytest.Mo
         left_behind_at_few(1, 1, (ONE, OTHER), late=False)
 
 
+def read_before_late_messages(world: World, reader: User) -> int:
+    """The balance of ONE that the reader reads; what is held comes half a minute after it asks."""
+    query = reader.objects.query((ONE,), "ledger.audit1", Audit(), reader.who)
+    ended = world.start(reader.host, query)
+    world.run_for(30 * SECOND_US)
+    world.ways.flow()
+    world.run_until(lambda: bool(ended), within_us=60 * SECOND_US)
+    balance: int = ended[0].answer.accounts[0].balance
+    return balance
+
+
 def read_before_all_objects_are_heard() -> int:
     """What is read of an account with 100 after a transfer of 50 to another one was acknowledged.
 
@@ -382,13 +393,7 @@ def read_before_all_objects_are_heard() -> int:
     world.start(first.host, first.objects.query((ONE,), "ledger.audit1", Audit(), first.who))
     world.run_for(40 * SECOND_US)
     adopt(world, NodeId(3), NodeId(5), ONE)
-    query = reader.objects.query((ONE,), "ledger.audit1", Audit(), reader.who)
-    ended = world.start(reader.host, query)
-    world.run_for(30 * SECOND_US)
-    world.ways.flow()
-    world.run_until(lambda: bool(ended), within_us=60 * SECOND_US)
-    balance: int = ended[0].answer.accounts[0].balance
-    return balance
+    return read_before_late_messages(world, reader)
 
 
 def test_what_r_have_is_waited_for_where_something_earlier_is_known() -> None:
