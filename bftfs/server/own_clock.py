@@ -10,9 +10,8 @@ and let go of history that is to be kept.
    (`limits.CLOCKS_AGREE_US`) distrusts its clock.
 2. So does one whose clock has gone on since the last comparison by more than that, beyond the time
    between two comparisons; or back by more than that.
-3. It trusts it again when t + 2 b others agree with it, more than t at least, and not more than t
-   differ. When it starts it does not trust it before that, if it has peers: it may have started in
-   a jump.
+3. It trusts it again when 2 t + b others agree with it, and not more than t differ. When it starts
+   it does not trust it before that, if it has peers: it may have started in a jump.
 4. For as long as the detection window after a jump ahead by more than `limits.CLOCK_JUMP_US`,
    history is kept as if the clock had not jumped: if all clocks jump together, nobody notices
    anything else. (A smaller one costs the window as much. So does a machine's sleep.)
@@ -27,9 +26,10 @@ and let go of history that is to be kept.
    who trusts its clock by that can rely on its being remembered.
    (docs/decisions/0017-clock-jumps.md)
 
-**Why it is safe.** docs/threat-model.md, G7, says it: of more than t others one is correct. And of
-more than t + b that tell of a time more than t do not lie: clocks that were wrong by themselves,
-one after the other, and a liar that tells what they bore, are too few.
+**Why it is safe.** docs/threat-model.md, G7, says it: of more than t others one is correct. Of more
+than t + b that tell of a time more than t do not lie: t clocks that were wrong by themselves, and
+liars that tell what they bore, are too few. And of 2 t + b others that have confirmed a clock, t
+may lie or fail later: with the one whose clock it is, more than t + b are left to tell of it.
 
 **Tests.** `tests/unit/server/test_own_clock.py`, `tests/seams/test_clock_jumps.py`.
 
@@ -145,7 +145,8 @@ class OwnClock:
     def is_confirmed_by(self, differences: Mapping[NodeId, int]) -> bool:
         """True if so many others agree, and so few differ, that the clock is trusted."""
         apart = len(_apart(differences))
-        return apart <= self._t and len(differences) - apart >= self._t + max(2 * self._b, 1)
+        agree = len(differences) - apart
+        return apart <= self._t and agree >= max(2 * self._t + self._b, 1)
 
     def borne_us(self, now_us: int) -> int:
         """A time that it had not reached when it was set back; 0 if it was not, of late.

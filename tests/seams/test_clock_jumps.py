@@ -38,6 +38,7 @@ from bftfs.server.own_clock import OwnClock
 from bftfs.simulation import deployment
 from bftfs.simulation.deployment import CollectionPlan
 from bftfs.simulation.network import Kind
+from bftfs.simulation.principals import SimulatedNode
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import Table
 from bftfs.wire.codec import encode
@@ -241,6 +242,70 @@ def test_must_fail_where_nodes_forget_what_they_told_others(
     monkeypatch.setattr(OwnClock, "is_stored", lambda *_: True)
     with pytest.raises(AssertionError, match="it waits"):
         test_nodes_that_start_while_the_clocks_are_ahead_freeze_nothing(compares=True)
+
+
+def left_where_just_enough_have_confirmed_it(t: int, b: int) -> tuple[World, User]:
+    """One server takes an update in a jump, when just enough others have confirmed its clock.
+
+    All have just started, and start again soon: who has told nobody the time remembers nothing of
+    the jump. When the clocks are right, t of those that have confirmed the server's are down.
+    """
+    world = World(t, b, verifying=False, compares_clocks=True)
+    user, other = world.user("user"), world.user("other")
+    done(world, user, incrementing(user))
+    clocks, one, others = world.deployment.clocks, world.nodes[0], world.nodes[1:]
+    enough = 0
+    while not clocks[one.node].is_confirmed_by({other.node: 0 for other in others[:enough]}):
+        enough += 1
+    confirming = [other.endpoint for other in others[:enough]]
+
+    def restart(nodes: list[SimulatedNode]) -> None:
+        for node in nodes:
+            node.crash(down_us=None)
+        for node in nodes:
+            node.start()
+
+    def is_held(source: Any, target: Any, kind: Kind, message: Any) -> bool:
+        if isinstance(message, ClockRequest):
+            return source != one.endpoint or target not in confirming
+        return kind is Kind.REQUEST and target != one.endpoint
+
+    jump(world, [user, other], YEAR_S)
+    world.ways.hold(is_held)
+    for node in world.nodes:
+        node.disk.lose(Table.META, b"clock")
+    restart(world.nodes)
+    world.start(user.host, incrementing(user))
+    for _ in range(3):
+        world.run_for(SECOND_US // 5)
+        restart(others)
+    assert time_of(Replica(one.disk, COUNTER).history.latest) > world.now_us + SECOND_US
+    user.host.crash()
+    world.ways.hold(lambda *_: False)
+    jump(world, [user, other], -YEAR_S)
+    restart(world.nodes)
+    for node in others[:t]:
+        node.crash(down_us=None)
+    world.run_for(90 * SECOND_US)
+    return world, other
+
+
+@pytest.mark.parametrize(("t", "b"), [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)])
+def test_those_that_have_confirmed_a_clock_may_fail_later(t: int, b: int) -> None:
+    world, other = left_where_just_enough_have_confirmed_it(t, b)
+    done(world, other, incrementing(other))
+
+
+def test_must_fail_where_nobody_counts_those_that_fail_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def is_confirmed_by(_clock: OwnClock, differences: dict[NodeId, int]) -> bool:
+        t, b = 2, 1
+        return len(differences) >= t + 2 * b
+
+    monkeypatch.setattr(OwnClock, "is_confirmed_by", is_confirmed_by)
+    with pytest.raises(AssertionError, match="it waits"):
+        test_those_that_have_confirmed_a_clock_may_fail_later(2, 1)
 
 
 @pytest.mark.parametrize(

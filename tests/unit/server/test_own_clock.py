@@ -48,23 +48,62 @@ def test_more_than_t_others_end_trust_and_bring_it_back(t: int, far_us: int) -> 
     assert "node 0's by 600 s" in refused.reason
     clock.compared(seen(*[0] * t), NOW_US)  # too few say so
     assert clock.refusal(NOW_US) is not None
-    clock.compared(seen(*[far_us] * t, *[0] * (t + 1)), NOW_US)
+    clock.compared(seen(*[far_us] * t, *[0] * (2 * t)), NOW_US)
     assert clock.refusal(NOW_US) is None
     assert len(told) == 2
     assert told[-1] == ""
 
 
-@pytest.mark.parametrize(("t", "b", "agree"), [(1, 0, 2), (1, 1, 3), (2, 1, 4), (2, 2, 6)])
-def test_of_those_that_confirm_a_clock_more_than_t_do_not_lie_and_tell_of_it(
-    t: int, b: int, agree: int
+CLUSTERS = [
+    (t, b, 3 * t + 2 * b + 1 + more)
+    for t in range(4)
+    for b in range(t + 1)
+    for more in range(3)
+    if t or more
+]
+
+
+def confirming(t: int, b: int) -> int:
+    """How many others have to agree with a clock."""
+    for agree in range(3 * t + 2 * b + 2):
+        clock = OwnClock(t, b=b, compared=True)
+        clock.compared(seen(*[0] * agree), NOW_US)
+        if clock.refusal(NOW_US) is None:
+            return agree
+    raise AssertionError("nobody is trusted")
+
+
+@pytest.mark.parametrize(("t", "b", "n"), CLUSTERS)
+def test_whoever_confirms_a_clock_enough_are_left_that_tell_of_it(t: int, b: int, n: int) -> None:
+    """Some of them lie, some fail later: a server bears with the time whoever that is."""
+    agree = confirming(t, b)
+    for lying in range(min(b, agree) + 1):
+        for failed in range(min(t - lying, agree - lying) + 1):
+            for takes in (True, False):  # the server that has taken something by that clock
+                told_us = [FAR_AHEAD_US] * (agree - lying - failed + (not takes))
+                told_us += [0] * (n - 1 - failed - len(told_us))
+                clock = OwnClock(t, b=b)
+                if takes:
+                    clock.compared({}, NOW_US + FAR_AHEAD_US)
+                clock.compared(seen(*[0] * len(told_us)), NOW_US, told_us)
+                assert clock.before_us(NOW_US) >= FAR_AHEAD_US
+
+
+@pytest.mark.parametrize(("t", "b", "n"), CLUSTERS)
+def test_a_right_clock_is_confirmed_and_a_wrong_one_is_not_whatever_t_do(
+    t: int, b: int, n: int
 ) -> None:
-    """They and the node itself are more than t + b that tell of its time, without the liars."""
-    assert agree - b + 1 >= t + b + (b > 0)
-    clock = OwnClock(t, b=b, compared=True)
-    clock.compared(seen(*[0] * (agree - 1)), NOW_US)
-    assert clock.refusal(NOW_US) is not None
-    clock.compared(seen(*[0] * agree), NOW_US)
-    assert clock.refusal(NOW_US) is None
+    for wrong in range(t + 1):
+        for down in range(t - wrong + 1):
+            right = n - 1 - wrong - down
+            clock = OwnClock(t, b=b, compared=True)
+            clock.compared(seen(*[FAR_US] * wrong, *[0] * right), NOW_US)
+            assert clock.refusal(NOW_US) is None
+    for agree in range(t):  # others that are wrong alike, or lie
+        for answer in range(n - t + 1):
+            clock = OwnClock(t, b=b, compared=True)
+            clock.compared(seen(*[0] * agree, *[FAR_US] * answer), NOW_US)
+            assert clock.refusal(NOW_US) is not None
 
 
 @pytest.mark.parametrize(("t", "b"), [(1, 0), (1, 1), (2, 1), (2, 2)])
