@@ -10,14 +10,21 @@ from pathlib import Path
 
 import click
 
-from bftfs.cli.command_session import CommandSession, refusals_explained, session_at
+from bftfs.cli.command_session import (
+    CommandSession,
+    absolute,
+    refusals_explained,
+    session_at,
+)
 from bftfs.cli.options import json_option
 from bftfs.cli.progress import Progress
 from bftfs.cli.times import says_time
 from bftfs.cli.versions import diff
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.file_history import in_batches
-from bftfs.filesystem.time_names import format_time_name
+from bftfs.filesystem.schedule import Rule, parse_rules
+from bftfs.filesystem.time_names import format_time_name, format_utc
+from bftfs.filesystem.volume import LABEL_BYTES, PATH_BYTES, Made, Schedule, ScheduleSetting
 from bftfs.identifiers import ObjectId
 from bftfs.printable import printable
 from bftfs.retention import Policy, format_duration, parse_policy
@@ -161,12 +168,15 @@ def list_(mountpoint: str, as_json: bool) -> None:
     """
     with session_at(mountpoint) as session:
         found = session.perform(session.history.snapshots(session.who))
+        schedules = session.perform(session.history.schedules(session.who))
+    made_by = {made: _path_of(session, each) for each in schedules for made in each.made}
     rows = [
         {
             "name": os.fsdecode(each.name),
             "time": format_time_name(each.time_us),
             "uid": each.uid,
             "made": format_time_name(each.made_us),
+            "schedule": made_by.get(Made(each.name, each.made_us)),
         }
         for each in sorted(found, key=lambda each: each.time_us)
     ]
@@ -174,7 +184,8 @@ def list_(mountpoint: str, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        click.echo(f"{row['time']}  uid {row['uid']:<5} {printable(str(row['name']))}")
+        by = f"  (schedule of {printable(str(row['schedule']))})" if row["schedule"] else ""
+        click.echo(f"{row['time']}  uid {row['uid']:<5} {printable(str(row['name']))}{by}")
 
 
 @snapshot.command()
@@ -206,6 +217,196 @@ def diff_(context: click.Context, path: str, old: str, new: str | None, brief: b
     return code
 
 
+# --- schedules --------------------------------------------------------------------------------
+
+
+@snapshot.command()
+@click.argument("path", metavar="[PATH]", required=False)
+@click.argument("rules", metavar="[RULES]", required=False)
+@click.option("--name", default=None, help="Begin snapshots' names so. [default: PATH's name]")
+@click.option("--remove", is_flag=True, help="Remove your schedule of PATH; its snapshots stay.")
+@json_option
+def schedule(
+    path: str | None, rules: str | None, name: str | None, remove: bool, as_json: bool
+) -> None:
+    """Have snapshots made for directory PATH, and let go, by RULES; without RULES, list schedules.
+
+    A rule is `every TIME keep NUMBER`: one snapshot in each TIME, of which the latest NUMBER are
+    kept. `bftfs snapshot run` makes what is due: have cron or a systemd timer run that. All
+    machines that mount the file system see the schedules; each user has schedules of their own.
+
+    Example: bftfs snapshot schedule photos 'every 1h keep 24, every 1d keep 30'
+    """
+    if rules is None and not remove:
+        if name is not None:
+            raise UsageError("--name: give rules as well, such as 'every 1h keep 24'")
+        with session_at(path or ".") as session:
+            _list_schedules(session, _schedules_below(session, path), as_json=as_json)
+        return
+    if remove == (rules is not None) or path is None:
+        raise UsageError("name a directory, and either rules or --remove")
+    with session_at(path) as session:
+        if remove:
+            _remove_schedule(session, path)
+        else:
+            _set_schedule(session, path, parse_rules(rules or ""), name)
+
+
+def _set_schedule(
+    session: CommandSession, path: str, rules: tuple[Rule, ...], name: str | None
+) -> None:
+    located = session.locate(path)
+    if located.time_us is not None or not located.attributes.is_directory:
+        raise UsageError(f"{located.shown}: not a directory of the present; name one")
+    place = b"/" + os.fsencode("/".join(session.names(located.path)))
+    label = os.fsencode(located.path.name if name is None else name)
+    example = os.fsdecode(label + b"-" + format_utc(session.now_us).encode())
+    if not label or len(label) > LABEL_BYTES or says_time(example, now_us=session.now_us):
+        raise UsageError(
+            f"{os.fsdecode(label)!r}: snapshots' names cannot begin so (empty, looks like a time, "
+            f"or longer than {LABEL_BYTES} bytes); choose another beginning with --name"
+        )
+    setting = ScheduleSetting(located.identifier, label, place[:PATH_BYTES], rules)
+    with refusals_explained(str(located.path), _WHY_NOT_SCHEDULED):
+        session.perform(session.history.set_schedule(setting, session.who))
+    click.echo(
+        f"{printable(str(located.path))}: {', '.join(map(str, rules))}; "
+        "`bftfs snapshot run` makes what is due"
+    )
+
+
+def _remove_schedule(session: CommandSession, path: str) -> None:
+    """Remove the user's schedule of the directory that is at a path, or was when it was set."""
+    full = absolute(path)
+    place = b"/" + os.fsencode("/".join(session.names(full)))
+    try:
+        directory = session.locate_at(full, None).identifier
+    except UsageError:
+        directory = None
+    own = [each for each in _schedules(session) if each.uid == session.who.uid]
+    at_path = [each for each in own if each.directory == directory]
+    found = at_path or [each for each in own if each.path == place]
+    if not found:
+        raise UsageError(
+            f"{full}: you have no schedule for it; `bftfs snapshot schedule` lists all", exit_code=1
+        )
+    with refusals_explained(str(full), _WHY_NOT_SCHEDULED):
+        session.perform(session.history.delete_schedule(found[0], session.who))
+    click.echo(
+        f"{printable(str(full))}: no schedule any more; its {len(found[0].made)} snapshots stay "
+        "(`bftfs snapshot delete` removes one)"
+    )
+
+
+def _schedules(session: CommandSession) -> tuple[Schedule, ...]:
+    return session.perform(session.history.schedules(session.who))
+
+
+def _schedules_below(session: CommandSession, path: str | None) -> list[Schedule]:
+    """The schedules of a directory and of those below it; of the whole file system for None."""
+    if path is None:
+        return list(_schedules(session))
+    top = session.names(absolute(path))
+    return [
+        each
+        for each in _schedules(session)
+        if Path(os.fsdecode(each.path)).parts[1 : 1 + len(top)] == top
+    ]
+
+
+def _path_of(session: CommandSession, each: Schedule) -> str:
+    """Where the directory was when the rules were set, in this mount."""
+    return str(session.mounted.path / os.fsdecode(each.path).lstrip("/"))
+
+
+def _list_schedules(session: CommandSession, found: list[Schedule], *, as_json: bool) -> None:
+    rows = [
+        {
+            "path": _path_of(session, each),
+            "uid": each.uid,
+            "rules": ", ".join(map(str, each.rules)),
+            "name": os.fsdecode(each.label),
+            "snapshots": [os.fsdecode(made.name) for made in each.made],
+            "latest": format_time_name(each.made[-1].made_us) if each.made else None,
+        }
+        for each in found
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row, each in zip(rows, found, strict=True):
+        latest = f", the latest of {row['latest']}" if each.made else ""
+        click.echo(
+            f"{printable(str(row['path']))}  uid {each.uid}: {row['rules']} "
+            f"({len(each.made)} snapshots{latest})"
+        )
+    if not rows:
+        click.echo("no schedules; `bftfs snapshot schedule PATH RULES` makes one", err=True)
+
+
+@snapshot.command()
+@click.argument("path", metavar="[PATH|all]", default="all")
+def run(path: str) -> None:
+    """Make the snapshots that are due, and remove those that no rule keeps any more.
+
+    Follows your schedules of PATH and of directories below it, and everybody's if you are root;
+    without PATH, or with `all`, those of the whole file system that you are in. Running it again
+    changes nothing. What was missed is made up for by one snapshot. Only snapshots that the
+    schedule has made are removed.
+
+    Example: bftfs snapshot run
+    """
+    place = "." if path == "all" else path
+    failures = 0
+    with session_at(place) as session:
+        found = [
+            each
+            for each in _schedules_below(session, None if path == "all" else path)
+            if session.who.uid in (0, each.uid)
+        ]
+        if found:
+            _push(session)
+        for each in found:
+            failures += not _follow(session, each)
+    if not found:
+        click.echo("no schedules; `bftfs snapshot schedule PATH RULES` makes one", err=True)
+    if failures:
+        raise UsageError(f"{failures} of {len(found)} schedules could not be followed", exit_code=1)
+
+
+def _follow(session: CommandSession, each: Schedule) -> bool:
+    """Follow one schedule, and say what it changed. False if that failed."""
+    shown = printable(_path_of(session, each))
+    history, who = session.history, session.who
+    try:
+        session.perform(session.files.attributes(each.directory, who))
+    except FileSystemError as refusal:
+        if refusal.code not in (errno.ESTALE, errno.ENOENT):
+            raise
+        click.echo(f"{shown}: is gone; `bftfs snapshot schedule --remove {shown}`", err=True)
+        return True
+    try:
+        followed = session.perform(history.follow_schedule(each, who))
+    except FileSystemError as refusal:
+        if refusal.code == errno.ENOENT:
+            return True  # somebody has removed it meanwhile
+        why = _WHY_NOT_SCHEDULED.get(refusal.code, os.strerror(refusal.code))
+        click.echo(f"bftfs: {shown}: {why}", err=True)
+        return False
+    if followed.made is not None:
+        click.echo(f"{shown}: made {printable(os.fsdecode(followed.made.name))}")
+    for name in followed.removed:
+        click.echo(f"{shown}: removed {printable(os.fsdecode(name))}")
+    return True
+
+
+_WHY_NOT_SCHEDULED = {
+    errno.EDQUOT: "its user has too many snapshots or schedules; delete some "
+    "(`bftfs snapshot list`, `bftfs snapshot schedule`)",
+    errno.EINVAL: "snapshots' names cannot begin so (a dot, a slash, or a time); choose another "
+    "beginning with --name",
+    errno.ENOENT: "there is no such schedule; `bftfs snapshot schedule` lists all",
+}
 _WHY_NOT = {
     errno.EEXIST: "there is a snapshot of that name; delete it, or choose another name",
     errno.ENOENT: "there is no such snapshot; `bftfs snapshot list` shows all",

@@ -28,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from bftfs import limits
 from bftfs.conversation import Conversation, Now, Together
@@ -42,7 +42,14 @@ from bftfs.filesystem.metadata import PastMetadata
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.filesystem.options import Options
-from bftfs.filesystem.volume import Snapshot, SnapshotCreation
+from bftfs.filesystem.volume import (
+    Followed,
+    Schedule,
+    ScheduleName,
+    ScheduleSetting,
+    Snapshot,
+    SnapshotCreation,
+)
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.limits import MIB
 from bftfs.query_update.client import QueryUpdateClient
@@ -183,16 +190,40 @@ class History:
     async def create_snapshot(self, name: bytes, who: Credentials, *, time_us: int = 0) -> Snapshot:
         """Give a time (by default the present) a name."""
         arguments = SnapshotCreation(name, time_us)
-        return await self._change_snapshots(registry.CREATE_SNAPSHOT, arguments, who)
+        made: Snapshot = await self._change_volume(registry.CREATE_SNAPSHOT, arguments, who)
+        return made
 
     async def delete_snapshot(self, name: bytes, who: Credentials) -> Snapshot:
         """Delete the name of a snapshot."""
-        return await self._change_snapshots(registry.DELETE_SNAPSHOT, Name(name), who)
+        deleted: Snapshot = await self._change_volume(registry.DELETE_SNAPSHOT, Name(name), who)
+        return deleted
 
-    async def _change_snapshots(self, method: str, arguments: Record, who: Credentials) -> Snapshot:
+    async def _change_volume(self, method: str, arguments: Record, who: Credentials) -> Any:
         answered = await self.objects.update((self.present.volume,), method, arguments, who)
-        changed: Snapshot = answered.answer
-        return changed
+        return answered.answer
+
+    # --- schedules of snapshots --------------------------------------------------------------
+
+    async def schedules(self, who: Credentials) -> tuple[Schedule, ...]:
+        """All schedules."""
+        method = registry.LIST_SCHEDULES
+        answered = await self.objects.query((self.present.volume,), method, NoArguments(), who)
+        return tuple(answered.answer.schedules)
+
+    async def set_schedule(self, setting: ScheduleSetting, who: Credentials) -> None:
+        """Give a directory a schedule, or other rules."""
+        await self._change_volume(registry.SET_SCHEDULE, setting, who)
+
+    async def delete_schedule(self, schedule: Schedule, who: Credentials) -> None:
+        """Remove a schedule; its snapshots stay."""
+        name = ScheduleName(schedule.directory, schedule.uid)
+        await self._change_volume(registry.DELETE_SCHEDULE, name, who)
+
+    async def follow_schedule(self, schedule: Schedule, who: Credentials) -> Followed:
+        """Make the snapshot that is due, and remove those that no rule keeps."""
+        name = ScheduleName(schedule.directory, schedule.uid)
+        followed: Followed = await self._change_volume(registry.FOLLOW_SCHEDULE, name, who)
+        return followed
 
     # --- retention ---------------------------------------------------------------------------
 

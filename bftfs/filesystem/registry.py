@@ -47,6 +47,10 @@ DESCRIBE: Final = "volume.describe"
 LIST_SNAPSHOTS: Final = "volume.list_snapshots"
 CREATE_SNAPSHOT: Final = "volume.create_snapshot"
 DELETE_SNAPSHOT: Final = "volume.delete_snapshot"
+LIST_SCHEDULES: Final = "volume.list_schedules"
+SET_SCHEDULE: Final = "volume.set_schedule"
+DELETE_SCHEDULE: Final = "volume.delete_schedule"
+FOLLOW_SCHEDULE: Final = "volume.follow_schedule"
 
 
 def _method(
@@ -97,6 +101,10 @@ _METHODS = (
     _query(LIST_SNAPSHOTS, volume.list_snapshots, _VOLUME),
     _method(CREATE_SNAPSHOT, volume.create_snapshot, _VOLUME),
     _method(DELETE_SNAPSHOT, volume.delete_snapshot, _VOLUME, frees=True),
+    _query(LIST_SCHEDULES, volume.list_schedules, _VOLUME),
+    _method(SET_SCHEDULE, volume.set_schedule, _VOLUME),
+    _method(DELETE_SCHEDULE, volume.delete_schedule, _VOLUME, frees=True),
+    _method(FOLLOW_SCHEDULE, volume.follow_schedule, _VOLUME),
 )
 
 

@@ -57,3 +57,8 @@ def local(time_us: int) -> datetime:
 def format_time_name(time_us: int) -> str:
     """The name of a time: local, unambiguous, to the microsecond."""
     return local(time_us).isoformat(timespec="microseconds")
+
+
+def format_utc(time_us: int) -> str:
+    """The second of a time, in UTC: the same on every machine."""
+    return (_EPOCH + time_us * _MICROSECOND).strftime("%Y-%m-%dT%H:%M:%SZ")

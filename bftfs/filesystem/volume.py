@@ -1,6 +1,7 @@
 """The volume as a replicated object, one per file system: its limits, relocations and snapshots.
 
-Map keys of its state: b"v" the record, b"n" + name a snapshot.
+Map keys of its state: b"v" the record, b"n" + name a snapshot, b"c" + directory and uid in
+digits a schedule of snapshots.
 
 The epoch counts relocations: renames that moved a directory to another directory. Each of them
 conditions on the epoch, so that they happen one after the other, and two clients cannot make a loop
@@ -8,11 +9,16 @@ together. [design §5]
 
 Snapshots are names for times. A snapshot shows the file system as of its time. Nothing is copied:
 retention keeps the versions that a snapshot shows.
+
+A schedule makes snapshots and lets go of them, by rules, whenever a client asks for that. It is one
+user's, for one directory. It removes only snapshots that it has made: their names and times are
+part of it.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection
 from typing import Annotated, Final
 
 import msgspec
@@ -28,15 +34,22 @@ from bftfs.filesystem.directory import (
     rename_objects,
 )
 from bftfs.filesystem.objects import ROOT, AttributesAfter, NoArguments, States, Subject, loaded
-from bftfs.filesystem.time_names import looks_like_a_time_name
+from bftfs.filesystem.schedule import KEPT, RULES, Rule, fault_of_rules, is_due, kept_times
+from bftfs.filesystem.time_names import format_utc, looks_like_a_time_name
+from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId
 from bftfs.query_update.object_type import Caller, MutableState, Record, Refusal, State
-from bftfs.wire.codec import ObjectField, TimeField
+from bftfs.wire.codec import ObjectField, TimeField, UserField
 
 SNAPSHOTS: Final = 1024  # of one volume: a list of all of them is one answer
 SNAPSHOTS_OF_ONE: Final = 128  # …and of one user, root excepted
+SCHEDULES: Final = 64  # of one volume
+SCHEDULES_OF_ONE: Final = 8  # …and of one user, root excepted
+LABEL_BYTES: Final = 64  # with which the names of a schedule's snapshots begin
+PATH_BYTES: Final = 512  # of a schedule's directory, for people
 
 _RECORD_KEY = b"v"
 _SNAPSHOT_KEY = b"n"
+_SCHEDULE_KEY = b"c"
 
 
 class Volume(Record, frozen=True):
@@ -147,23 +160,31 @@ def list_snapshots(states: States, arguments: NoArguments, caller: Caller) -> Sn
 
 def create_snapshot(states: States, arguments: SnapshotCreation, caller: Caller) -> Snapshot:
     """Give a time a name. Anybody may; only the author or root may delete it."""
-    name = arguments.name
+    _require_name(arguments.name)
+    if arguments.time_us > caller.time_us:
+        raise Refusal(errno.ERANGE)
+    record_of(states[0])
+    there = _snapshots(states[0])
+    if any(snapshot.name == arguments.name for snapshot in there):
+        raise Refusal(errno.EEXIST)
+    time_us = arguments.time_us or caller.time_us
+    return _add(states[0], there, Snapshot(arguments.name, time_us, caller.uid, caller.time_us))
+
+
+def _require_name(name: bytes) -> None:
     if fault := fault_of(name):
         raise Refusal(fault)
     # In `.history`, names must not look like times or be hidden.
     if name.startswith(b".") or looks_like_a_time_name(name):
         raise Refusal(errno.EINVAL)
-    if arguments.time_us > caller.time_us:
-        raise Refusal(errno.ERANGE)
-    record_of(states[0])
-    there = _snapshots(states[0])
-    if any(snapshot.name == name for snapshot in there):
-        raise Refusal(errno.EEXIST)
-    own = sum(snapshot.uid == caller.uid for snapshot in there)
-    if len(there) >= SNAPSHOTS or (caller.uid != ROOT and own >= SNAPSHOTS_OF_ONE):
+
+
+def _add(volume: MutableState, there: Collection[Snapshot], snapshot: Snapshot) -> Snapshot:
+    """Add a snapshot to those that are there, if its author may have another one."""
+    own = sum(each.uid == snapshot.uid for each in there)
+    if len(there) >= SNAPSHOTS or (snapshot.uid != ROOT and own >= SNAPSHOTS_OF_ONE):
         raise Refusal(errno.EDQUOT)
-    snapshot = Snapshot(name, arguments.time_us or caller.time_us, caller.uid, caller.time_us)
-    states[0].put(_SNAPSHOT_KEY + name, _encode(snapshot))
+    volume.put(_SNAPSHOT_KEY + snapshot.name, _encode(snapshot))
     return snapshot
 
 
@@ -179,4 +200,163 @@ def delete_snapshot(states: States, arguments: Name, caller: Caller) -> Snapshot
     raise Refusal(errno.ENOENT)
 
 
+# --- schedules -------------------------------------------------------------------------------
+
+
+class Made(Record, frozen=True):
+    """A snapshot that a schedule has made. One that has its name but not its time is another."""
+
+    name: bytes
+    made_us: int
+
+
+class ScheduleSetting(Record, frozen=True):
+    """The rules by which the caller wants snapshots for a directory."""
+
+    directory: ObjectField
+    label: Annotated[bytes, Meta(max_length=LABEL_BYTES)]
+    path: Annotated[bytes, Meta(max_length=PATH_BYTES)]
+    rules: Annotated[tuple[Rule, ...], Meta(max_length=RULES)]
+
+
+class ScheduleName(Record, frozen=True):
+    """Which schedule: that of a user, for a directory."""
+
+    directory: ObjectField
+    uid: UserField
+
+
+class Schedule(Record, frozen=True):
+    """One user's schedule of snapshots for one directory."""
+
+    directory: ObjectId
+    uid: int
+    label: bytes
+    path: bytes  # where the directory was when the rules were given, from the root on
+    rules: tuple[Rule, ...]
+    made: tuple[Made, ...] = ()  # the oldest first
+
+
+class Schedules(Record, frozen=True):
+    """All schedules, by directory and user."""
+
+    schedules: tuple[Schedule, ...]
+
+
+class Followed(Record, frozen=True):
+    """What a schedule has made and removed."""
+
+    made: Snapshot | None
+    removed: tuple[bytes, ...]
+
+
+_decode_schedule = msgspec.msgpack.Decoder(Schedule).decode
+
+
+def _key(directory: ObjectId, uid: int) -> bytes:
+    return _SCHEDULE_KEY + f"{directory.hex()}/{uid}".encode()  # few zeros: see MutableState
+
+
+def _schedules(volume: State) -> tuple[Schedule, ...]:
+    return tuple(_decode_schedule(value) for _, value in volume.scan(_SCHEDULE_KEY, b"d"))
+
+
+def _schedule(volume: MutableState, name: ScheduleName, caller: Caller) -> Schedule:
+    """A schedule that the caller may use; ENOENT if there is none."""
+    record_of(volume)
+    encoded = volume.get(_key(name.directory, name.uid))
+    if encoded is None:
+        raise Refusal(errno.ENOENT)
+    if caller.uid not in (ROOT, name.uid):
+        raise Refusal(errno.EPERM)
+    return _decode_schedule(encoded)
+
+
+def list_schedules(states: States, arguments: NoArguments, caller: Caller) -> Schedules:
+    """All schedules."""
+    del arguments, caller
+    record_of(states[0])
+    return Schedules(_schedules(states[0]))
+
+
+def set_schedule(states: States, arguments: ScheduleSetting, caller: Caller) -> Schedule:
+    """Give a directory a schedule, or the caller's schedule for it other rules.
+
+    Each user has schedules of their own, so that nobody can keep anybody from having one.
+    """
+    _require_name(arguments.label)
+    if fault_of_rules(arguments.rules):
+        raise Refusal(errno.EINVAL)
+    record_of(states[0])
+    there = _schedules(states[0])
+    made: tuple[Made, ...] = ()
+    own = 0
+    for each in there:
+        own += each.uid == caller.uid
+        if (each.directory, each.uid) == (arguments.directory, caller.uid):
+            made = each.made
+            break
+    else:
+        if len(there) >= SCHEDULES or (caller.uid != ROOT and own >= SCHEDULES_OF_ONE):
+            raise Refusal(errno.EDQUOT)
+    schedule = Schedule(
+        arguments.directory, caller.uid, arguments.label, arguments.path, arguments.rules, made
+    )
+    states[0].put(_key(schedule.directory, schedule.uid), _encode(schedule))
+    return schedule
+
+
+def delete_schedule(states: States, arguments: ScheduleName, caller: Caller) -> Schedule:
+    """Remove a schedule; its snapshots stay, and are like any others then."""
+    schedule = _schedule(states[0], arguments, caller)
+    states[0].delete(_key(schedule.directory, schedule.uid))
+    return schedule
+
+
+def follow_schedule(states: States, arguments: ScheduleName, caller: Caller) -> Followed:
+    """Make the snapshot that is due, and remove those that no rule keeps. Idempotent.
+
+    The snapshot is that of the schedule's user, whoever asks. EDQUOT if that user has too many.
+    """
+    volume = states[0]
+    schedule = _schedule(volume, arguments, caller)
+    there = {snapshot.name: snapshot for snapshot in _snapshots(volume)}
+    made = [
+        each
+        for each in schedule.made
+        if each.name in there and there[each.name].made_us == each.made_us
+    ]
+    times = [each.made_us for each in made]
+    new_us = caller.time_us if is_due(schedule.rules, times, caller.time_us) else None
+    kept = kept_times(schedule.rules, times if new_us is None else [*times, new_us])
+    removed = tuple(each.name for each in made if each.made_us not in kept)
+    for name in removed:
+        volume.delete(_SNAPSHOT_KEY + name)
+        del there[name]
+    made = [each for each in made if each.made_us in kept]
+    snapshot = None
+    if new_us is not None:
+        name = _free_name(schedule.label + b"-" + format_utc(new_us).encode(), there)
+        snapshot = Snapshot(name, new_us, schedule.uid, new_us)
+        _add(volume, there.values(), snapshot)
+        made.append(Made(name, new_us))
+    if tuple(made) != schedule.made:
+        changed = msgspec.structs.replace(schedule, made=tuple(made))
+        volume.put(_key(schedule.directory, schedule.uid), _encode(changed))
+    return Followed(snapshot, removed)
+
+
+def _free_name(name: bytes, taken: dict[bytes, Snapshot]) -> bytes:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = b"%s-%d" % (name, number)
+    return free
+
+
+_MADE_BYTES = LABEL_BYTES + 48  # encoded
+_SCHEDULE_BYTES = OBJECT_ID_BYTES + LABEL_BYTES + PATH_BYTES + 64 + RULES * 32 + KEPT * _MADE_BYTES
 assert SNAPSHOTS * (limits.NAME_BYTES + 64) < limits.ANSWER_BYTES
+assert SCHEDULES * _SCHEDULE_BYTES < limits.ANSWER_BYTES
+assert _SCHEDULE_BYTES < limits.STATE_VALUE_BYTES
+assert KEPT + 2 < limits.DELTA_ENTRIES  # all that it has made, a new one, and itself

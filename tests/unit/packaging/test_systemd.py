@@ -17,6 +17,7 @@ from nodes.__main__ import node_command
 
 UNITS = Path(__file__).parents[3] / "docs" / "packaging" / "systemd"
 NODE, MOUNT = UNITS / "bftfs-node@.service", UNITS / "bftfs-mount@.service"
+SNAPSHOTS, TIMER = UNITS / "bftfs-snapshots@.service", UNITS / "bftfs-snapshots@.timer"
 
 # What gives a service a mount namespace of its own. [systemd.exec(5)]
 _MOUNT_NAMESPACES = {
@@ -46,7 +47,7 @@ def runnable(unit: Path, directory: Path) -> Path:
 
 
 @needs_systemd
-@pytest.mark.parametrize("unit", [NODE, MOUNT], ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", [NODE, MOUNT, SNAPSHOTS], ids=lambda unit: unit.name)
 def test_systemd_accepts_it(unit: Path, tmp_path: Path) -> None:
     outcome = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(runnable(unit, tmp_path))],
@@ -55,6 +56,26 @@ def test_systemd_accepts_it(unit: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert (outcome.returncode, outcome.stderr) == (0, "")
+
+
+@needs_systemd
+def test_systemd_accepts_the_timer(tmp_path: Path) -> None:
+    runnable(SNAPSHOTS, tmp_path)  # what it starts
+    outcome = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(runnable(TIMER, tmp_path))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+    times = next(line for line in TIMER.read_text().splitlines() if line.startswith("OnCalendar="))
+    outcome = subprocess.run(
+        ["systemd-analyze", "calendar", times.partition("=")[2]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
 
 
 @needs_systemd
@@ -71,7 +92,11 @@ def test_what_systemd_does_not_accept_is_found(tmp_path: Path) -> None:
 
 
 @needs_systemd
-@pytest.mark.parametrize(("unit", "exposure"), [(NODE, 15), (MOUNT, 50)], ids=["node", "mount"])
+@pytest.mark.parametrize(
+    ("unit", "exposure"),
+    [(NODE, 15), (MOUNT, 50), (SNAPSHOTS, 40)],
+    ids=["node", "mount", "snapshots"],
+)
 def test_it_is_exposed_to_little(unit: Path, exposure: int, tmp_path: Path) -> None:
     """By systemd's own measure, in tenths: 100 is a service without any restriction."""
     outcome = subprocess.run(
@@ -107,6 +132,18 @@ def test_the_mount_is_started_as_its_command_line_wants_it() -> None:
     assert values["options"] == "${BFTFS_OPTIONS}"
     assert not rest
     assert values["mountpoint"] == "/mnt/%i"
+
+
+def test_snapshots_are_made_as_the_command_line_wants_it() -> None:
+    words = shlex.split(service(SNAPSHOTS)["ExecStart"])
+    assert words[:3] == ["/usr/bin/bftfs", "snapshot", "run"]
+    snapshot = program.get_command(click.Context(program), "snapshot")
+    assert isinstance(snapshot, click.Group)
+    command = snapshot.get_command(click.Context(snapshot), "run")
+    assert command is not None
+    values, rest, _ = command.make_parser(click.Context(command)).parse_args(words[3:])
+    assert values["path"] == service(MOUNT)["ExecStart"].split()[-1]
+    assert not rest
 
 
 @pytest.mark.parametrize("unit", [NODE, MOUNT], ids=lambda unit: unit.name)
