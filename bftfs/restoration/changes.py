@@ -1,10 +1,11 @@
 """The changes that a client made below a directory since a time, and others' changes there.
 
 Every version carries the client whose key made it, which the servers that accepted it have checked.
-`read_changes` visits every directory below the root, every object that has changed since, and every
-object that took part in an operation that changed one of these, whether it still exists or not. A
-block is part of a file since an update of its author has named it (`filesystem.block_names`): so
-the versions of the inode show who has written what.
+`read_changes` visits every directory below the root and every object there that has changed since,
+whether it still exists or not. Of an object elsewhere that took part in an operation that changed
+one of these it takes that change into account, and nothing else. A block is part of a file since an
+update of its author has named it (`filesystem.block_names`): so the versions of the inode show who
+has written what.
 
 For each file it also asks which versions of blocks the client has written and not named. These are
 part of no version of the file, and nobody else can make them part of one: they are left of a write
@@ -299,7 +300,9 @@ async def read_changes(
     """
     log = ChangeLog(client, since_us, root, path, view.now_us)
     level = [root]
+    below = set(level)
     seen = set(level)
+    elsewhere: list[ObjectId] = []
     while level:
         visits = []
         for position in range(0, len(level), _BATCH):
@@ -308,24 +311,70 @@ async def read_changes(
             told(len(seen) - len(level) + len(visits))
         found: list[ObjectId] = []
         for identifier, (changes, nodes) in zip(level, visits, strict=True):
-            if changes:
-                log.changes[identifier] = changes[::-1]
-                log.now_us = max(log.now_us, changes[0].time_us)
-            for each, node in nodes:
-                log.tree.put(Slot(identifier, each), node.identifier)
-                # A file that has not changed need not be visited.
-                if node.attributes.is_directory or node.attributes.version >= since_us:
-                    found.append(node.identifier)
+            _note(log, identifier, changes, nodes)
+            below.update(node.identifier for _, node in nodes)
+            # A file that has not changed need not be visited.
+            found += (
+                node.identifier
+                for _, node in nodes
+                if node.attributes.is_directory or node.attributes.version >= since_us
+            )
             for change in changes:
-                for each, entry in change.entries:
-                    if entry is not None:
-                        log.last_names.setdefault(entry.child, Slot(identifier, each))
-                found += (each for each in change.objects if kind_of(each) != ObjectKind.VOLUME)
+                found += _named_in(identifier, change)
+                elsewhere += change.objects
         level = [each for each in dict.fromkeys(found) if each not in seen]
         seen.update(level)
+        below.update(level)
+    await _visit_elsewhere(log, view, [each for each in elsewhere if each not in below], below)
     _name_what_is_gone(log)
-    await _add_uncovered(log, view)
+    await _add_uncovered(log, view, below)
     return log
+
+
+async def _visit_elsewhere(
+    log: ChangeLog, view: Viewpoint, found: list[ObjectId], below: set[ObjectId]
+) -> None:
+    """Note objects that stand elsewhere and took part in changes of what is `below`.
+
+    Such as the directory in which the root was made, or one to which something was moved. Of all
+    that has changed there, only those changes count; what else is in it is not looked at.
+    """
+    outside = [each for each in dict.fromkeys(found) if kind_of(each) != ObjectKind.VOLUME]
+    visits = await in_batches([partial(_visit, view, each, log.since_us) for each in outside])
+    for identifier, (changes, nodes) in zip(outside, visits, strict=True):
+        shared = [change for change in changes if not below.isdisjoint(change.objects)]
+        _note(log, identifier, shared, nodes)
+
+
+def _note(
+    log: ChangeLog,
+    identifier: ObjectId,
+    changes: list[Change],
+    nodes: list[tuple[bytes, FoundObject]],
+) -> None:
+    """Add an object's changes, the latest first, and a directory's entries."""
+    if changes:
+        log.changes[identifier] = changes[::-1]
+        log.now_us = max(log.now_us, changes[0].time_us)
+    for name, node in nodes:
+        log.tree.put(Slot(identifier, name), node.identifier)
+    for change in changes:
+        for name, entry in change.entries:
+            if entry is not None:
+                log.last_names.setdefault(entry.child, Slot(identifier, name))
+
+
+def _named_in(directory: ObjectId, change: Change) -> list[ObjectId]:
+    """The objects to which a change gave a name in the directory, or from which it took one."""
+    found = [entry.child for _, entry in change.entries if entry is not None]
+    objects, method = change.operation.objects, change.operation.method
+    if method in (*_NAMES_TWO, MEND) and objects[0] == directory:
+        found.append(objects[1])
+    if method in _RENAMES and directory in objects[:2]:
+        found.append(objects[2])
+    if method in _RENAMES and directory == objects[1]:
+        found.append(objects[3])
+    return found
 
 
 async def _visit(
@@ -355,14 +404,12 @@ def _name_what_is_gone(log: ChangeLog) -> None:
                         log.last_names.setdefault(each, Slot(identifier, name))
 
 
-async def _add_uncovered(log: ChangeLog, view: Viewpoint) -> None:
-    """Note which blocks the client has written, as nodes say, and has not named.
+async def _add_uncovered(log: ChangeLog, view: Viewpoint, below: set[ObjectId]) -> None:
+    """Note which blocks of files `below` the client has written, as nodes say, and has not named.
 
     Even b lying nodes hide none of these that was complete; they may invent some.
     """
-    files = sorted(
-        each for each in {*log.tree.objects(), *log.changes} if kind_of(each) == ObjectKind.INODE
-    )
+    files = sorted(each for each in below if kind_of(each) == ObjectKind.INODE)
     written = await view.history.blocks.versions_by(files, author=log.client, since_us=log.since_us)
     covers = {
         identifier: [each for each in changes if log.by_client(each)]

@@ -175,32 +175,32 @@ class Stage(SimulatedCluster):
         )
         return Viewpoint(honest.files, history, CREDENTIALS, self.now_us)
 
-    def log(self, view: Viewpoint | None = None) -> ChangeLog:
-        """What the intruder did."""
+    def log(self, view: Viewpoint | None = None, *, path: str = "") -> ChangeLog:
+        """What the intruder did below a directory."""
         following = read_changes(
             view or self.view(),
-            ROOT,
-            path="",
+            self.honest.find(path),
+            path=path,
             client=self.intruder.host.client,
             since_us=self._since_us,
         )
         log: ChangeLog = self.honest.run(following)
         return log
 
-    def steps(self) -> list[UndoStep]:
-        """What is to be done against the intruder."""
+    def steps(self, path: str = "") -> list[UndoStep]:
+        """What is to be done against the intruder below a directory."""
         view = self.view()
-        log = self.log(view)
+        log = self.log(view, path=path)
         steps: list[UndoStep] = self.honest.run(Undo(view, log, label="K").steps())
         return steps
 
-    def undo(self) -> list[str]:
-        """Take back what the intruder did; the conflicts."""
-        steps = self.steps()
+    def undo(self, path: str = "") -> list[str]:
+        """Take back what the intruder did below a directory; the conflicts."""
+        steps = self.steps(path)
         for step in steps:
             if step.perform is not None:
                 self.honest.run(step.perform())
-        again = self.steps()
+        again = self.steps(path)
         assert not [step.what for step in again if step.perform is not None]
         return [step.what for step in steps if step.conflict]
 

@@ -12,7 +12,7 @@ from bftfs import limits
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.directory import RENAME_EXCHANGE
 from bftfs.filesystem.inode import Access
-from bftfs.filesystem.registry import ACCESSED, MEND
+from bftfs.filesystem.registry import ACCESSED, MEND, RENAME
 from bftfs.restoration.changes import ChangeLog, audited
 from bftfs.simulation.deployment import CREDENTIALS
 from tests.unit.restoration.conftest import User
@@ -448,3 +448,74 @@ def test_must_fail_an_undo_that_takes_back_what_was_mended(
     with pytest.raises(FileSystemError) as stale:
         test_what_was_mended_stays_mended(stage, "a")
     assert stale.value.code == errno.ESTALE
+
+
+def paths_audited(stage: Any, path: str) -> set[str]:
+    log: ChangeLog = stage.log(path=path)
+    own, built_on = audited(log)
+    return {log.path_of(identifier) for identifier, _ in (*own, *built_on)} | {
+        log.path_of(identifier) for identifier in log.uncovered
+    }
+
+
+def spoil_siblings(stage: Any) -> None:
+    """The intruder works in `x`, and beside it; others build on both."""
+    stage.intruder.write("x/evil", "evil\n")
+    stage.intruder.write("a", "evil\n")
+    stage.intruder.write("d/evil", "evil\n")
+    stage.intruder.scribble("b", "evil\n")
+    stage.intruder.rm("d/c")
+    stage.intruder.chmod("d", 0o777)
+    stage.honest.write("d/good", "good\n")
+
+
+SPOILT = {"a": "evil\n", "b": "b\n", "d": "", "d/evil": "evil\n", "d/good": "good\n", "x": ""}
+
+
+def test_beside_a_directory_that_was_made_since_nothing_is_taken_back(stage: Any) -> None:
+    stage.honest.mkdir("x")
+    spoil_siblings(stage)
+    assert paths_audited(stage, "x") == {"x/evil"}
+    assert stage.undo("x") == []
+    assert stage.tree() == SPOILT
+    assert paths_audited(stage, "") >= {"/a", "/d", "/b", "/d/evil"}
+
+
+def test_beside_a_directory_that_was_moved_since_nothing_is_taken_back(stage: Any) -> None:
+    stage.honest.mkdir("y")
+    stage.honest.write("y/kept", "kept\n")
+    stage.begin()
+    stage.honest.mkdir("d/z")
+    stage.honest.mv("y", "d/z/y")
+    stage.intruder.rm("d/c")
+    stage.intruder.mv("d/z/y", "x")
+    spoil = stage.intruder
+    spoil.write("a", "evil\n")
+    spoil.rm("x/kept")
+    paths = paths_audited(stage, "x")
+    assert "x/kept" in paths
+    assert not {path for path in paths if path.endswith(("a", "c", "z"))}
+    assert stage.undo("x") == []
+    tree = stage.tree()
+    assert (tree["a"], tree["x/kept"]) == ("evil\n", "kept\n")
+    assert "d/c" not in tree
+
+
+def test_what_was_moved_out_is_still_accounted_for(stage: Any) -> None:
+    """Also if the directory to which it was moved has changes of its own."""
+    stage.intruder.write("a", "evil\n")
+    stage.intruder.mv("d/c", "c")
+    stage.intruder.write("c", "evil\n")
+    stage.intruder.write("new", "evil\n")
+    log: ChangeLog = stage.log(path="d")
+    own, _ = audited(log)
+    assert [change.operation.method for _, change in own].count(RENAME) == 1
+    assert "a" not in {log.path_of(identifier) for identifier, _ in own}
+    assert stage.undo("d") == []
+    assert {name: text for name, text in stage.tree().items() if text} == {
+        "a": "evil\n",
+        "b": "b\n",
+        "c": "c\n",
+        "d/c": "c\n",
+        "new": "evil\n",
+    }
