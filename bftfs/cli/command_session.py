@@ -24,7 +24,7 @@ from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import read_identity
-from bftfs.data_directory import DataDirectory
+from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.attributes import Attributes
@@ -81,8 +81,10 @@ def refusals_explained(shown: str, reasons: Mapping[int, str] = _REASONS) -> Ite
 class CommandSession:
     """A connection, as the client called `name`, to the cluster whose file system a path is in."""
 
-    def __init__(self, mounted: Mounted, directory: DataDirectory, name: str) -> None:
-        options = MountOptions(client=name, patience_s=PATIENCE_S)
+    def __init__(
+        self, mounted: Mounted, directory: DataDirectory, name: str, *, read_only: bool = False
+    ) -> None:
+        options = MountOptions(client=name, patience_s=PATIENCE_S, read_only=read_only)
         try:
             self.description, identity = credentials_of(directory, options)
         except PermissionError as error:
@@ -327,22 +329,24 @@ def session_at(given: str) -> CommandSession:
             "/proc/mounts lists those of this machine"
         )
     directory = DataDirectory.existing(Path(mounted.source))
-    options = next(
-        (
-            parse(process.options, sloppy=True)
-            for process in mount_processes(directory)
-            if process.mountpoint == mounted.path
-        ),
-        MountOptions(),
+    return CommandSession(mounted, directory, client_of_mount(mounted, directory))
+
+
+def client_of_mount(mounted: Mounted, directory: DataDirectory) -> str:
+    """The name of the client as which the nodes are asked in a mount."""
+    of_mount = (
+        parse(process.options, sloppy=True).client
+        for process in mount_processes(directory)
+        if process.mountpoint == mounted.path
     )
-    return CommandSession(mounted, directory, options.client)
+    return next(of_mount, DEFAULT_CLIENT)
 
 
-def session_of(data: Path, *, client: str) -> CommandSession:
+def session_of(data: Path, *, client: str, read_only: bool = False) -> CommandSession:
     """A session with the cluster in a data directory: paths begin at its root directory."""
     directory = DataDirectory.existing(data.absolute())
     whole = Mounted(Path("/"), "", FILE_SYSTEM_TYPE, str(directory.path))
-    return CommandSession(whole, directory, client)
+    return CommandSession(whole, directory, client, read_only=read_only)
 
 
 def file_kind(attributes: Attributes) -> str:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.cli.command_session import CommandSession, file_kind, session_at, session_of
+from bftfs.cli.command_session import CommandSession, Located, file_kind, session_at, session_of
 from bftfs.cli.options import json_option
 from bftfs.data_directory import DEFAULT_CLIENT
 from bftfs.errors import UsageError
@@ -73,7 +73,10 @@ def inspect(path: str, data: Path | None, client: str, blocks: str | None, as_js
     with opened as session:
         if data is not None and not path.startswith("/"):
             raise UsageError(f"{path}: with --data, a path begins with /, the root of all files")
-        report = _inspected(session, path, _range(blocks))
+        located = session.locate(path)
+        if located.time_us is not None:
+            raise UsageError(f"{path}: inspect shows what is stored now; leave out the time")
+        report = inspected(session, located, _range(blocks))
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
@@ -94,13 +97,10 @@ def _range(text: str | None) -> tuple[int, int] | None:
 # --- asking -------------------------------------------------------------------------------------
 
 
-def _inspected(
-    session: CommandSession, given: str, chosen: tuple[int, int] | None
+def inspected(
+    session: CommandSession, located: Located, chosen: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """The report, as `--json` prints it."""
-    located = session.locate(given)
-    if located.time_us is not None:
-        raise UsageError(f"{given}: inspect shows what is stored now; leave out the time")
+    """The report, as `--json` prints it; of these blocks, from the first to the last one."""
     description = session.description
     thresholds = description.read_write
     steps = list(session.steps(session.files, located.path))
@@ -252,7 +252,7 @@ def _print(report: dict[str, Any]) -> None:
     shown, count = len(report["blocks"]), report["blocks_in_all"]
     if shown < count:
         console.print(f"{shown} of {count} blocks are shown; --blocks FIRST-LAST shows others")
-    for line in (*_reasons(report), *_passed_over(report)):
+    for line in sentences(report):
         console.print(printable(line))
     claims = report["scrubbed_claims"].items()
     said = ", ".join(f"node {node} {_shown(at)}" for node, at in claims if at is not None)
@@ -304,6 +304,12 @@ def _verified(row: dict[str, Any]) -> str:
 
 def _survives(more: int) -> str:
     return "unusable" if more < 0 else str(more)
+
+
+def sentences(report: dict[str, Any]) -> Iterator[str]:
+    """Why something is degraded, and what readers pass over. Names in them are not `printable`."""
+    yield from _reasons(report)
+    yield from _passed_over(report)
 
 
 def _passed_over(report: dict[str, Any]) -> Iterator[str]:

@@ -23,6 +23,7 @@ _COMMANDS = {
     "heal": ("upkeep", "Control how nodes fetch objects and blocks that they lack."),
     "scrub": ("upkeep", "Control how nodes read and check all that they store."),
     "inspect": ("inspect", "Show the objects and blocks of a path, and the faults they survive."),
+    "ui": ("ui", "Show files, their past and the nodes in a browser."),
     "mount": ("processes", "Mount a cluster whose nodes are running."),
     "unmount": ("processes", "Unmount, after writing all data to the nodes."),
     "log": ("versions", "List the versions of a file or directory."),

@@ -15,9 +15,8 @@ import stat
 import time
 from collections.abc import Callable
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -30,17 +29,16 @@ from bftfs.cli.command_session import (
     session_at,
 )
 from bftfs.cli.progress import Progress
-from bftfs.cli.versions import said
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import read_identity
 from bftfs.errors import FileSystemError, OperationFailed, UsageError
-from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.time_names import format_time_name
-from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, ObjectId
+from bftfs.identifiers import CLIENT_ID_BYTES, ClientId
 from bftfs.limits import NAME_BYTES
 from bftfs.printable import printable, printable_lines
-from bftfs.restoration.changes import ChangeLog, Slot, audited, read_changes, unreadable
+from bftfs.restoration.changes import ChangeLog, read_changes, unreadable
 from bftfs.restoration.restore import Counts, PathStatus, Restoring
+from bftfs.restoration.telling import audit_report
 from bftfs.restoration.undo import Undo
 from bftfs.restoration.viewpoint import Reading
 
@@ -340,19 +338,12 @@ def audit(path: str, client: str, since: str, as_json: bool) -> None:
     """
     with session_at(path) as session:
         log = _read_changes(session, path, client, since)
-        own, later = audited(log)
         missing = session.perform(unreadable(log, session.view))
-        changes = [
-            _row(session, log, identifier, change, missing.get(change.timestamp, 0))
-            for identifier, change in own
-        ]
-        changes += _uncovered_rows(session, log, client)
-        changes.sort(key=itemgetter("time"))
-        built_on = [_row(session, log, identifier, change) for identifier, change in later]
+        report = audit_report(log, missing, label=client, client_name=session.client_name)
     if as_json:
-        report = {"client": client, "changes": changes, "built_on": built_on}
         click.echo(json.dumps(report, indent=2))
         return
+    changes, built_on = report["changes"], report["built_on"]
     for title, rows in (
         (f"{len(changes)} changes by {client}", changes),
         (f"{len(built_on)} later changes by others to the same things", built_on),
@@ -364,46 +355,6 @@ def audit(path: str, client: str, since: str, as_json: bool) -> None:
                 f"  {row['time']}  {row['client']:<12} uid {uid:<5} "
                 f"{row['operation']:<28} {row['path']}"
             )
-
-
-def _row(
-    session: CommandSession,
-    log: ChangeLog,
-    identifier: ObjectId,
-    change: Change,
-    unreadable_blocks: int = 0,
-) -> dict[str, Any]:
-    mark = f" (unreadable: {unreadable_blocks})" if unreadable_blocks else ""
-    return {
-        "time": format_time_name(change.time_us),
-        "client": session.client_name(change.client),
-        "uid": change.operation.uid,
-        "operation": said(change, partial(_place, log)) + mark,
-        "path": log.path_of(identifier),
-        "unreadable_blocks": unreadable_blocks,
-    }
-
-
-def _place(log: ChangeLog, directory: ObjectId, name: bytes) -> str:
-    """Where a name in a directory is, as seen from what is audited."""
-    return log.path(Slot(directory, name)).removeprefix(f"{log.root_path}/")
-
-
-def _uncovered_rows(session: CommandSession, log: ChangeLog, client: str) -> list[dict[str, Any]]:
-    """Blocks that the client wrote, and that no update of its own covers."""
-    rows = []
-    for identifier, versions in log.uncovered.items():
-        blocks = len({each.block for each in versions})
-        rows.append(
-            {
-                "time": format_time_name(min(each.time_us for each in versions)),
-                "client": client,
-                "uid": None,
-                "operation": f"write {blocks} block{'s' * (blocks > 1)} that no update has covered",
-                "path": log.path_of(identifier),
-            }
-        )
-    return rows
 
 
 # --- undo -----------------------------------------------------------------------------------
@@ -460,7 +411,7 @@ def undo(path: str, client: str, since: str, dry_run: bool) -> int:
 
 def _read_changes(session: CommandSession, path: str, client: str, since: str) -> ChangeLog:
     root = session.locate(path)
-    whose, since_us = _client_called(session, client), session.time(since)
+    whose, since_us = client_called(session, client), session.time(since)
     try:
         with Progress("looked at") as progress:
             return session.perform(
@@ -479,7 +430,7 @@ def _read_changes(session: CommandSession, path: str, client: str, since: str) -
         ) from None
 
 
-def _client_called(session: CommandSession, text: str) -> ClientId:
+def client_called(session: CommandSession, text: str) -> ClientId:
     """The client of that name, known or revoked; or the client whose id begins with `text`."""
     named = {entry.name: entry.client for entry in session.description.clients}
     if text in named:

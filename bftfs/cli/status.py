@@ -368,15 +368,20 @@ def _more(protocol: dict[str, Any]) -> str:
     return f"{more} more may fail" if more >= 0 else f"{-more} too few"
 
 
+def sentences(report: dict[str, Any]) -> list[str]:
+    """What nodes remark, what can be used, and the numbers of the whole cluster."""
+    said = [*_remarks(report["nodes"]), _availability(report)]
+    if any(node["up"] for node in report["nodes"]):  # else nothing is known
+        said += _summary(report)
+    return said
+
+
 def tell(report: dict[str, Any], console: Console) -> None:
     """Print the report for people: a table that fits 80 columns, and sentences."""
     console.print(_table(report["nodes"]))
     soft = not console.is_terminal  # what reads from a pipe breaks lines itself, or not at all
-    for line in (*_remarks(report["nodes"]), _availability(report)):
+    for line in sentences(report):
         console.print(line, soft_wrap=soft)
-    if any(node["up"] for node in report["nodes"]):  # else nothing is known
-        for line in _summary(report):
-            console.print(line, soft_wrap=soft)
     for mounted in report["mounts"]:
         where = printable(mounted["mountpoint"])
         console.print(f"mounted at {where} by process {mounted['pid']}", soft_wrap=soft)

@@ -7,7 +7,6 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,74 +23,15 @@ from bftfs.cli.command_session import (
 )
 from bftfs.cli.options import json_option
 from bftfs.errors import UsageError
-from bftfs.filesystem import object_types, registry
-from bftfs.filesystem.directory import shown
+from bftfs.filesystem import registry
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.operations import FoundObject
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ObjectId
 from bftfs.printable import printable
+from bftfs.restoration.telling import UNSEEN, said
 
-_UNSEEN = frozenset((registry.ACCESSED, registry.MERGE))  # changes that nobody would call so
 _CONTENT_METHODS = frozenset((registry.WRITE, registry.TRUNCATE, registry.CREATE))
-
-
-def _changed_attributes(arguments: Any) -> str:
-    words = []
-    if arguments.mode is not None:
-        words.append(f"mode {stat.S_IMODE(arguments.mode):o}")
-    words += [
-        f"{field} {getattr(arguments, field)}"
-        for field in ("uid", "gid")
-        if getattr(arguments, field) is not None
-    ]
-    if arguments.atime_ns is not None or arguments.mtime_ns is not None:
-        words.append("times")
-    return "change " + ", ".join(words)
-
-
-_SAID: dict[str, Callable[[Any], str]] = {
-    registry.CREATE: lambda a: f"create {shown(a.name)}",
-    registry.MAKE_DIRECTORY: lambda a: f"mkdir {shown(a.name)}",
-    registry.LINK: lambda a: f"link {shown(a.name)}",
-    registry.UNLINK: lambda a: f"unlink {shown(a.name)}",
-    registry.REMOVE_DIRECTORY: lambda a: f"rmdir {shown(a.name)}",
-    registry.MEND: lambda a: f"remove {shown(a.name)}, of which nothing was left",
-    registry.RENAME: lambda a: f"rename {shown(a.name)} to {shown(a.target_name)}",
-    registry.RELOCATE: lambda a: f"move {shown(a.name)} to {shown(a.target_name)}",
-    registry.WRITE: lambda _: "write",
-    registry.TRUNCATE: lambda a: f"truncate to {a.size}",
-    registry.MERGE: lambda _: "rearrange",
-    registry.CHANGE_ATTRIBUTES: _changed_attributes,
-    registry.SET_EXTENDED: lambda a: f"set attribute {shown(a.name)}",
-    registry.REMOVE_EXTENDED: lambda a: f"remove attribute {shown(a.name)}",
-    registry.ACCESSED: lambda _: "access",
-    registry.SET_RETENTION: lambda arguments: f"set retention {arguments.policy}",
-    registry.FORMAT: lambda _: "make file system",
-}
-_TYPES = object_types()
-
-
-_RENAMES = (registry.RENAME, registry.RELOCATE)
-
-
-def said(change: Change, path: Callable[[ObjectId, bytes], str] | None = None) -> str:
-    """An operation, in words.
-
-    `path` tells where a name in a directory is; with it, what has moved is told with its places.
-    """
-    method = _TYPES.method(change.operation.method)
-    say = _SAID.get(change.operation.method)
-    if method is None or say is None:
-        return change.operation.method
-    arguments = _TYPES.decode_arguments(method, change.operation.arguments)
-    if path is None or change.operation.method not in _RENAMES:
-        return say(arguments)
-    source, target = change.operation.objects[:2]
-    if source == target:
-        return say(arguments)
-    verb = "rename" if change.operation.method == registry.RENAME else "move"
-    return f"{verb} {path(source, arguments.name)} to {path(target, arguments.target_name)}"
 
 
 # --- log ------------------------------------------------------------------------------------
@@ -153,7 +93,7 @@ def _rows(
     return [
         _row(session, identifier, change)
         for change in session.changes(identifier, since_us=since_us)
-        if (everything or change.operation.method not in _UNSEEN)
+        if (everything or change.operation.method not in UNSEEN)
         and (until_us is None or change.time_us <= until_us)
     ]
 
@@ -265,7 +205,7 @@ def _version_before(session: CommandSession, now: Located) -> Located:
         moments = [time_us - 1 for time_us in times[:1]]
     else:
         changes = [
-            each for each in session.changes(now.identifier) if each.operation.method not in _UNSEEN
+            each for each in session.changes(now.identifier) if each.operation.method not in UNSEEN
         ]
         # A program that rewrites a file makes it empty first: that is not what was before.
         moments = [

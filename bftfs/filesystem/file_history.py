@@ -241,11 +241,22 @@ class History:
     # --- versions ----------------------------------------------------------------------------
 
     async def changes(
-        self, identifier: ObjectId, who: Credentials, *, since_us: int = 0, most: int = 1 << 30
+        self,
+        identifier: ObjectId,
+        who: Credentials,
+        *,
+        since_us: int = 0,
+        until_us: int | None = None,
+        most: int = 1 << 30,
     ) -> list[Change]:
-        """The versions of an object, the latest first."""
+        """The versions of an object between two times (None: now), the latest first."""
         found: list[Change] = []
-        at = await self.past.latest(identifier)
+        if until_us is None:
+            at = await self.past.latest(identifier)
+        else:
+            method = registry.GET_ATTRIBUTES
+            read = self.past.query(identifier, method, NoArguments(), who, at_us=until_us)
+            at = (await read).timestamp
         while at != ZERO and len(found) < most:
             page = await self.past.versions(
                 identifier,
@@ -264,25 +275,35 @@ class History:
             at = page[-1].parent
         return found
 
-    async def change_times(self, directory: ObjectId, who: Credentials) -> Moments:
+    async def change_times(
+        self,
+        directory: ObjectId,
+        who: Credentials,
+        *,
+        objects: int | None = None,
+        versions: int | None = None,
+    ) -> Moments:
         """Times at which something in or below a directory changed, the latest first.
 
         The search covers the objects that are or were named below it, as far as `who` may read
-        them. It is bounded: it takes the latest changes of each object, and the objects nearest to
-        the directory first.
+        them. It is bounded: it takes the latest `versions` of each object, and at most so many
+        `objects`, those nearest to the directory first; OBJECTS_SEARCHED and VERSIONS_SEARCHED if
+        nothing is said.
         """
+        objects = OBJECTS_SEARCHED if objects is None else objects
+        versions = VERSIONS_SEARCHED if versions is None else versions
         times: set[int] = set()
         since_us = 0
         seen = {directory}
         level = [directory]
         while level:
             visits = await in_batches(
-                [partial(self._changes_if_permitted, each, who) for each in level]
+                [partial(self._changes_if_permitted, each, who, versions) for each in level]
             )
             changes = [change for visited in visits for change in visited]
             times.update(change.time_us for change in changes)
             for visited in visits:
-                if len(visited) >= VERSIONS_SEARCHED:
+                if len(visited) >= versions:
                     since_us = max(since_us, visited[-1].time_us)
             below = [
                 entry.child
@@ -290,7 +311,7 @@ class History:
                 for _, entry in change.entries
                 if entry is not None
             ]
-            room = OBJECTS_SEARCHED - len(seen)
+            room = objects - len(seen)
             level = [child for child in dict.fromkeys(below) if child not in seen]
             if len(level) > room:
                 since_us = await Now()  # of what is not visited nothing is known
@@ -298,9 +319,11 @@ class History:
             seen.update(level)
         return Moments(sorted(times, reverse=True), since_us)
 
-    async def _changes_if_permitted(self, identifier: ObjectId, who: Credentials) -> list[Change]:
+    async def _changes_if_permitted(
+        self, identifier: ObjectId, who: Credentials, most: int
+    ) -> list[Change]:
         try:
-            return await self.changes(identifier, who, most=VERSIONS_SEARCHED)
+            return await self.changes(identifier, who, most=most)
         except FileSystemError:
             return []
 

@@ -1,0 +1,142 @@
+"""Operations in words, and what a client has changed, as `bftfs log`, `audit` and `ui` tell it."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import itemgetter
+from typing import Any, Final
+
+from bftfs.filesystem import object_types, registry
+from bftfs.filesystem.directory import shown
+from bftfs.filesystem.file_history import Change
+from bftfs.filesystem.time_names import format_time_name
+from bftfs.identifiers import ClientId, ObjectId
+from bftfs.query_update.history import LogicalTimestamp
+from bftfs.restoration.changes import ChangeLog, Slot, audited
+
+UNSEEN: Final = frozenset((registry.ACCESSED, registry.MERGE))  # what nobody would call a change
+
+
+def _changed_attributes(arguments: Any) -> str:
+    words = []
+    if arguments.mode is not None:
+        words.append(f"mode {stat.S_IMODE(arguments.mode):o}")
+    words += [
+        f"{field} {getattr(arguments, field)}"
+        for field in ("uid", "gid")
+        if getattr(arguments, field) is not None
+    ]
+    if arguments.atime_ns is not None or arguments.mtime_ns is not None:
+        words.append("times")
+    return "change " + ", ".join(words)
+
+
+_SAID: dict[str, Callable[[Any], str]] = {
+    registry.CREATE: lambda a: f"create {shown(a.name)}",
+    registry.MAKE_DIRECTORY: lambda a: f"mkdir {shown(a.name)}",
+    registry.LINK: lambda a: f"link {shown(a.name)}",
+    registry.UNLINK: lambda a: f"unlink {shown(a.name)}",
+    registry.REMOVE_DIRECTORY: lambda a: f"rmdir {shown(a.name)}",
+    registry.MEND: lambda a: f"remove {shown(a.name)}, of which nothing was left",
+    registry.RENAME: lambda a: f"rename {shown(a.name)} to {shown(a.target_name)}",
+    registry.RELOCATE: lambda a: f"move {shown(a.name)} to {shown(a.target_name)}",
+    registry.WRITE: lambda _: "write",
+    registry.TRUNCATE: lambda a: f"truncate to {a.size}",
+    registry.MERGE: lambda _: "rearrange",
+    registry.CHANGE_ATTRIBUTES: _changed_attributes,
+    registry.SET_EXTENDED: lambda a: f"set attribute {shown(a.name)}",
+    registry.REMOVE_EXTENDED: lambda a: f"remove attribute {shown(a.name)}",
+    registry.ACCESSED: lambda _: "access",
+    registry.SET_RETENTION: lambda arguments: f"set retention {arguments.policy}",
+    registry.FORMAT: lambda _: "make file system",
+}
+_TYPES = object_types()
+_RENAMES: Final = (registry.RENAME, registry.RELOCATE)
+
+
+def said(change: Change, path: Callable[[ObjectId, bytes], str] | None = None) -> str:
+    """An operation, in words.
+
+    `path` tells where a name in a directory is; with it, what has moved is told with its places.
+    """
+    method = _TYPES.method(change.operation.method)
+    say = _SAID.get(change.operation.method)
+    if method is None or say is None:
+        return change.operation.method
+    arguments = _TYPES.decode_arguments(method, change.operation.arguments)
+    if path is None or change.operation.method not in _RENAMES:
+        return say(arguments)
+    source, target = change.operation.objects[:2]
+    if source == target:
+        return say(arguments)
+    verb = "rename" if change.operation.method == registry.RENAME else "move"
+    return f"{verb} {path(source, arguments.name)} to {path(target, arguments.target_name)}"
+
+
+# --- audit ----------------------------------------------------------------------------------
+
+NameOfClient = Callable[[ClientId], str]
+
+
+def audit_report(
+    log: ChangeLog,
+    missing: Mapping[LogicalTimestamp, int],
+    *,
+    label: str,
+    client_name: NameOfClient,
+) -> dict[str, Any]:
+    """What the client called `label` has changed, and what others built on it, by time.
+
+    `missing`: how many blocks that a change has named cannot be read; see `changes.unreadable`.
+    """
+    own, later = audited(log)
+    changes = [
+        _row(log, identifier, change, client_name, missing.get(change.timestamp, 0))
+        for identifier, change in own
+    ]
+    changes += _uncovered_rows(log, label)
+    changes.sort(key=itemgetter("time"))
+    built_on = [_row(log, identifier, change, client_name) for identifier, change in later]
+    return {"client": label, "changes": changes, "built_on": built_on}
+
+
+def _row(
+    log: ChangeLog,
+    identifier: ObjectId,
+    change: Change,
+    client_name: NameOfClient,
+    unreadable_blocks: int = 0,
+) -> dict[str, Any]:
+    mark = f" (unreadable: {unreadable_blocks})" if unreadable_blocks else ""
+    return {
+        "time": format_time_name(change.time_us),
+        "client": client_name(change.client),
+        "uid": change.operation.uid,
+        "operation": said(change, partial(_place, log)) + mark,
+        "path": log.path_of(identifier),
+        "unreadable_blocks": unreadable_blocks,
+    }
+
+
+def _place(log: ChangeLog, directory: ObjectId, name: bytes) -> str:
+    """Where a name in a directory is, as seen from what is audited."""
+    return log.path(Slot(directory, name)).removeprefix(f"{log.root_path}/")
+
+
+def _uncovered_rows(log: ChangeLog, label: str) -> list[dict[str, Any]]:
+    """Blocks that the client wrote, and that no update of its own covers."""
+    rows = []
+    for identifier, versions in log.uncovered.items():
+        blocks = len({each.block for each in versions})
+        rows.append(
+            {
+                "time": format_time_name(min(each.time_us for each in versions)),
+                "client": label,
+                "uid": None,
+                "operation": f"write {blocks} block{'s' * (blocks > 1)} that no update has covered",
+                "path": log.path_of(identifier),
+            }
+        )
+    return rows
