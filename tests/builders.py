@@ -197,8 +197,9 @@ class InMemoryObjects:
         *,
         not_before_us: int = 0,
         vouch: Any = None,
+        reaching: Any = None,
     ) -> Answer:
-        del vouch  # nobody lies here
+        del vouch, reaching  # nobody lies here
         return await self._invoke(objects, method, arguments, who, not_before_us)
 
     async def _invoke(
@@ -249,8 +250,9 @@ class InMemoryBlocks:
         *,
         after_us: int = 0,
         is_asking: bool = True,
+        permit: Any = None,
     ) -> list[BlockTimestamp]:
-        del credentials
+        del credentials, permit
         assert len({block for block, _ in items}) == len(items)
         self.in_flight += sum(len(item) for _, item in items)
         self.most_in_flight = max(self.most_in_flight, self.in_flight)

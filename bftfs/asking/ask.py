@@ -311,6 +311,11 @@ class Asking:
         """True if a node that was asked has neither answered nor refused."""
         return self.asked.bits & ~(self.answered.bits | self.refusing.bits) != 0
 
+    @property
+    def finally_refusing(self) -> Nodes:
+        """Nodes whose refusals, `refused`, will not pass by themselves."""
+        return NOBODY if self._refusals is None else self._refusals.nodes
+
     # --- what the caller decides on a reply -----------------------------------------------------
 
     def enough(self) -> None:

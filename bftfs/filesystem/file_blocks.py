@@ -467,15 +467,18 @@ class BlockWriter:
     ) -> Sequence[BlockTimestamp]:
         """Make blocks durable, later than what is covered. Their timestamps."""
         after_us = contents.version if is_asking else max(contents.version, contents.pushed_us)
+        permit = partial(self.metadata.permit_writing, contents.identifier, who)
         try:
             written = await self.blocks.write_many(
-                items, who, after_us=after_us, is_asking=is_asking
+                items, who, after_us=after_us, is_asking=is_asking, permit=permit
             )
         except AdmissionRefused as refused:
             if refused.code != errno.ETIME or not is_ahead(contents.version, await Now()):
                 raise
             await self._move_on(contents, who)
-            written = await self.blocks.write_many(items, who, after_us=contents.version)
+            written = await self.blocks.write_many(
+                items, who, after_us=contents.version, permit=permit
+            )
         contents.pushed_us = max(contents.pushed_us, *(timestamp.time for timestamp in written))
         return written
 

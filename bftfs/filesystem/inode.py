@@ -24,9 +24,9 @@ of blocks (`block_names`).
 A storage node asks `may_write_blocks` before it accepts a block of a file. It checks against its
 own replica of the inode. If it missed the creation, it cannot tell and accepts the block. That is
 safe: the correct nodes that know the inode are enough to keep a write without permission from ever
-being complete. It is also needed: a node that refuses a permitted write counts as faulty. So does a
-node that is behind and refuses what was permitted since then; while it is, one more failing node
-may be one too many.
+being complete. It is also needed: a node that refuses a permitted write counts as faulty. A node
+that is behind refuses what was permitted since then. Where that holds a writer up he calls
+`permit_writing`, which brings the node up to date, or tells him that he may not write any more.
 """
 
 from __future__ import annotations
@@ -527,6 +527,17 @@ def _writable(state: MutableState, caller: Caller) -> tuple[Subject, Layout]:
     if not may_write(subject, caller):
         raise Refusal(errno.EACCES)
     return subject, layout
+
+
+def permit_writing(states: States, arguments: NoArguments, caller: Caller) -> bytes:
+    """Refuse a caller who may not write the file's blocks.
+
+    An update, though it changes nothing: the nodes that accept it know the inode as it is, and
+    those that were behind let its blocks pass after it. (`bftfs.read_write.permission`)
+    """
+    del arguments
+    _writable(states[0], caller)
+    return b""
 
 
 def _contents_changed(subject: Subject, caller: Caller, mtime_ns: int) -> None:

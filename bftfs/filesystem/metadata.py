@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from bftfs import limits
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.conversation import Now
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, OperationFailed
@@ -44,7 +45,14 @@ from bftfs.filesystem.directory import (
 from bftfs.filesystem.inode import Access, BlockPage, NamedBlocks, is_access_due
 from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND, NoArguments
 from bftfs.filesystem.options import Options
-from bftfs.filesystem.registry import ACCESSED, GET_ATTRIBUTES, GET_BLOCKS, LOOKUP, READ_DIRECTORY
+from bftfs.filesystem.registry import (
+    ACCESSED,
+    GET_ATTRIBUTES,
+    GET_BLOCKS,
+    LOOKUP,
+    PERMIT_WRITING,
+    READ_DIRECTORY,
+)
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
 from bftfs.query_update.client import Answered, QueryUpdateClient, Vouch
 from bftfs.query_update.object_type import Record
@@ -113,13 +121,20 @@ class Metadata:
         *,
         not_before_us: int = 0,
         vouch: Vouch | None = None,
+        reaching: Nodes = NOBODY,
     ) -> Any:
         """The answer of an update."""
         if self._read_only:
             raise FileSystemError(errno.EROFS)
         try:
             answered = await self._service.update(
-                objects, method, arguments, who, not_before_us=not_before_us, vouch=vouch
+                objects,
+                method,
+                arguments,
+                who,
+                not_before_us=not_before_us,
+                vouch=vouch,
+                reaching=reaching,
             )
         except FileSystemError:  # nothing has changed
             raise
@@ -194,6 +209,15 @@ class Metadata:
         found: NamedBlocks = await self.query(identifier, GET_BLOCKS, page, who)
         self.learn(identifier, found.attributes, await Now())
         return found
+
+    async def permit_writing(
+        self, identifier: ObjectId, who: Credentials, forbidding: Nodes
+    ) -> None:
+        """Ask the inode if the user may write its blocks now; raises FileSystemError if not.
+
+        The nodes that are `forbidding` it know the inode as it is after that, if they can be heard.
+        """
+        await self.update((identifier,), PERMIT_WRITING, NoArguments(), who, reaching=forbidding)
 
     # --- names -------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ WRITE: Final = "inode.write"
 TRUNCATE: Final = "inode.truncate"
 MERGE: Final = "inode.merge"
 GET_BLOCKS: Final = "inode.blocks"
+PERMIT_WRITING: Final = "inode.permit_writing"
 GET_ATTRIBUTES: Final = "attributes.get"
 PERMIT_HISTORY: Final = GUARD
 CHANGE_ATTRIBUTES: Final = "attributes.change"
@@ -51,6 +52,9 @@ LIST_SCHEDULES: Final = "volume.list_schedules"
 SET_SCHEDULE: Final = "volume.set_schedule"
 DELETE_SCHEDULE: Final = "volume.delete_schedule"
 FOLLOW_SCHEDULE: Final = "volume.follow_schedule"
+
+# Updates that nobody would call a change of what they are about.
+UNCHANGING: Final = frozenset((ACCESSED, PERMIT_WRITING))
 
 
 def _method(
@@ -86,6 +90,7 @@ _METHODS = (
     _method(TRUNCATE, inode.truncate, _INODE, frees=True, rests_on=inode.blocks_written),
     _method(MERGE, inode.merge, _INODE, rests_on=inode.blocks_written),
     _query(GET_BLOCKS, inode.get_blocks, _INODE),
+    _method(PERMIT_WRITING, inode.permit_writing, _INODE),
     _query(GET_ATTRIBUTES, inode.get_attributes, _EITHER),
     _query(PERMIT_HISTORY, inode.permit_reading, _EITHER),
     _method(CHANGE_ATTRIBUTES, inode.change_attributes, _EITHER),

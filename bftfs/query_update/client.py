@@ -46,7 +46,7 @@ import msgspec
 
 from bftfs.asking.ask import Asking
 from bftfs.asking.peers import MEMORY_US, Peers
-from bftfs.asking.quorum import Nodes
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.clock_skew import is_pushed_ahead
 from bftfs.conversation import Conversation, Draw, Now
 from bftfs.credentials import Credentials
@@ -108,6 +108,7 @@ class _Ongoing:
     not_before_us: int
     attempts: Attempts
     vouch: Vouch | None
+    reaching: Nodes
     vouched_by: VouchedBy | None = None
     unvouched: int = 0  # attempts whose vouchers servers have refused
     earlier: list[_Earlier] = field(default_factory=list)
@@ -192,11 +193,13 @@ class QueryUpdateClient:
         *,
         not_before_us: int = 0,
         vouch: Vouch | None = None,
+        reaching: Nodes = NOBODY,
     ) -> Answered:
         """Invoke an update. Raises FileSystemError if it refuses: then nothing has changed.
 
         The version's time is `not_before_us` or later: that of what it is to be consistent with.
         `vouch` gets a quorum's vouchers for what the method rests on; again if servers refuse them.
+        The servers in `reaching` are asked first: one of them that is behind catches up.
         """
         found = self._method(method, update=True)
         names = _distinct(objects)
@@ -212,7 +215,7 @@ class QueryUpdateClient:
             if self._streaks:
                 await self._streaks.step_back(names)
             attempts = Attempts(self.repairs)
-            ongoing = _Ongoing(names, found, operation, not_before_us, attempts, vouch)
+            ongoing = _Ongoing(names, found, operation, not_before_us, attempts, vouch, reaching)
             if vouch is not None:
                 ongoing.vouched_by = self._vouched_by(await vouch(0))
             return await self._update(ongoing)
@@ -361,7 +364,7 @@ class QueryUpdateClient:
         self, update: _Ongoing, observed: list[Observed]
     ) -> tuple[UpdateTally, LogicalTimestamp, Update]:
         """One round of the operation, conditioned on what was observed."""
-        plan = await self.rounds.plan(update.names)
+        plan = await self.rounds.plan(update.names, update.reaching)
         candidates = [each.classification.object_candidate for each in observed]
         if all(self.quorums.is_quorum(each.classification.nodes) for each in observed):
             candidates = []  # the histories show that they are established: no vouchers are needed

@@ -129,16 +129,18 @@ class Rounds:
         self._alike = True  # …True if all of them tell the same…
         self._changed = 0  # …and the moment when one of them told something new
 
-    async def plan(self, names: tuple[ObjectId, ...]) -> Plan:
+    async def plan(self, names: tuple[ObjectId, ...], first: Nodes = NOBODY) -> Plan:
         """Whom to ask about `names`, ascending. The highest object's preferred quorum comes first.
 
-        [Q/U §4.3.5, Quorum access strategy and probing; §4.3.7]
+        [Q/U §4.3.5, Quorum access strategy and probing; §4.3.7] Before it, those in `first`.
         """
         now_us = await Now()
         order, probes = self.peers.order(self.quorums.preference(placement_of(names[-1])), now_us)
         ahead = self.observations.ahead_of_clock(names)
         if ahead:  # what they accept is not counted
             order = tuple(sorted(order, key=lambda node: node in ahead))
+        if first:
+            order = tuple(sorted(order, key=lambda node: node not in first))
         return Plan(names, order, probes, now_us, self.lives.begin(), {})
 
     async def run(

@@ -53,6 +53,7 @@ from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.read_write import vouching
 from bftfs.read_write.authorship import Authored, versions_by
+from bftfs.read_write.permission import Permission, Permit
 from bftfs.read_write.reading import BlockRead, FoundVersion
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of
@@ -100,6 +101,7 @@ class ReadWriteClient:
         *,
         after_us: int = 0,
         is_asking: bool = True,
+        permit: Permit | None = None,
     ) -> tuple[BlockTimestamp, ...]:
         """`write` for different blocks at once, later than `after_us`; their timestamps, in order.
 
@@ -107,8 +109,12 @@ class ReadWriteClient:
         assumes that nobody has written these blocks after `after_us`, so that this client's clock
         gives a later time. If that was wrong, the caller has to find out, and to write again. The
         first failure is raised; which of the other writes have taken place is then unknown.
+
+        With `permit`, which asks the object that the blocks belong to, no write fails for lack of
+        permission unless `permit` raises that. It is asked only where nodes refuse.
         """
         session = self._session
+        permission = None if permit is None else Permission(permit)
         written: list[BlockTimestamp] = []
         for at in range(0, len(items), limits.BLOCKS_PER_TIME_REQUEST):
             batch = items[at : at + limits.BLOCKS_PER_TIME_REQUEST]
@@ -126,6 +132,7 @@ class ReadWriteClient:
                     after_us,
                     credentials,
                     wants_vouchers=len(items) == 1,
+                    permission=permission,
                 )
                 for (block, item), time in zip(batch, times, strict=True)
             )
@@ -141,10 +148,17 @@ class ReadWriteClient:
         credentials: Credentials,
         *,
         wants_vouchers: bool = False,
+        permission: Permission | None = None,
     ) -> BlockTimestamp:
         encoded = await Compute(partial(encode, self._session.code, item))
         return await self._write(
-            block, encoded, time, after_us, credentials, wants_vouchers=wants_vouchers
+            block,
+            encoded,
+            time,
+            after_us,
+            credentials,
+            wants_vouchers=wants_vouchers,
+            permission=permission,
         )
 
     async def _write(
@@ -156,6 +170,7 @@ class ReadWriteClient:
         credentials: Credentials,
         *,
         wants_vouchers: bool = False,
+        permission: Permission | None = None,
     ) -> BlockTimestamp:
         session = self._session
         for tries_left in reversed(range(limits.TIMES_PER_WRITE)):
@@ -169,6 +184,7 @@ class ReadWriteClient:
                     encoded,
                     credentials=credentials,
                     wants_vouchers=wants_vouchers,
+                    permission=permission,
                 )
                 if vouchers:
                     self._remember((block, timestamp), vouchers)

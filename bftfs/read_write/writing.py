@@ -20,10 +20,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 from bftfs import limits
 from bftfs.asking.lives import Heard, Told
+from bftfs.asking.quorum import NOBODY as NO_NODES
+from bftfs.asking.refusal import Refused
 from bftfs.clock_skew import is_pushed_ahead
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
@@ -31,7 +34,7 @@ from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.conversation import Delivery, Now, Pause, Send
 from bftfs.credentials import NOBODY, Credentials
 from bftfs.crypto.digest import Digest, life_of
-from bftfs.errors import AdmissionRefused
+from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.messages import (
     TimeReply,
@@ -41,11 +44,14 @@ from bftfs.read_write.messages import (
     WriteReply,
     WriteRequest,
 )
+from bftfs.read_write.permission import Permission, pause_before
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.session import Gathering, Session
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.wire.codec import Voucher
 
+# By the inode's permissions, or by the client's grant as the node knows it.
+_FORBIDDEN = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 _GATHERINGS = 4  # how often one repair gathers vouchers
 
 
@@ -116,11 +122,22 @@ class TimeRound(Gathering[tuple[int, ...]]):
 class WriteRound(Gathering[Told]):
     """Sends each node its fragment of one version. A node's answer is what it tells of lives."""
 
-    __slots__ = ("_asked", "_lives", "_made", "_session")
+    __slots__ = ("_asked", "_is_disputable", "_lives", "_made", "_session", "forbidding")
 
     def __init__(
-        self, session: Session, request: WriteRequest, fragments: Sequence[Buffer], now_us: int
+        self,
+        session: Session,
+        request: WriteRequest,
+        fragments: Sequence[Buffer],
+        now_us: int,
+        *,
+        is_disputable: bool = False,
     ) -> None:
+        """If the round `is_disputable`, nodes' word that permission lacks is not final.
+
+        The round then ends with `NodesDisagree`, when nothing is to be expected without those that
+        are `forbidding`, or after a silence.
+        """
         rotation, N = rotation_of(request.block, session.thresholds.N), session.thresholds.N
         # The moment (`Lives.begin`) of each node's first request of which a reply still counts.
         asked: dict[NodeId, int] = {}
@@ -146,6 +163,15 @@ class WriteRound(Gathering[Told]):
         self._session = session
         self._lives = session.lives
         self._made: dict[NodeId, bytes] = {}
+        self._is_disputable = is_disputable
+        self.forbidding = NO_NODES
+
+    @property
+    def unavailable(self) -> QuorumUnavailable:
+        """The error of a writer whose patience has run out."""
+        return QuorumUnavailable(
+            heard=len(self._answers), required=self._required, subject=self._subject
+        )
 
     @property
     def vouchers(self) -> tuple[Voucher, ...]:
@@ -155,9 +181,24 @@ class WriteRound(Gathering[Told]):
         return likely_valid(self._session, vouchers, answers.values())
 
     def _take(self, reply: Delivery) -> None:
-        if isinstance(reply.message, WriteReply) and reply.message.voucher:
-            self._made[reply.node] = reply.message.voucher
-        super()._take(reply)
+        message = reply.message
+        if isinstance(message, WriteReply) and message.voucher:
+            self._made[reply.node] = message.voucher
+        if self._is_disputable and isinstance(message, Refused) and message.code in _FORBIDDEN:
+            self.forbidding = self.forbidding.plus(reply.node)
+            self.useless(reply.node)
+        else:
+            super()._take(reply)
+        if self.forbidding:
+            quorums = self._peers.quorums
+            if not quorums.is_quorum(quorums.everyone - self.forbidding - self.finally_refusing):
+                raise NodesDisagree
+
+    async def _lapse(self) -> bool:
+        is_over = await super()._lapse()
+        if self.forbidding and not is_over:
+            raise NodesDisagree
+        return is_over
 
     def _outlived(self, answers: dict[NodeId, Told]) -> Iterable[NodeId]:
         if len(set(answers.values())) == 1:
@@ -169,6 +210,10 @@ class WriteRound(Gathering[Told]):
         for node in outlived:  # they are asked again: replies to earlier requests do not count
             del asked[node]
         return outlived
+
+
+class NodesDisagree(Exception):
+    """Some nodes accept a write and others do not permit it: this ends a round, and no more."""
 
 
 def least_safe_time(reported: Sequence[int], b: int) -> int:
@@ -185,13 +230,15 @@ async def write_at(
     credentials: Credentials,
     vouchers: tuple[Voucher, ...] = (),
     wants_vouchers: bool = False,
+    permission: Permission | None = None,
 ) -> tuple[Voucher, ...]:
     """DO_WRITE: send each node its fragment; return once N - t host it. [PASIS Figure 3.1]
 
     Returns these nodes' vouchers that they host it, if they are wanted.
 
     The other nodes answer later, or never; nobody waits for them. Raises AdmissionRefused if more
-    than t nodes refuse, QuorumUnavailable if total patience runs out.
+    than t nodes refuse, QuorumUnavailable if total patience runs out. That it is not permitted
+    counts only if `permission` says so, and raises what that raises.
 
     If the time is ahead of this client's clock, another client has pushed the block's time as far
     ahead as the fastest clocks of nodes allow. Nodes whose clocks are behind refuse the write until
@@ -209,9 +256,8 @@ async def write_at(
     )
     waited_us, pause_us = 0, limits.CLOCKS_PATIENCE_US
     while True:
-        writing = WriteRound(session, request, encoded.fragments, await Now())
         try:
-            await writing.answers()
+            return await _write_where_permitted(session, request, encoded.fragments, permission)
         except AdmissionRefused as refused:
             if (
                 refused.code != errno.ETIME
@@ -219,11 +265,36 @@ async def write_at(
                 or not is_pushed_ahead(timestamp.time, await Now())
             ):
                 raise
-        else:
-            return writing.vouchers
         await Pause(pause_us)
         waited_us += pause_us
         pause_us = min(2 * pause_us, limits.CLOCKS_PATIENCE_MOST_US)
+
+
+async def _write_where_permitted(
+    session: Session,
+    request: WriteRequest,
+    fragments: Sequence[Buffer],
+    permission: Permission | None,
+) -> tuple[Voucher, ...]:
+    """Send each node its fragment, again and again while nodes disagree if that is permitted."""
+    began_us = await Now()
+    for attempt in count():
+        await pause_before(attempt)
+        now_us = await Now()
+        writing = WriteRound(
+            session, request, fragments, now_us, is_disputable=permission is not None
+        )
+        try:
+            await writing.answers()
+        except NodesDisagree:
+            assert permission is not None, "the round is disputable"
+            await permission.confirm(writing.forbidding)
+        else:
+            return writing.vouchers
+        most_us = session.patience_total_us
+        if most_us is not None and now_us - began_us > most_us:
+            break
+    raise writing.unavailable
 
 
 async def repair(

@@ -37,7 +37,6 @@ from bftfs.filesystem.file_history import Change, in_batches
 from bftfs.filesystem.inode import Merging, Truncation, Writing
 from bftfs.filesystem.operations import FoundObject
 from bftfs.filesystem.registry import (
-    ACCESSED,
     CREATE,
     LINK,
     MAKE_DIRECTORY,
@@ -47,6 +46,7 @@ from bftfs.filesystem.registry import (
     REMOVE_DIRECTORY,
     RENAME,
     TRUNCATE,
+    UNCHANGING,
     UNLINK,
     WRITE,
 )
@@ -242,7 +242,7 @@ class ChangeLog:
     def is_others(self, identifier: ObjectId) -> bool:
         """True if the client did not create the object, or others have changed it since."""
         return not self.is_made_by_client(identifier) or any(
-            not self.by_client(change) and change.operation.method != ACCESSED
+            not self.by_client(change) and change.operation.method not in UNCHANGING
             for change in self.changes[identifier]
         )
 

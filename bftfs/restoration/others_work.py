@@ -263,7 +263,7 @@ def _changes_since_client(log: ChangeLog, identifier: ObjectId) -> list[Change]:
 
 
 def _is_clients(log: ChangeLog, change: Change) -> bool:
-    return log.by_client(change) and change.operation.method != registry.ACCESSED
+    return log.by_client(change) and change.operation.method not in registry.UNCHANGING
 
 
 def _values(attributes: Attributes) -> dict[str, int]:

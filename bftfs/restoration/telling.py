@@ -16,7 +16,7 @@ from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import LogicalTimestamp
 from bftfs.restoration.changes import ChangeLog, Slot, audited
 
-UNSEEN: Final = frozenset((registry.ACCESSED, registry.MERGE))  # what nobody would call a change
+UNSEEN: Final = registry.UNCHANGING | {registry.MERGE}  # what nobody would call a change
 
 
 def _changed_attributes(arguments: Any) -> str:
@@ -45,6 +45,7 @@ _SAID: dict[str, Callable[[Any], str]] = {
     registry.WRITE: lambda _: "write",
     registry.TRUNCATE: lambda a: f"truncate to {a.size}",
     registry.MERGE: lambda _: "rearrange",
+    registry.PERMIT_WRITING: lambda _: "ask whether writing is permitted",
     registry.CHANGE_ATTRIBUTES: _changed_attributes,
     registry.SET_EXTENDED: lambda a: f"set attribute {shown(a.name)}",
     registry.REMOVE_EXTENDED: lambda a: f"remove attribute {shown(a.name)}",

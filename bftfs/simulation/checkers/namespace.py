@@ -483,6 +483,7 @@ _UNMODELLED = (
     registry.WRITE,
     registry.TRUNCATE,
     registry.MERGE,
+    registry.PERMIT_WRITING,
     registry.CHANGE_ATTRIBUTES,
     registry.GET_EXTENDED,
     registry.SET_EXTENDED,

@@ -4,8 +4,7 @@ The states of an inode are those on its chain. The calls of correct clients tell
 have been the truth: not before the beginning of the call that made it or an earlier one, and not
 after the end of a call that made a later one. If bytes of a stranger are read, there must have been
 a state that permitted the stranger to write, between the beginning of the write and the end of the
-read. (The converse need not hold: a node that is behind refuses what is permitted since then, and
-counts as faulty.)
+read. (The converse need not hold: a write that was permitted when it began may end with a refusal.)
 
 Who may write is worked out here from mode, owner and list, not as nodes do it. [acl(5)]
 """

@@ -18,7 +18,7 @@ from typing import Any
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.quorum import NOBODY, Nodes, ThresholdQuorums
 from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Conversation, Now, Pause
 from bftfs.credentials import Credentials
@@ -47,6 +47,7 @@ from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.query_update.past_reading import PastReader
 from bftfs.read_write.client import ReadWriteClient
+from bftfs.read_write.permission import Permit
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
@@ -376,10 +377,17 @@ class _RecordedMetadata(QueryUpdateClient):
         *,
         not_before_us: int = 0,
         vouch: Vouch | None = None,
+        reaching: Nodes = NOBODY,
     ) -> Answered:
         """Invoke an update."""
         asking = super().update(
-            objects, method, arguments, credentials, not_before_us=not_before_us, vouch=vouch
+            objects,
+            method,
+            arguments,
+            credentials,
+            not_before_us=not_before_us,
+            vouch=vouch,
+            reaching=reaching,
         )
         return await self._witnessed(method, objects, arguments, asking, update=True)
 
@@ -424,11 +432,14 @@ class _RecordedBlocks(ReadWriteClient):
         *,
         after_us: int = 0,
         is_asking: bool = True,
+        permit: Permit | None = None,
     ) -> tuple[BlockTimestamp, ...]:
         """Write blocks."""
         for block, item in items:
             self._contents(block).begins(bytes(item))
-        times = await super().write_many(items, credentials, after_us=after_us, is_asking=is_asking)
+        times = await super().write_many(
+            items, credentials, after_us=after_us, is_asking=is_asking, permit=permit
+        )
         for (block, item), made in zip(items, times, strict=True):
             self._contents(block).ends(bytes(item), made)
             self._workload.acknowledged.append(version_key(block, made))

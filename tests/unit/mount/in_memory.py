@@ -68,6 +68,7 @@ class Metadata(InMemoryObjects):
         *,
         not_before_us: int = 0,
         vouch: Any = None,
+        reaching: Any = None,
     ) -> Answer:
         match arguments:
             case ExtendedSetting(name=name) if name == STALL:
@@ -85,7 +86,13 @@ class Metadata(InMemoryObjects):
                 attributes = self.perform(GET_ATTRIBUTES, objects, NoArguments(), who)
                 return Answer(AttributesAfter((attributes,)))
         return await super().update(
-            objects, method, arguments, who, not_before_us=not_before_us, vouch=vouch
+            objects,
+            method,
+            arguments,
+            who,
+            not_before_us=not_before_us,
+            vouch=vouch,
+            reaching=reaching,
         )
 
     async def _rewrite(self, identifier: ObjectId, value: bytes, who: Credentials) -> None:
@@ -114,12 +121,15 @@ class Blocks(InMemoryBlocks):
         *,
         after_us: int = 0,
         is_asking: bool = True,
+        permit: Any = None,
     ) -> list[BlockTimestamp]:
         while self.metadata.frozen:
             await Wait(self.metadata.thawed)
         for block, _ in items:
             self.versions.pop(block, None)
-        return await super().write_many(items, credentials, after_us=after_us, is_asking=is_asking)
+        return await super().write_many(
+            items, credentials, after_us=after_us, is_asking=is_asking, permit=permit
+        )
 
 
 class Host(Network):

@@ -1,0 +1,65 @@
+"""Whether a block may still be written, where nodes disagree about it.
+
+**Situation.** Each node judges by its own replica of the object that the block belongs to. So nodes
+disagree while a change of permission is under way, and for as long as some of them are behind. If
+others are down, neither the nodes that accept a write nor those that refuse it may be enough, for
+as long as these are down. And b liars and t nodes that are behind are more than t that refuse what
+is permitted.
+
+**Rule.** For lack of permission no write fails by the word of nodes. The writer asks the object, by
+an operation that takes place in the order of all updates. If that refuses, the write has failed.
+Otherwise the operation has reached the nodes that had refused: so those that were behind know
+better now, and the write is sent again.
+
+**Why nobody gets past the nodes by that.** The answer only ends a write, or has it sent again; what
+a node takes, it judges itself, as before. [docs/threat-model.md, G4]
+
+**Concurrency.** The writes of one `write_many` share a question: what is asked already is not asked
+again. Everything is touched between awaits only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from bftfs.asking.quorum import NOBODY, Nodes
+from bftfs.conversation import Conversation, Event, Pause, Wait
+from bftfs.limits import SECOND_US
+
+# Asks the object, and reaches these nodes by that. Raises what it refuses with.
+Permit = Callable[[Nodes], Conversation[None]]
+
+_PAUSE_US: Final = 20_000  # before a write is sent a third time; doubles…
+_PAUSE_MOST_US: Final = 2 * SECOND_US  # …up to this
+
+
+class Permission:
+    """What the object says of some writes."""
+
+    __slots__ = ("_answered", "_forbidding", "_is_asking", "_permit")
+
+    def __init__(self, permit: Permit) -> None:
+        self._permit = permit
+        self._forbidding = NOBODY  # nodes that refuse one of the writes
+        self._is_asking = False
+        self._answered = Event()
+
+    async def confirm(self, forbidding: Nodes) -> None:
+        """Ask; these nodes refuse. Raises what the object refuses with, or FileSystemError."""
+        self._forbidding |= forbidding
+        if self._is_asking:
+            await Wait(self._answered)  # if it refuses, who asks ends this conversation as well
+            return
+        self._is_asking = True
+        try:
+            await self._permit(self._forbidding)
+        finally:
+            self._is_asking = False
+            self._answered.announce()
+
+
+async def pause_before(attempt: int) -> None:
+    """Let the nodes change their minds; the first two attempts are made at once."""
+    if attempt > 1:
+        await Pause(min(_PAUSE_US << min(attempt - 2, 16), _PAUSE_MOST_US))
