@@ -70,10 +70,7 @@ def honest_services(
     )
     incomplete = query_update.incomplete
     finisher = Finisher(node, peers, incomplete, object_healer)
-    # A client may date a version back by as much as clocks may differ: so nothing that has
-    # been the truth within the window counts as superseded before it.
-    window_us = description.window_us + limits.CLOCK_SKEW_US
-    past = CollectedPast(window_us)
+    past = CollectedPast()
     block_healer = BlockHealer(
         node,
         session,
@@ -95,7 +92,9 @@ def honest_services(
         node,
         peers,
         description.volume,
-        window_us=window_us,
+        # A client may date a version back by as much as clocks may differ: so nothing that has
+        # been the truth within the window counts as superseded before it.
+        window_us=description.window_us + limits.CLOCK_SKEW_US,
         pool=room,
         clock=clock if description.n > 1 else None,
         remembers=object_healer.remembers,

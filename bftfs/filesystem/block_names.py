@@ -124,8 +124,8 @@ def name_blocks(
 
     Returns the blocks of which a later version is named. Refuses a version that is later than the
     operation: a file as of a time is made of blocks that were there by then. And one that is much
-    older: nodes may have collected it, if others have written to the block since. And one beyond
-    the end: it would show when somebody else lets the file grow.
+    older: so nodes know what can be named no more, and collect it if others have written to the
+    block since. And one beyond the end: it would show when somebody else lets the file grow.
     """
     behind = []
     for block in blocks:

@@ -16,9 +16,11 @@ remove a version that somebody needs.
    the state at a time to keep. A block's version is kept if a kept version of its inode names it
    (`filesystem.block_names`), or is dated so that it might. So size and blocks still belong
    together after other versions are removed.
-3. What is named is there. So a version that its author may still name is kept as well, though
-   others have written to the block since, and though the window is shorter: the author may have
-   the nodes' vouchers that they host it.
+3. What is named is there. So a version that may still be named is kept as well, though others have
+   written to the block since, and though the window is shorter: its author may have the nodes'
+   vouchers that they host it, and an update that names it may lie at a few nodes for any time
+   before somebody finishes it. No clock tells when that is over, but the file's history does: an
+   established version of the inode that is later than all updates which could name it.
 4. Policies and snapshots count both as they were when the detection window began and as they are
    now. So deleting a snapshot, or asking for less, removes nothing before the window has passed,
    and people can notice and revert it.
@@ -243,17 +245,19 @@ def kept_names(
     return frozenset(names)
 
 
-def may_be_named(
-    replica: Replica, block: BlockId, timestamp: BlockTimestamp, *, since_us: int
-) -> bool:
-    """True if an update may still name this version of a block: it takes none of before `since_us`.
+def may_be_named(replica: Replica, block: BlockId, timestamp: BlockTimestamp) -> bool:
+    """True if an update may still name this version of a block, by what is established here.
 
-    Nor one of which a later one is named, or that was cut off, by what is established.
+    It cannot if something is established that is later than every update that names the version
+    (`limits.COVERED_WITHIN_US`), a later version is named, or the block was cut off.
     """
-    state = None if timestamp.time < since_us else state_at(replica, replica.row.established)
+    established = replica.row.established
+    if time_of(established) > timestamp.time + limits.COVERED_WITHIN_US:
+        return False
+    state = state_at(replica, established)
     encoded = None if state is None else state.get(ATTRIBUTES_KEY)
     if state is None or encoded is None:
-        return timestamp.time >= since_us
+        return True
     layout = _attributes(replica, encoded).layout
     if layout is None:
         return False
@@ -264,17 +268,35 @@ def may_be_named(
     return name is None or name[:2] < (incarnation, timestamp)
 
 
-def _named_since_us(now_us: int) -> int:
-    """Updates name no versions of before that time any more."""
-    return now_us - limits.COVERED_WITHIN_US - limits.CLOCKS_AGREE_US
+class KeptVersions:
+    """Which versions of one block stay, as things are in one step.
+
+    Those that kept versions of the file show or name, and those that an update may still name while
+    the file lives.
+    """
+
+    def __init__(self, replica: Replica, block: BlockId, shown: ShownBlocks) -> None:
+        self._replica = replica
+        self._block = block
+        self._is_alive = shown.alive is not None
+        self._shows = shown.keeps(block)
+        self._names = kept_names(replica, block, shown)
+
+    def keeps(self, key: bytes, until_us: int | None) -> bool:
+        """True if the version with this key stays.
+
+        `until_us` is the time of the oldest later version that this node has verified.
+        """
+        if self._names is None or self._shows(block_time_of(key), until_us):
+            return True
+        timestamp = block_timestamp_of(key)
+        return timestamp in self._names or (
+            self._is_alive and may_be_named(self._replica, self._block, timestamp)
+        )
 
 
 class CollectedPast:
     """Answers questions of the block server and the healer about collected versions."""
-
-    def __init__(self, window_us: int) -> None:
-        """`window_us`: that of the `Collector`."""
-        self._window_us = window_us
 
     def knows(self, view: StorageView, block: BlockId, at_us: int) -> bool:
         """True if no version that was the latest of `block` at `at_us` can have been collected."""
@@ -304,23 +326,12 @@ class CollectedPast:
         block = BlockId(key[:BLOCK_ID_BYTES])
         replica = Replica(view, inode_of(block))
         collected_us = replica.row.collected_us
-        time_us = block_time_of(key)
-        if not collected_us:
-            return True
-        shown = shown_by(replica, collected_us)
+        shown = shown_by(replica, collected_us) if collected_us else None
         if shown is None:
             return True
         newer = view.scan(Table.BLOCK, block, key, reverse=True)
         until_us = next((block_time_of(at) for at, row in newer if row[0] & VERIFIED), None)
-        if shown.keeps(block)(time_us, until_us):
-            return True
-        names, timestamp = kept_names(replica, block, shown), block_timestamp_of(key)
-        since_us = _named_since_us(collected_us + self._window_us)
-        return (
-            names is None
-            or timestamp in names
-            or may_be_named(replica, block, timestamp, since_us=since_us)
-        )
+        return KeptVersions(replica, block, shown).keeps(key, until_us)
 
 
 # --- the walk over one file's blocks ------------------------------------------------------------
@@ -329,22 +340,16 @@ class CollectedPast:
 class BlockWalk:
     """One pass over the versions of the blocks of one inode, some of them in each step."""
 
-    def __init__(
-        self, inode: ObjectId, shown: ShownBlocks, *, horizon_us: int, named_since_us: int
-    ) -> None:
-        """Updates name no versions of before `named_since_us` any more."""
+    def __init__(self, inode: ObjectId, shown: ShownBlocks, *, horizon_us: int) -> None:
         self.done = False
         self.removed = 0
         self.removed_bytes = 0
         self._inode = inode
         self._shown = shown
         self._horizon_us = horizon_us
-        self._named_since_us = named_since_us
         self._cursor = bytes(inode)
         self._end = inode + _AFTER_BLOCKS
         self._block = b""
-        self._keeps: Keeps = lambda *_: True
-        self._names: frozenset[BlockTimestamp] | None = None
         self._until_us: int | None = None
         self._above = b""  # key of the next newer version of the block, if that is kept
 
@@ -357,14 +362,15 @@ class BlockWalk:
             return writes
         removed: list[RowChange] = []
         marked: set[bytes] = set()
+        kept: KeptVersions | None = None  # of this block
         rows = tuple(islice(view.scan(Table.BLOCK, self._cursor, self._end), limits.COLLECT_ROWS))
         for key, row in rows:
             if key[:BLOCK_ID_BYTES] != self._block:
                 self._block = key[:BLOCK_ID_BYTES]
-                self._keeps = self._shown.keeps(BlockId(self._block))
-                self._names = kept_names(replica, BlockId(self._block), self._shown)
-                self._until_us, self._above = None, b""
-            if self._is_kept(replica, key):
+                self._until_us, self._above, kept = None, b"", None
+            if kept is None:
+                kept = KeptVersions(replica, BlockId(self._block), self._shown)
+            if kept.keeps(key, self._until_us):
                 self._above = key
             else:
                 self.removed += 1
@@ -383,14 +389,6 @@ class BlockWalk:
         else:
             self._cursor = rows[-1][0] + b"\0"
         return writes + stored(view, removed)
-
-    def _is_kept(self, replica: Replica, key: bytes) -> bool:
-        if self._keeps(block_time_of(key), self._until_us) or self._names is None:
-            return True
-        timestamp, since_us = block_timestamp_of(key), self._named_since_us
-        return timestamp in self._names or may_be_named(
-            replica, BlockId(self._block), timestamp, since_us=since_us
-        )
 
 
 # --- the collector ------------------------------------------------------------------------------
@@ -491,7 +489,8 @@ class Collector:
         retention = Retention(now_us, self._window_us, (), snapshots_us, pressure_us)
         await self._walk.one_pass(host, partial(self._collect_page, retention))
         if short:
-            before_us = min(horizon_us, _named_since_us(now_us))
+            young_us = limits.COVERED_WITHIN_US + limits.CLOCKS_AGREE_US
+            before_us = min(horizon_us, now_us - young_us)
             removed = await self._strays.remove(host, before_us, partial(self._give_way, host))
             self.tally.block_versions += removed.versions
             self.tally.block_bytes += removed.volume
@@ -589,12 +588,7 @@ class Collector:
         shown = await look(host, lambda view: shown_by(Replica(view, name), retention.horizon_us))
         if shown is None:
             return
-        blocks = BlockWalk(
-            name,
-            shown,
-            horizon_us=retention.horizon_us,
-            named_since_us=_named_since_us(retention.now_us),
-        )
+        blocks = BlockWalk(name, shown, horizon_us=retention.horizon_us)
         while not blocks.done:
             await step(host, lambda view: (None, blocks.step(view)))
             await self._give_way(host)

@@ -8,9 +8,11 @@ can remove it, and collection does not find it, since that goes from inodes to t
 any update, if a quorum of nodes that have forgotten nothing, itself included, have the same latest
 version of the inode, or none, and that has no attributes.
 
-**Why it is safe.** Then no update had made the inode when they answered. One that does so later
-names none of these versions, and what is not named is part of no file. b liars make no quorum of
-a node that knows an inode.
+**Why it is safe.** Then no update had made the inode when they answered. One that servers accept
+later has a time near their clocks, names none of these versions, and what is not named is part of
+no file. One that was accepted before has only the n - q servers outside of this quorum, and b that
+lie in it: fewer than a repairable set, so it is dead. b liars make no quorum of a node that knows
+an inode.
 
 **Concurrency.** As the `Collector` that calls it.
 """

@@ -238,7 +238,7 @@ class Deployment:
             client_named(f"node {node}"), sizes, peers, patience_total_us=limits.VERIFY_PATIENCE_US
         )
         verifier = LazyVerifier(node, session, self.verification)
-        past = CollectedPast(0 if self.collection is None else self.collection.window_us)
+        past = CollectedPast()
         healer = BlockHealer(
             node,
             session,

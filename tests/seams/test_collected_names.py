@@ -14,11 +14,21 @@ import pytest
 
 from bftfs import limits
 from bftfs.errors import NoLongerKept
+from bftfs.filesystem.attributes import NO_CHANGES
+from bftfs.filesystem.block_names import covered, name_at
+from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.options import Options
+from bftfs.filesystem.registry import WRITE
+from bftfs.identifiers import BlockId, ObjectId
+from bftfs.query_update.messages import Status
+from bftfs.query_update.replica import Replica
+from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.server import file_collection
+from bftfs.server.file_collection import BlockWalk, shown_by
 from bftfs.simulation.deployment import CollectionPlan
 from bftfs.simulation.world import SECOND_US
-from tests.seams.world import BLOCK_BYTES, VOLUME, World
+from bftfs.storage import StorageView, Table, Write
+from tests.seams.world import BLOCK_BYTES, ROOT, SUPERUSER, VOLUME, World
 
 WINDOW_US = 600 * SECOND_US
 
@@ -30,6 +40,8 @@ class Written(NamedTuple):
     close: Any
     read: Any
     hosts: Any
+    touch: Any
+    remove: Any
 
 
 def written(*, is_covered: bool = False) -> Written:
@@ -58,6 +70,8 @@ def written(*, is_covered: bool = False) -> Written:
         lambda: user.run(first.release(file), within_us=20 * SECOND_US),
         lambda: world.user("reader").read(identifier)[:6].rstrip("."),
         lambda: world.hosting(block, timestamp),
+        lambda: world.user("fourth").chmod(identifier, 0o640),
+        lambda: user.run(user.files.unlink(ROOT, b"file", user.who)),
     )
 
 
@@ -80,7 +94,7 @@ def test_what_its_author_may_still_name_is_kept() -> None:
 
 
 def test_must_fail_where_what_is_superseded_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_collection, "may_be_named", lambda *_, **__: False)
+    monkeypatch.setattr(file_collection, "may_be_named", lambda *_: False)
     case = written()
     assert not case.hosts()
     case.close()
@@ -97,9 +111,126 @@ def test_what_gave_way_to_a_later_name_goes() -> None:
     assert case.read() == "second"
 
 
-def test_what_nobody_names_goes_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "COVERED_WITHIN_US", WINDOW_US)
+def test_what_nobody_names_goes_once_the_file_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time that passes says so, however long: an update that is later than all that name it."""
+    monkeypatch.setattr(limits, "COVERED_WITHIN_US", 4 * WINDOW_US)
     case = written()
-    assert case.hosts()
-    case.world.run_for(limits.CLOCKS_AGREE_US)
+    case.world.run_for(4 * WINDOW_US)
+    assert len(case.hosts()) == 6
+    case.touch()
+    case.world.run_for(WINDOW_US + 2 * limits.COLLECT_EVERY_US)
     assert not case.hosts()
+
+
+def test_what_nobody_names_goes_with_the_file() -> None:
+    case = written()
+    assert len(case.hosts()) == 6
+    case.remove()
+    case.world.run_for(WINDOW_US + 2 * limits.COLLECT_EVERY_US)
+    assert not case.hosts()
+
+
+# --- updates that are finished late -------------------------------------------------------------
+
+
+class Named(NamedTuple):
+    """A file whose first block is named by an update that three nodes alone have accepted."""
+
+    world: World
+    identifier: ObjectId
+    block: BlockId
+    timestamp: BlockTimestamp
+
+    def is_named(self, node: int) -> bool:
+        """True if the update is the latest that this node knows of."""
+        workspace = Replica(self.world.nodes[node].disk, self.identifier).workspace
+        name = name_at(workspace, 0)
+        return name is not None and name.timestamp == self.timestamp
+
+
+FEW, OTHERS = (0, 1, 2), (3, 4, 5)
+
+
+def named() -> Named:
+    """A client writes a block that others write as well, names it at a few nodes, and stops."""
+    world = World(collection=CollectionPlan(WINDOW_US), volume=VOLUME)
+    user = world.user("user")
+    user.format()
+    identifier = user.make("file", "." * 2 * BLOCK_BYTES)
+    layout = user.attributes(identifier).layout
+    assert layout is not None
+    hand = world.hand("hand")
+    version = hand.version(layout.block(identifier, 0), "first", world.now_us)
+    hand.write(version, range(6), who=SUPERUSER)
+    world.run_for(SECOND_US)
+    mount, file = opened(world, user, identifier)
+    pushed(world, user, mount, file, b"second")
+    world.run_for(SECOND_US)
+    world.user("third").put(identifier, "third", offset=BLOCK_BYTES)
+    world.run_for(2 * WINDOW_US)
+    names = (covered(0, version.timestamp),)
+    writing = Writing(0, layout.newest, 0, NO_CHANGES, names)
+    claims = hand.claims([version])
+    said = hand.update(identifier, WRITE, writing, SUPERUSER, claims=claims, asked=FEW)
+    assert said == [Status.SUCCESS] * len(FEW)
+    return Named(world, identifier, version.block, version.timestamp)
+
+
+def finished_late(monkeypatch: pytest.MonkeyPatch) -> Named:
+    """The nodes that have accepted it are down for a while. Then somebody finishes the update."""
+    monkeypatch.setattr(limits, "COVERED_WITHIN_US", 4 * WINDOW_US)
+    case = named()
+    world = case.world
+    for node in FEW:
+        world.nodes[node].crash(down_us=None)
+    world.run_for(4 * WINDOW_US + limits.CLOCKS_AGREE_US + 2 * limits.COLLECT_EVERY_US)
+    for node in FEW:
+        world.nodes[node].start()
+    world.run_until(lambda: all(map(case.is_named, range(6))))
+    world.nodes[FEW[0]].crash(down_us=None)
+    return case
+
+
+def test_what_is_named_by_an_update_that_is_finished_late_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = finished_late(monkeypatch)
+    assert case.world.hosting(case.block, case.timestamp) == list(range(6))
+    assert case.world.user("reader").read(case.identifier)[:6].rstrip("\0") == "first"
+
+
+def test_must_fail_where_a_clock_says_that_it_is_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No update of now names the version any more. One of then is still on its way."""
+    may_be_named, begin = file_collection.may_be_named, file_collection._begin
+
+    def collect(name: ObjectId, horizon_us: int, view: StorageView) -> Any:
+        since_us = horizon_us + WINDOW_US - limits.COVERED_WITHIN_US - limits.CLOCKS_AGREE_US
+
+        def by_the_clock(replica: Replica, block: BlockId, timestamp: BlockTimestamp) -> bool:
+            return timestamp.time >= since_us and may_be_named(replica, block, timestamp)
+
+        monkeypatch.setattr(file_collection, "may_be_named", by_the_clock)
+        return begin(name, horizon_us, view)
+
+    monkeypatch.setattr(file_collection, "_begin", collect)
+    case = finished_late(monkeypatch)
+    assert case.world.hosting(case.block, case.timestamp) == list(FEW)
+    with pytest.raises(NoLongerKept):
+        case.world.user("reader").read(case.identifier)
+
+
+def test_what_is_named_while_a_node_collects_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps of its walk through the versions of one block."""
+    monkeypatch.setattr(limits, "COLLECT_ROWS", 1)
+    case = named()
+    disk = case.world.nodes[OTHERS[0]].disk
+    horizon_us = Replica(disk, case.identifier).row.collected_us
+    shown = shown_by(Replica(disk, case.identifier), horizon_us)
+    assert shown is not None
+    walk = BlockWalk(case.identifier, shown, horizon_us=horizon_us)
+    walk.step(disk)  # the later version of the block
+    case.world.run_until(lambda: case.is_named(OTHERS[0]))
+    case.world.user("other").chmod(case.identifier, 0o600)  # that the name is established
+    key = version_key(case.block, case.timestamp)
+    while not walk.done:
+        assert Write(Table.BLOCK, key, None) not in walk.step(disk)
