@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from bftfs.conversation import Pause
 from bftfs.crypto.keys import write_identity, write_volume_key
-from bftfs.filesystem.attributes import Attributes
+from bftfs.filesystem.attributes import NO_CHANGES, Attributes, Layout
+from bftfs.filesystem.block_names import covered
+from bftfs.filesystem.inode import Writing
+from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.limits import REPAIRS_PER_SECOND, SECOND_US
 from bftfs.query_update.history import Known, assemble, client_of, parse_history
@@ -30,7 +33,9 @@ from bftfs.query_update.messages import InlineBarrier, Status, UpdateReply
 from bftfs.runtime import clock
 from bftfs.simulation.byzantine.object_repairs import NOBODY, forged_barrier
 from bftfs.simulation.byzantine.positions import NodePosition
-from tests.end_to_end.cluster import Cluster
+from bftfs.wire.codec import Voucher
+from tests.end_to_end.cluster import Cluster, bftfs
+from tests.end_to_end.test_history import now
 from tests.end_to_end.watchdog import Watchdog
 from tests.integration.deployment import Deployment
 from tests.integration.process_hand import ProcessHand, admit
@@ -38,17 +43,19 @@ from tests.integration.test_collection import Mounted
 from tests.integration.test_node import metric
 from tests.integration.test_verification import await_that
 from tests.seams.test_barriers import AHEAD_US, barrier, histories
-from tests.seams.world import READERS_GRANT, STRANGER, STRANGERS_GRANT, accepted
+from tests.seams.world import READERS_GRANT, STRANGER, STRANGERS_GRANT, Version, accepted
 
 pytestmark = [pytest.mark.timeout(120, func_only=True), pytest.mark.slow]
 
 MINE, EVIL = "what root wrote", "EVIL!!"
-LIAR = 3
+NODES = tuple(map(NodeId, range(6)))
+LIAR = NodeId(3)
 BEHIND = 5  # outside of the preferred quorum of the root directory, and of the files in it
 HONEST = ("nodes",)
 CARELESS = ("tests.integration.careless_node",)
 ACCOMPLICE = ("tests.lying_node", "accomplice")
 FORGER = ("tests.lying_node", "forged-barrier")
+FALSE_VOUCHERS = "tests.integration.false_vouchers_node"
 PLANTED = (0, 1)  # who host a version that nobody sees
 ATTEMPTS = 5  # at a file that node 5 has not heard of
 UPDATES = 20  # of a correct client, which are over…
@@ -241,6 +248,119 @@ def test_what_was_planted_does_not_appear(guarded: None, attacked: Attacked) -> 
         assert (mount / name).read_text() == MINE + MINE
 
 
+# --- what is named --------------------------------------------------------------------------------
+
+
+def write_and_sync(path: Path, contents: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@pytest.mark.parametrize("liar", ["forging", "withholding"])
+def test_a_node_without_valid_vouchers_stops_no_fsync(
+    guarded: None, attacked: Attacked, liar: str
+) -> None:
+    """Files of one block, whose vouchers come with the block, and of three, for which it asks."""
+    attacked.run(HONEST, (FALSE_VOUCHERS, liar))
+    name = attacked.new_name("synced")
+    write_and_sync(attacked.owner / name, b"")
+    _, found = attacked.attributes(name)
+    assert found.layout is not None
+    for attempt in range(3):  # until it is among the first that acknowledge
+        for length in (100, 2 * found.layout.block_bytes + 100):
+            contents = b"%d" % attempt * length
+            write_and_sync(attacked.owner / name, contents)
+            assert (attacked.other / name).read_bytes() == contents
+
+
+class Shared(NamedTuple):
+    """A file that all may write, and what the stranger knows of it."""
+
+    path: Path
+    identifier: ObjectId
+    layout: Layout
+
+    def name(
+        self, stranger: ProcessHand, number: int, version: Version, claims: tuple[Voucher, ...]
+    ) -> set[Status]:
+        """He has an update of the inode name a version of his; what correct nodes say to that."""
+        names = (covered(number, version.timestamp),)
+        writing = Writing(0, self.layout.newest, 0, NO_CHANGES, names)
+        correct = [node for node in range(stranger.sizes.n) if node != LIAR]
+        return {
+            *stranger.update(
+                self.identifier, WRITE, writing, STRANGER, claims=claims, asked=correct
+            )
+        }
+
+    def version(self, stranger: ProcessHand, number: int, contents: str) -> Version:
+        block = self.layout.block(self.identifier, number)
+        return stranger.version(block, contents, clock.now_us())
+
+
+def shared(attacked: Attacked) -> Shared:
+    name = attacked.new_name("shared")
+    write(attacked.owner / name, 0o666)
+    identifier, found = attacked.attributes(name)
+    assert found.layout is not None
+    return Shared(attacked.owner / name, identifier, found.layout)
+
+
+def named_with_forged_vouchers(attacked: Attacked) -> tuple[Shared, set[Status]]:
+    """The stranger names a version that few nodes host, with vouchers of all.
+
+    Those of the others have the liar's keys. What correct nodes say to the update.
+    """
+    file = shared(attacked)
+    with attacked.hand("stranger") as stranger:
+        version = file.version(stranger, 0, EVIL)
+        assert accepted(stranger.write(version, PLANTED)) == list(PLANTED)
+        claims = {each.node: each for each in stranger.claims([version])}
+        assert set(claims) == {*PLANTED, LIAR}
+        liars = claims[LIAR].authenticator
+        forged = [claims.get(node, Voucher(node, liars)) for node in NODES]
+        return file, file.name(stranger, 0, version, tuple(forged))
+
+
+def test_forged_vouchers_name_nothing(guarded: None, attacked: Attacked) -> None:
+    attacked.run(HONEST, ACCOMPLICE)
+    file, said = named_with_forged_vouchers(attacked)
+    assert said == {Status.UNVOUCHED}
+    for mount in (attacked.owner, attacked.other):
+        assert (mount / file.path.name).read_text() == MINE
+
+
+def grown(attacked: Attacked) -> tuple[set[Status], list[bytes], bytes]:
+    """Root closes a file that a stranger has written behind the end of, undoes, and lets it grow.
+
+    The stranger has named a longer version of its block, and one of the next block. What correct
+    nodes said to the latter; what both mounts show in the end; and what they should.
+    """
+    file = shared(attacked)
+    since = now()
+    with attacked.hand("stranger") as stranger:
+        for number, contents in ((0, MINE + EVIL * 10), (1, EVIL)):
+            version = file.version(stranger, number, contents)
+            stranger.write(version, attacked.deployment.nodes)
+            said = file.name(stranger, number, version, stranger.claims([version]))
+    file.path.chmod(0o600)
+    words = ["--client", "stranger", "--since", since]
+    bftfs("undo", file.path, *words)
+    size = 2 * file.layout.block_bytes
+    os.truncate(file.path, size)
+    seen = [(mount / file.path.name).read_bytes() for mount in (attacked.owner, attacked.other)]
+    return said, seen, MINE.encode().ljust(size, b"\0")
+
+
+def test_what_lies_behind_the_end_does_not_show(guarded: None, attacked: Attacked) -> None:
+    attacked.run(HONEST, ACCOMPLICE)
+    said, seen, expected = grown(attacked)
+    assert said == {Status.REFUSED}
+    assert seen == [expected] * 2
+
+
 # --- barriers -------------------------------------------------------------------------------------
 
 
@@ -346,6 +466,24 @@ def test_barriers_that_a_node_forges_do_not_stop_updates(guarded: None, attacked
 
 
 # --- the same without the rules -------------------------------------------------------------------
+
+
+def test_must_fail_careless_nodes_name_what_few_host(guarded: None, attacked: Attacked) -> None:
+    attacked.run(CARELESS, ACCOMPLICE)
+    file, said = named_with_forged_vouchers(attacked)
+    assert said == {Status.SUCCESS}
+    with pytest.raises(OSError, match="Input/output error"):
+        (attacked.other / file.path.name).read_text()
+
+
+def test_must_fail_careless_nodes_show_what_lies_behind_the_end(
+    guarded: None, attacked: Attacked
+) -> None:
+    attacked.run(CARELESS, ACCOMPLICE)
+    said, seen, expected = grown(attacked)
+    assert said == {Status.SUCCESS}
+    assert expected not in seen
+    assert all(EVIL.encode() in contents for contents in seen)
 
 
 @pytest.mark.parametrize("made", [new_file, closed_file])

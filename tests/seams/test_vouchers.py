@@ -20,6 +20,7 @@ from bftfs.read_write import vouching, writing
 from bftfs.read_write.messages import VouchReply, WriteReply, WriteRequest
 from bftfs.read_write.timestamp import digest_of
 from bftfs.simulation.world import SECOND_US
+from tests.seams.false_vouchers import Forging, Withholding
 from tests.seams.world import BLOCK_BYTES, STRANGER, STRANGERS_GRANT, User, World
 
 ONE, TWO = "after!", "after" + "." * BLOCK_BYTES  # of two blocks: nodes are asked for a set
@@ -30,38 +31,6 @@ def started() -> tuple[World, User, ObjectId]:
     user = world.user("user")
     user.format()
     return world, user, user.make("file", "before")
-
-
-class Forging:
-    """A server whose vouchers are invalid, and which does all else as it should."""
-
-    def __init__(self, honest: Any) -> None:
-        self._honest = honest
-
-    def step(self, *arguments: Any) -> Any:
-        ready = self._honest.step(*arguments)
-        reply = ready.reply
-        if isinstance(reply, WriteReply) and reply.voucher:
-            ready.reply = WriteReply(reply.lives, bytes(len(reply.voucher)))
-        elif isinstance(reply, VouchReply) and reply.authenticator:
-            ready.reply = VouchReply(bytes(len(reply.authenticator)), reply.lives)
-        return ready
-
-
-class Withholding:
-    """A server that hosts versions, and says so, and vouches for none."""
-
-    def __init__(self, honest: Any) -> None:
-        self._honest = honest
-
-    def step(self, *arguments: Any) -> Any:
-        ready = self._honest.step(*arguments)
-        reply = ready.reply
-        if isinstance(reply, WriteReply):
-            ready.reply = WriteReply(reply.lives)
-        elif isinstance(reply, VouchReply):
-            ready.reply = VouchReply(b"", reply.lives)
-        return ready
 
 
 def outliving(world: World, number: int) -> Callable[[Any], Any]:
