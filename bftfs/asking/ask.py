@@ -197,11 +197,12 @@ class Refusals:
 
         It is raised only if b + 1 nodes give the same reason. Otherwise a liar's reason could be
         reported where the other refusals will pass, say of a node whose clock is slow. ENODATA
-        is never final: nodes that rebuild their stores will answer later.
+        does not count: nodes that rebuild their stores will answer later, and may have the room,
+        say, that others lack.
         """
-        self.nodes = self.nodes.plus(node)
         if refused.code == errno.ENODATA:
             return
+        self.nodes = self.nodes.plus(node)
         self._by_code.setdefault(refused.code, {})[node] = refused.reason
         quorums = self._quorums
         if quorums.is_quorum(quorums.everyone - self.nodes):

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.ask import Refusals
 from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.asking.refusal import Refused
-from bftfs.errors import FileSystemError
-from bftfs.identifiers import ObjectId
+from bftfs.errors import AdmissionRefused, FileSystemError
+from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.messages import LifeRequest
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.messages import WriteRequest
 from bftfs.server.step import Ready
@@ -207,6 +209,76 @@ def test_must_fail_where_the_question_goes_to_the_usual_quorum(
     monkeypatch.setattr(QueryUpdateClient, "update", anywhere)
     with pytest.raises(AssertionError, match="it has not happened"):
         let_in(1, 1, refusing(0), within_us=60 * SECOND_US)
+
+
+# --- beside full disks ----------------------------------------------------------------------------
+
+
+class Full(Refusing):
+    """A server whose disk is full: it takes no block."""
+
+    code = errno.ENOSPC
+
+
+def full(*nodes: int) -> Callable[[World], None]:
+    return refusing(*nodes, kind=Full)
+
+
+@pytest.mark.parametrize(("t", "b"), SIZES)
+@pytest.mark.parametrize("first", [0, 1])
+def test_full_disks_beside_nodes_that_are_behind_are_not_final(t: int, b: int, first: int) -> None:
+    """t disks are full, and t nodes behind: together more than t refuse."""
+    world, identifier = let_in(t, b, full(*range(first, first + t)))
+    assert world.user("reader").read(identifier).startswith("more")
+
+
+@pytest.mark.parametrize(("t", "b"), [(1, 0), (2, 1)])
+def test_must_fail_where_refusals_of_nodes_that_are_behind_count(
+    t: int, b: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_asking(monkeypatch)
+    with pytest.raises(AdmissionRefused):
+        let_in(t, b, full(*range(t)))
+
+
+@pytest.mark.parametrize(("t", "b"), SIZES)
+def test_full_disks_beside_one_that_comes_back_are_not_final(t: int, b: int) -> None:
+    """t disks are full, and another node has to begin a new life before it takes anything."""
+    world, _, stranger, identifier, file = started(t, b)
+    full(*range(t))(world)
+    comes_back = world.nodes[t]
+    world.ways.hold(
+        lambda source, _target, _kind, message: (
+            source == comes_back.endpoint and isinstance(message, LifeRequest)
+        )
+    )
+    world.deployment.lose_disk(comes_back.node)
+    ended = world.start(stranger.host, stranger.files.release(file))
+    world.run_for(SOON_US)
+    assert ended == []
+    world.ways.flow()
+    world.run_for(2 * SOON_US)
+    assert ended == [None]
+    assert world.user("reader").read(identifier).startswith("more")
+
+
+def test_must_fail_where_refusals_that_pass_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = Refusals.add
+
+    def count_all(refusals: Refusals, node: NodeId, refused: Refused) -> None:
+        refusals.nodes = refusals.nodes.plus(node)
+        add(refusals, node, refused)
+
+    monkeypatch.setattr(Refusals, "add", count_all)
+    with pytest.raises(AssertionError, match="AdmissionRefused"):
+        test_full_disks_beside_one_that_comes_back_are_not_final(1, 0)
+
+
+@pytest.mark.parametrize(("t", "b"), SIZES)
+def test_more_full_disks_than_may_fail_are_final(t: int, b: int) -> None:
+    with pytest.raises(AdmissionRefused) as refused:
+        let_in(t, b, full(*range(t + 1)))
+    assert refused.value.code == errno.ENOSPC
 
 
 # --- it is no way past the nodes ------------------------------------------------------------------
