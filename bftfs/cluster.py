@@ -56,7 +56,7 @@ _TCP = re.compile(
 _UNIX_PATH_BYTES = 107  # sun_path of Linux, without its final zero
 _SIGNATURES = 2  # in a signature file: of the description, and of the one that it replaced
 _SIGNED = b"bftfs cluster description 1\x00"
-_NO_GRANT = Grant(uids=(), write=False)  # a node acts for no user
+_NO_GRANT = Grant(uids=(), write=False)  # nodes and the administrator act for no user
 _COMMENT = (
     "# A bftfs cluster. Nodes and clients accept it only as signed in the file next to it;\n"
     "# after a change by hand, run `bftfs cluster sign`.\n\n"
@@ -243,6 +243,9 @@ class ClusterDescription:
             senders[member.public_key] = Sender(
                 Role.NODE, client_id_of(member.public_key), node=member.node, grant=_NO_GRANT
             )
+        senders[self.administrator] = Sender(
+            Role.ADMINISTRATOR, client_id_of(self.administrator), grant=_NO_GRANT
+        )
         return senders
 
 

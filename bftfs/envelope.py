@@ -6,7 +6,7 @@ joins them. Tags: Q/U requests 0x10, replies 0x20; PASIS requests 0x30, replies 
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta
 
@@ -17,6 +17,8 @@ from bftfs.read_write import messages as read_write
 from bftfs.wire.codec import Decoder, Message, ObjectField, TimeField, Value
 
 _BYTES_MOST = (1 << 62) - 1
+METRICS_CHARACTERS = 1 << 20
+_SecondsField: TypeAlias = Annotated[float, Meta(ge=0, le=1e11)]  # all of them are dates
 
 
 class HealthRequest(Message, frozen=True, tag=0x51):
@@ -66,8 +68,45 @@ class ClockReply(Message, frozen=True, tag=0x54):
     borne_us: TimeField
 
 
-Request: TypeAlias = query_update.Request | read_write.Request | HealthRequest | ClockRequest
-Reply: TypeAlias = query_update.Reply | read_write.Reply | HealthReply | ClockReply
+Verb: TypeAlias = Literal["start", "pause", "resume", "throttle", "status", "metrics"]
+
+
+class UpkeepRequest(Message, frozen=True, tag=0x55):
+    """Controls a kind of background work, or asks for the metrics. Of the administrator only.
+
+    The node's owner, too, sends it, over the control socket of the node. (`nodes.control`)
+    """
+
+    verb: Verb
+    work: Annotated[str, Meta(max_length=32)] = ""  # none for metrics
+    rate_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)] | None = None  # to throttle to
+
+
+class WorkStatus(Value, frozen=True):
+    """The state of one kind of work at one node."""
+
+    work: Annotated[str, Meta(max_length=32)]
+    state: Literal["running", "paused", "idle"]
+    progress: Annotated[float, Meta(ge=0, le=1)]  # of the pass under way; 1 if there is none
+    bytes_per_second: Annotated[float, Meta(ge=0, le=_BYTES_MOST)]
+    limit_bytes_per_second: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]
+    remaining_s: _SecondsField | None  # None: unknown
+    ended_s: _SecondsField | None  # when the last complete pass ended, since the epoch
+    figures: Annotated[dict[Annotated[str, Meta(max_length=64)], int], Meta(max_length=64)]
+
+
+class UpkeepReply(Message, frozen=True, tag=0x56):
+    """The node's answer: an error, or the state of the work, or the metrics."""
+
+    error: Annotated[str, Meta(max_length=512)] = ""
+    status: WorkStatus | None = None
+    metrics: Annotated[str, Meta(max_length=METRICS_CHARACTERS)] = ""  # in Prometheus' text format
+
+
+Request: TypeAlias = (
+    query_update.Request | read_write.Request | HealthRequest | ClockRequest | UpkeepRequest
+)
+Reply: TypeAlias = query_update.Reply | read_write.Reply | HealthReply | ClockReply | UpkeepReply
 
 REQUESTS: Decoder[Request] = Decoder(Request)
 REPLIES: Decoder[Reply] = Decoder(Reply)

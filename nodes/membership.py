@@ -32,7 +32,7 @@ import structlog
 from bftfs import cluster
 from bftfs.cluster import ClusterDescription, SignedDescription, signature_path
 from bftfs.errors import UsageError
-from bftfs.server.step import Sender
+from bftfs.server.step import Role, Sender
 
 _OF_CLIENTS = {"clients", "serial"}  # the fields that nodes take over at once
 RESTART = "more than its clients has changed in its cluster description: restart the node to use it"
@@ -85,7 +85,10 @@ class LiveMembership:
         self._logger = structlog.get_logger()
 
     def principal(self, public_key: bytes) -> Sender | None:
-        """The holder of `public_key`, if the latest description lists it."""
+        """The holder of `public_key`, if the latest description lists it.
+
+        The administrator is the same in all descriptions.
+        """
         self.refresh()
         member = self._started.principal(public_key)
         if member is not None and member.node is not None:
@@ -95,7 +98,7 @@ class LiveMembership:
 
     def admits(self, sender: Sender) -> bool:
         """True if `sender` may still connect, with the same rights."""
-        if sender.node is not None:
+        if sender.role is not Role.CLIENT:
             return True
         entry = self.latest.client(sender.client)
         return entry is not None and entry.grant == sender.grant

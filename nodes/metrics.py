@@ -97,6 +97,22 @@ class NodeCollector(Collector):
             yield GaugeMetricFamily(each.name, each.help, value=each.value)
 
 
+class MetricsText:
+    """All metrics in Prometheus' text format, counted when they are asked for."""
+
+    def __init__(self, collector: NodeCollector) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(collector)
+
+    def encoded(self) -> bytes:
+        """The text, as the page `/metrics` has it."""
+        return generate_latest(self._registry)
+
+    def __call__(self) -> str:
+        """The text."""
+        return self.encoded().decode()
+
+
 class Exposition(HTTPServer):
     """Serves the pages below, one request after the other, in a thread of its own.
 
@@ -117,8 +133,7 @@ class Exposition(HTTPServer):
         self._health = collector.health
         self._is_whole = is_whole
         self._call: Callable[[Callable[[], None], float], None]
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(collector)
+        self._metrics = MetricsText(collector)
 
     def start(self, call: Callable[[Callable[[], None], float], None]) -> None:
         """Serve from now on; `call` runs a function in the node's loop."""
@@ -137,7 +152,7 @@ class Exposition(HTTPServer):
     def page(self, path: str) -> tuple[int, str, bytes]:
         """Status, content type and content of what is at `path`."""
         if path == "/metrics":
-            return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
+            return 200, CONTENT_TYPE_LATEST, self._metrics.encoded()
         if path == "/health":
             health = self._health()
             facts = {name: getattr(health, name) for name in health.__struct_fields__}

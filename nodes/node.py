@@ -23,7 +23,7 @@ from bftfs.cluster import ClusterDescription
 from bftfs.crypto.digest import Body
 from bftfs.crypto.keys import Identity, read_identity
 from bftfs.data_directory import NodeDirectory
-from bftfs.envelope import HealthRequest
+from bftfs.envelope import HealthRequest, UpkeepRequest
 from bftfs.errors import DamagedRow, UsageError
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.limits import CONNECTIONS, MIB
@@ -38,16 +38,23 @@ from bftfs.server.known_runs import laid_down
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
-from bftfs.server.step import Background, Ready, Sender, Server
+from bftfs.server.step import Background, Ready, Role, Sender, Server
 from bftfs.server.tally import Figure
 from bftfs.storage import StorageView
 from bftfs.wire.channel import ServerChannel
 from nodes.configuration import NodeConfiguration
 from nodes.connections import Connections
-from nodes.control import Control, Work
+from nodes.control import Control, Upkeep, Work
 from nodes.loop import Batches, Loop
 from nodes.membership import LiveMembership, latest_description
-from nodes.metrics import REBUILDING, Exposition, Health, LoopTally, NodeCollector
+from nodes.metrics import (
+    REBUILDING,
+    Exposition,
+    Health,
+    LoopTally,
+    MetricsText,
+    NodeCollector,
+)
 from nodes.store import Store
 from nodes.store_directory import (
     StepAgain,
@@ -62,6 +69,7 @@ from nodes.store_place import place_of
 
 FREED_BYTES_KEPT = 16 * MIB  # a batch of blocks
 DESCRIPTORS_BESIDE_CONNECTIONS = 256  # for store, peers, metrics
+_ADMINISTRATOR = Role.ADMINISTRATOR  # a member of a class takes longer to find
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,9 @@ class Protocols:
 
 
 class Guard:
-    """Wraps a server: writes only what the node has room for, and survives most bugs of the server.
+    """Wraps a protocol's server: writes only what the node has room for, and survives most bugs.
+
+    It serves clients and nodes; the administrator's key is for upkeep only (`nodes.control`).
 
     If a step raises an exception, nothing was changed: its request is refused, and the node goes
     on. But an AssertionError shows that the server's state is wrong: it stops the node, as a
@@ -118,6 +128,8 @@ class Guard:
         now_us: int,
     ) -> Ready:
         """Serve one message, or refuse it."""
+        if sender.role is _ADMINISTRATOR:
+            return Ready(Refused(errno.EACCES, "the administrator's key is for upkeep only"))
         try:
             ready = self._step(view, sender, message, body, now_us)
         except (AssertionError, DamagedRow, StepAgain, StoreFailed, StoreFull):
@@ -209,15 +221,16 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         servers = {kind: Guard(server, room, report) for kind, server in services.servers.items()}
         _note_pid(directory.pid)
         stack.callback(directory.pid.unlink, missing_ok=True)
+        collector = NodeCollector(tally, health.reply, services.gauges)
+        upkeep = Upkeep(services.works, MetricsText(collector))
         exposition: Exposition | None = None
         if configuration.metrics is not None:
-            collector = NodeCollector(tally, health.reply, services.gauges)
             exposition = Exposition(
                 listen(configuration.metrics), collector, is_whole=lambda: recovery.is_whole
             )
             stack.callback(forget, configuration.metrics)
             stack.callback(exposition.server_close)
-        control = Control(directory.control, services.works)
+        control = Control(directory.control, upkeep)
         stack.callback(control.close)
         address = description.member(node).address
         listener = stack.enter_context(listen(address))
@@ -239,7 +252,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             connections=connections,
             decode=protocols.decode_request,
             dispatcher=Dispatcher(
-                servers={**servers, HealthRequest: health},
+                servers={**servers, HealthRequest: health, UpkeepRequest: upkeep},
                 engine=links.engine,
                 background=(*services.background, comparison),
                 on_damage=services.on_damage,

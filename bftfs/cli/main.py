@@ -22,6 +22,7 @@ _COMMANDS = {
     "status": ("status", "Show the state of the nodes, and what limits the cluster."),
     "heal": ("upkeep", "Control how nodes fetch objects and blocks that they lack."),
     "scrub": ("upkeep", "Control how nodes read and check all that they store."),
+    "metrics": ("upkeep", "Print the metrics of a node."),
     "inspect": ("inspect", "Show the objects and blocks of a path, and the faults they survive."),
     "ui": ("ui", "Show files, their past and the nodes in a browser."),
     "mount": ("processes", "Mount a cluster whose nodes are running."),

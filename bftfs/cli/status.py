@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -16,8 +17,10 @@ from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.options import data_option, json_option
 from bftfs.cli.processes import last_words, mount_processes, running_nodes
+from bftfs.cli.reach import is_local, what_to_start
 from bftfs.cli.upkeep import duration, volume
 from bftfs.cluster import ClusterDescription
+from bftfs.crypto.keys import Identity, read_identity
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import NotAdmitted, UsageError
@@ -102,17 +105,17 @@ def node_states(
     directory: DataDirectory, description: ClusterDescription, *, client: str
 ) -> list[dict[str, Any]]:
     """Per node: number, address, pid, and its report on itself, if it answers."""
-    identity = identity_of(directory, client)
+    identity = _asking(directory, client)
     peers = Peers(ThresholdQuorums(description.query_update))
     with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
         replies = network.perform(health_reports(peers, range(description.n)))
-        strange = {
-            node for node, why in network.links.unreachable() if why.startswith(_NOT_ADMITTED)
-        }
+        unreachable = dict(network.links.unreachable())
     running = running_nodes(directory, description)
     states = []
     for member in description.members:
-        state: dict[str, Any] = {"node": member.node, "address": member.address}
+        local = is_local(directory, description, member.node)
+        state: dict[str, Any] = {"node": member.node, "address": member.address, "local": local}
+        why = unreachable.get(member.node, "")
         reply = replies.get(member.node)
         if reply is None:
             state |= {
@@ -120,8 +123,10 @@ def node_states(
                 "up": False,
                 "healthy": False,
                 "reasons": [_REFUSES]
-                if member.node in strange
-                else _silence(directory.node(member.node)),
+                if why.startswith(_NOT_ADMITTED)
+                else _silence(directory.node(member.node))
+                if local or not why
+                else [f"does not answer at {member.address} ({why})"],
             }
         else:
             state |= {
@@ -143,6 +148,14 @@ def node_states(
             }
         states.append(state)
     return states
+
+
+def _asking(directory: DataDirectory, client: str) -> Identity:
+    """As whom to ask: the client, or the administrator if only that key is here."""
+    if client == DEFAULT_CLIENT and not directory.client_key(client).exists():
+        with suppress(UsageError):
+            return read_identity(directory.administrator_key)
+    return identity_of(directory, client)
 
 
 # --- of the whole cluster ---------------------------------------------------------------------
@@ -436,11 +449,18 @@ def _availability(report: dict[str, Any]) -> str:
     if not down:
         return f"all nodes answer; any {tolerated} may fail, {report['b']} of them may lie"
     if len(down) == len(nodes):
-        return "no node answers; `bftfs up` starts local ones"
+        return f"no node answers; {_what_to_start(nodes)}"
     if report["available"]:
         return f"{len(down)} down, {tolerated - len(down)} more may fail: files can be used"
     return (
         f"{len(down)} down, and only {tolerated} may be: operations wait for "
-        f"{len(down) - tolerated} more of nodes {', '.join(map(str, down))}; `bftfs up` restarts "
-        "local ones"
+        f"{len(down) - tolerated} more of nodes {', '.join(map(str, down))}; "
+        f"{_what_to_start(nodes)}"
     )
+
+
+def _what_to_start(nodes: list[dict[str, Any]]) -> str:
+    """What to do about the nodes that do not answer."""
+    down = [node for node in nodes if not node["up"]]
+    here = [node["node"] for node in down if node["local"]]
+    return what_to_start(here=here, away=[node["node"] for node in down if not node["local"]])

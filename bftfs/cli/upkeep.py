@@ -1,4 +1,8 @@
-"""`bftfs heal` and `bftfs scrub`: the background work of a cluster's nodes on this machine."""
+"""`bftfs heal` and `bftfs scrub`: nodes' background work; `bftfs metrics`: what they count.
+
+On the administrator's machine they reach all nodes, elsewhere those of that machine
+(`bftfs.cli.reach`).
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,13 @@ from rich.table import Table
 
 from bftfs import cluster as description_files
 from bftfs.cli.options import data_option, json_option
+from bftfs.cli.reach import NodeAccess
+from bftfs.cluster import ClusterDescription
 from bftfs.data_directory import DataDirectory
+from bftfs.envelope import UpkeepRequest, Verb, WorkStatus
 from bftfs.errors import UsageError
 from bftfs.limits import KIB, MIB
-from nodes.control import Command, ControlFailed, Verb, WorkStatus, send_command
+from bftfs.printable import printable, printable_lines
 
 _WATCH_S = 0.5
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)i?b?(?:/s)?", re.IGNORECASE)
@@ -59,7 +66,11 @@ _VERBS: dict[Verb, tuple[str, Callable[[Any], Any] | None]] = {
         click.option("--watch", is_flag=True, help="Show the progress until it is done."),
     ),
 }
-_node = click.option("--node", type=int, help="This node only. [default: all on this machine]")
+_node = click.option(
+    "--node",
+    type=int,
+    help="This node only. [default: all; without admin.key, those on this machine]",
+)
 
 
 def _group(work: str, purpose: str, does: str) -> click.Group:
@@ -90,10 +101,14 @@ def _run(
     wait: bool = False,
     watch: bool = False,
 ) -> int:
-    report = None if watch else _control_all(directory, node, Command(work, verb, rate))
-    if report is None or wait:
-        report = _watch(directory, node, work, quiet=as_json, since=report)
-    return _tell(report, as_json=as_json)
+    description = description_files.load(directory.description)
+    with NodeAccess(directory, description) as reach:
+        numbers = _numbers(directory, description, node, everywhere=reach.reaches_other_machines)
+        ask = partial(_control_all, reach, numbers)
+        report = None if watch else ask(UpkeepRequest(verb, work, rate))
+        if report is None or wait:
+            report = _watch(ask, work, quiet=as_json, since=report)
+        return _tell(report, reach.next_step, as_json=as_json)
 
 
 heal = _group(
@@ -108,38 +123,62 @@ scrub = _group(
 )
 
 
+@click.command()
+@data_option
+@click.argument("node", type=int)
+def metrics(directory: DataDirectory, node: int) -> int:
+    """Print the metrics of node NODE, in Prometheus' text format.
+
+    Example: bftfs metrics 3
+    """
+    description = description_files.load(directory.description)
+    with NodeAccess(directory, description) as reach:
+        _numbers(directory, description, node, everywhere=True)
+        reply = reach.ask([node], UpkeepRequest("metrics"))[node]
+        if isinstance(reply, str):
+            next_step = f"; {reach.next_step}" if reach.next_step else ""
+            raise UsageError(f"node {node} {printable(reply)}{next_step}", exit_code=1)
+    click.echo(printable_lines(reply.metrics), nl=False)  # a node's words may be anything
+    return 0
+
+
 # --- asking the nodes -------------------------------------------------------------------------
 
 
-def _control_all(directory: DataDirectory, node: int | None, command: Command) -> Report:
-    """The answer of each node. A UsageError if none of them is on this machine."""
+def _control_all(reach: NodeAccess, nodes: list[int], request: UpkeepRequest) -> Report:
+    """The answer of each node."""
+    replies = reach.ask(nodes, request)
     report: Report = {}
-    for number in _numbers(directory, node):
-        try:
-            report[number] = send_command(directory.node(number).control, command)
-        except ControlFailed as failure:
-            report[number] = str(failure)
+    for node in nodes:
+        reply = replies[node]
+        if isinstance(reply, str):
+            report[node] = printable(reply)
+        else:
+            report[node] = reply.status or "gives no answer to this"
     return report
 
 
-def _numbers(directory: DataDirectory, node: int | None) -> list[int]:
-    """The numbers of the chosen nodes on this machine."""
-    description = description_files.load(directory.description)
+def _numbers(
+    directory: DataDirectory, description: ClusterDescription, node: int | None, *, everywhere: bool
+) -> list[int]:
+    """The numbers of the chosen nodes: `everywhere`, or on this machine."""
     if node is not None and not 0 <= node < description.n:
         raise UsageError(f"there is no node {node}: the cluster has nodes 0 to {description.n - 1}")
     chosen = range(description.n) if node is None else [node]
     here = [number for number in chosen if directory.node(number).path.is_dir()]
+    if everywhere:
+        return list(chosen)
     if not here:
         which = "no node" if node is None else f"node {node}"
         raise UsageError(
             f"{directory.path}: {which} {'has its' if node is not None else 'has'} files here; "
-            "run this where the node runs"
+            "run this where the node runs, or on the administrator's machine, where admin.key is"
         )
     return here
 
 
 def _watch(
-    directory: DataDirectory, node: int | None, work: str, *, quiet: bool, since: Report | None
+    ask: Callable[[UpkeepRequest], Report], work: str, *, quiet: bool, since: Report | None
 ) -> Report:
     """Show the progress until no node is at work. Gives their last answers.
 
@@ -155,7 +194,7 @@ def _watch(
     with Progress(*columns, console=Console(stderr=True, quiet=quiet)) as shown:
         tasks: dict[int, TaskID] = {}
         while True:
-            report = _control_all(directory, node, Command(work, "status"))
+            report = ask(UpkeepRequest("status", work))
             report |= {at: said for at, said in before.items() if isinstance(said, str)}
             for number, said in report.items():
                 if number not in tasks:
@@ -173,23 +212,25 @@ def _watch(
 def _goes_on(said: WorkStatus | str, since: WorkStatus | str | None) -> bool:
     if isinstance(said, str) or said.state == "paused":
         return False
-    has_yet_to_begin = (
-        isinstance(since, WorkStatus) and said.figures["passes"] == since.figures["passes"]
-    )
+    has_yet_to_begin = isinstance(since, WorkStatus) and _passes(said) == _passes(since)
     return said.state == "running" or has_yet_to_begin
+
+
+def _passes(said: WorkStatus) -> int:
+    return said.figures.get("passes", 0)
 
 
 # --- telling people ---------------------------------------------------------------------------
 
 
-def _tell(report: Report, *, as_json: bool) -> int:
+def _tell(report: Report, next_step: str, *, as_json: bool) -> int:
     """Print the report; exit code 1 if a node did not obey."""
     silent = {number: said for number, said in report.items() if isinstance(said, str)}
     if as_json:
         told = [
             {"node": number, "error": said}
             if isinstance(said, str)
-            else {"node": number, **msgspec.to_builtins(said)}
+            else {"node": number, **msgspec.structs.asdict(said)}
             for number, said in report.items()
         ]
         click.echo(json.dumps(told, indent=2))
@@ -197,8 +238,8 @@ def _tell(report: Report, *, as_json: bool) -> int:
         _print(report)
         for number, why in silent.items():
             click.echo(f"bftfs: node {number} {why}", err=True)
-        if silent:
-            click.echo("bftfs: `bftfs up` starts local nodes that are down", err=True)
+        if next_step:
+            click.echo(f"bftfs: {next_step}", err=True)
     return 1 if silent else 0
 
 
@@ -231,6 +272,7 @@ def _pace(said: WorkStatus) -> str:
 
 
 def _figure(name: str, value: int) -> str:
+    name = printable(name)  # a node's words may be anything
     if name.startswith("bytes "):
         return f"{volume(value)} {name.removeprefix('bytes ')}"
     return f"{value} {name}"

@@ -29,6 +29,7 @@ class Role(Enum):
 
     CLIENT = "client"
     NODE = "node"
+    ADMINISTRATOR = "administrator"  # of the cluster: for upkeep only, not for files
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Sender:
     """The authenticated origin of a message."""
 
     role: Role
-    client: ClientId  # of a node: the digest of its public key
+    client: ClientId  # of a node, and of the administrator: the digest of its public key
     node: NodeId | None = None
     grant: Grant = Grant()
 

@@ -95,7 +95,11 @@ def _generate(choices: Choices, info: Any, pool: Pool) -> Any:
         case inspect.NoneType():
             return None
         case inspect.FloatType():
-            return choices.pick((0.0, 1.5, -1.0, 1e300))
+            number = choices.pick((0.0, 1.5, -1.0, 1e300))
+            low = number if info.ge is None else float(info.ge)
+            return max(low, number if info.le is None else min(float(info.le), number))
+        case inspect.LiteralType():
+            return choices.pick(info.values)
         case inspect.DictType():
             return {
                 _generate(choices, info.key_type, pool): _generate(choices, info.value_type, pool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -14,12 +15,20 @@ import pytest
 from click.testing import CliRunner, Result
 from prometheus_client.parser import text_string_to_metric_families
 
+from bftfs import cluster
+from bftfs.asking.refusal import Refused
 from bftfs.cli.main import program
+from bftfs.crypto.keys import write_identity
+from bftfs.data_directory import DataDirectory
+from bftfs.envelope import REPLIES, UpkeepRequest
 from bftfs.identifiers import NodeId
 from bftfs.limits import MIB
+from bftfs.query_update.messages import Query
+from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.storage import Table, Write
-from nodes.control import Command, ControlFailed, send_command
+from nodes.control import ControlFailed, send_request
 from nodes.store import Store
+from tests.integration.counting import ask
 from tests.integration.deployment import Deployment
 from tests.integration.test_node import metric, page
 from tests.integration.test_protocols import Client, items
@@ -152,20 +161,20 @@ def test_only_the_owner_steers_a_node(deployment: Deployment) -> None:
     path = deployment.node(0).control
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     with pytest.raises(ControlFailed, match="no work called 'everything'"):
-        send_command(path, Command("everything", "start"))
+        send_request(path, UpkeepRequest("start", "everything"))
     if os.geteuid() == 0:
         pid = os.fork()
         if pid == 0:
             os.setuid(65534)
             try:
-                send_command(path, Command("scrub", "pause"))
+                send_request(path, UpkeepRequest("pause", "scrub"))
             except ControlFailed:
                 os._exit(0)
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-@pytest.mark.parametrize("sent", [b"", b"\n", b"pause\n", b"{}" * 4000, b'{"work":"scrub"}\n'])
+@pytest.mark.parametrize("sent", [b"", b"\n", b"pause\n", b"{}" * 4000, b"\x91\x55"])
 def test_what_is_no_command_is_refused(deployment: Deployment, sent: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(10)
@@ -176,8 +185,81 @@ def test_what_is_no_command_is_refused(deployment: Deployment, sent: bytes) -> N
     assert told(deployment, "scrub", "status", "--node", "0")
 
 
+# --- the administrator, on another machine ------------------------------------------------------
+
+
+@pytest.fixture
+def office(deployment: Deployment, tmp_path: Path) -> DataDirectory:
+    """The administrator's machine: the description and the key, and nothing of any node."""
+    office = DataDirectory(tmp_path / "office")
+    office.path.mkdir()
+    cluster.store(office.description, deployment.description, deployment.administrator)
+    write_identity(office.administrator_key, deployment.administrator)
+    return office
+
+
+def at_the_office(office: DataDirectory, *words: str) -> Result:
+    return CliRunner().invoke(program, [*words, "--data", str(office.path)], standalone_mode=False)
+
+
+def limit(deployment: Deployment, node: int) -> int:
+    [said] = told(deployment, "scrub", "status", "--node", str(node))
+    return int(said["limit_bytes_per_second"])
+
+
+def test_the_administrator_does_upkeep_from_another_machine(
+    deployment: Deployment, office: DataDirectory
+) -> None:
+    assert not (office.path / "nodes").exists()
+    report = json.loads(at_the_office(office, "scrub", "start", "--wait", "--json").stdout)
+    assert [said["node"] for said in report] == list(deployment.nodes)
+    assert all(said["state"] == "idle" and said["figures"]["passes"] >= 1 for said in report)
+    assert at_the_office(office, "scrub", "throttle", "3MiB", "--node", "1").return_value == 0
+    assert limit(deployment, 1) == 3 * MIB
+    assert at_the_office(office, "heal", "status").return_value == 0
+
+    printed = at_the_office(office, "metrics", "1").stdout
+    families = {family.name for family in text_string_to_metric_families(printed)}
+    _, text = page(deployment, "/metrics", 1)
+    assert families == {family.name for family in text_string_to_metric_families(text)}
+    state = at_the_office(office, "status", "--json")
+    assert state.return_value == 0
+    assert all(each["up"] for each in json.loads(state.stdout)["nodes"])
+
+    deployment.kill(5)
+    try:
+        result = at_the_office(office, "heal", "status")
+        assert result.return_value == 1
+        assert "node 5 does not run" in result.stderr
+        assert "idle" in result.stdout, "the others are shown"
+        assert at_the_office(office, "metrics", "5").exception is not None
+    finally:
+        deployment.start([5])
+
+
+def test_nobody_but_the_administrator_does_upkeep(deployment: Deployment) -> None:
+    before = limit(deployment, 0)
+    request = UpkeepRequest("throttle", "scrub", 12_345)
+    for identity in (deployment.clients[0], deployment.identities[1]):
+        with BlockingNetwork(deployment.description, identity, decode=REPLIES.decode) as network:
+            refused, _ = network.perform(ask(NodeId(0), request))
+        assert isinstance(refused, Refused)
+        assert refused.code == errno.EACCES
+    assert limit(deployment, 0) == before
+
+
+def test_the_administrators_key_opens_no_file(deployment: Deployment) -> None:
+    description = deployment.description
+    query = Query((description.root,), "lookup", b"", 0, 0, (), NodeId(0))
+    administrator = deployment.administrator
+    with BlockingNetwork(description, administrator, decode=REPLIES.decode) as network:
+        refused, _ = network.perform(ask(NodeId(0), query))
+    assert isinstance(refused, Refused)
+    assert refused.code == errno.EACCES
+
+
 def test_the_node_listens_for_its_owner_beside_its_store_only(deployment: Deployment) -> None:
-    """Clients reach a node at its address; there is no message with which they could control it."""
+    """Clients and the administrator reach a node at its address, and nobody at another one."""
     listed = Path("/proc/net/unix").read_text()
     pid = deployment.processes[0].pid
     here = [

@@ -94,7 +94,11 @@ def test_principals() -> None:
     assert not node.grant.allows(0)
     assert not node.grant.write
     assert DESCRIPTION.principal(STRANGER.public_key) is None
-    assert DESCRIPTION.principal(NEW.administrator.public_key) is None
+    administrator = DESCRIPTION.principal(NEW.administrator.public_key)
+    assert administrator is not None
+    assert (administrator.role, administrator.node) == (Role.ADMINISTRATOR, None)
+    assert not administrator.grant.write
+    assert not administrator.grant.allows(0)
 
 
 def test_a_channel_knows_whom_the_description_knows() -> None:

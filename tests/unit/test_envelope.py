@@ -55,6 +55,8 @@ TAGS = {
     "HealthReply": 0x52,
     "ClockRequest": 0x53,
     "ClockReply": 0x54,
+    "UpkeepRequest": 0x55,
+    "UpkeepReply": 0x56,
 }
 
 

@@ -17,7 +17,16 @@ from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription, Durability
 from bftfs.crypto.keys import Identity
-from bftfs.envelope import REPLIES, REQUESTS, HealthReply, HealthRequest, Request
+from bftfs.envelope import (
+    REPLIES,
+    REQUESTS,
+    HealthReply,
+    HealthRequest,
+    Request,
+    UpkeepReply,
+    UpkeepRequest,
+    WorkStatus,
+)
 from bftfs.filesystem import object_types
 from bftfs.filesystem.directory import Name
 from bftfs.filesystem.inode_authority import InodeAuthority
@@ -37,7 +46,7 @@ from bftfs.server.worker import Throttle
 from bftfs.wire.channel import PREAMBLE_BYTES, ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
 from nodes.connections import Connections
-from nodes.control import Command, Control, ControlFailed, PassState, Work, send_command
+from nodes.control import Control, ControlFailed, PassState, Upkeep, Work, send_request
 from nodes.loop import Batches, Loop
 from nodes.membership import LiveMembership
 from nodes.metrics import Exposition, LoopTally, NodeCollector
@@ -334,7 +343,7 @@ def _control() -> Iterator[Control]:
     directory = Path(tempfile.mkdtemp(prefix="bftfs-fuzz-"))
     state = PassState(under_way=False, progress=1.0, remaining_us=None, ended_us=0, figures={})
     throttle = Throttle("scrub", rate_bytes=1 << 20)
-    control = Control(directory / "control", (Work(throttle, lambda _: state),))
+    control = Control(directory / "control", Upkeep((Work(throttle, lambda _: state),), lambda: ""))
     control._call = _Called()
     try:
         yield control
@@ -344,7 +353,7 @@ def _control() -> Iterator[Control]:
 
 
 def control(data: bytes) -> None:
-    """Whatever the node's owner sends is answered in one line."""
+    """Whatever the node's owner sends is answered."""
     ours, theirs = socket.socketpair()
     with _control() as door, ours, theirs:
         theirs.sendall(data)
@@ -355,13 +364,13 @@ def control(data: bytes) -> None:
         door._serve()
         theirs.settimeout(1)
         with suppress(ConnectionResetError):
-            assert theirs.recv(1 << 16).endswith(b"\n")
+            assert isinstance(REPLIES.decode(theirs.recv(1 << 16)), UpkeepReply)
 
 
 def _control_seeds() -> Iterable[bytes]:
-    yield b'{"work": "scrub", "verb": "throttle", "rate_bytes": 1000000}\n'
-    yield b'{"work": "heal", "verb": "status"}\n'
-    yield b'{"work": "\xff", "verb": "status"}\n'
+    yield encode(UpkeepRequest("throttle", "scrub", 1_000_000))
+    yield encode(UpkeepRequest("status", "heal"))
+    yield encode(UpkeepRequest("status", "h?")).replace(b"?", b"\xff")
     yield b"\n"
 
 
@@ -381,7 +390,7 @@ def control_answers(data: bytes) -> None:
         listener.bind(str(directory / "control"))
         listener.listen()
         thread.start()
-        send_command(directory / "control", Command("scrub", "status"))
+        send_request(directory / "control", UpkeepRequest("status", "scrub"))
     finally:
         thread.join()
         listener.close()
@@ -389,13 +398,11 @@ def control_answers(data: bytes) -> None:
 
 
 def _answer_seeds() -> Iterable[bytes]:
-    yield b'{"error": "the node is too busy to answer", "status": null}\n'
-    yield b'{"error": "\xff", "status": null}\n'
-    yield (
-        b'{"error": "", "status": {"work": "scrub", "state": "idle", "progress": 1.0,'
-        b' "bytes_per_second": 0.0, "limit_bytes_per_second": 1, "remaining_s": null,'
-        b' "ended_s": null, "figures": {"rows": 7}}}\n'
-    )
+    yield encode(UpkeepReply("the node is too busy to answer"))
+    yield encode(UpkeepReply("?")).replace(b"?", b"\xff")
+    status = WorkStatus("scrub", "idle", 1.0, 0.0, 1, None, None, {"rows": 7})
+    yield encode(UpkeepReply(status=status))
+    yield encode(UpkeepReply(metrics="bftfs_objects 7\n"))
 
 
 TARGETS = (

@@ -53,6 +53,7 @@ def test_healing_failures_and_waiting_writers_are_told() -> None:
 
 def node(number: int, *, up: bool = True, reasons: tuple[str, ...] = (), **figures: float) -> dict:  # type: ignore[type-arg]
     state = {"node": number, "up": up, "reasons": list(reasons), "healthy": not reasons}
+    state |= {"local": True}
     if up:
         background = {f"bftfs_{name}": value for name, value in figures.items()}
         state |= {"store_bytes": 40, "used_bytes": 30, "free_bytes": 70, "objects": number}
@@ -262,8 +263,17 @@ def test_of_stopped_nodes_it_says_nothing_that_it_does_not_know() -> None:
     lines = told(report(*silent))
     assert lines[-2:] == [
         "nodes 0, 1, 2, 3, 4, 5: does not answer",
-        "no node answers; `bftfs up` starts local ones",
+        "no node answers; `bftfs up` starts local nodes that are down",
     ]
+
+
+def test_of_nodes_on_other_machines_it_says_to_start_them_there() -> None:
+    silent = [node(number, up=False) | {"local": number < 2} for number in range(6)]
+    assert told(report(*silent), width=500)[-1] == (
+        "no node answers; `bftfs up` starts local nodes that are down; start nodes 2, 3, 4, 5 on "
+        "their machines (`bftfs node run`, or the service there), and see that their addresses in "
+        "cluster.toml are right and can be reached from here"
+    )
 
 
 def test_a_revoked_client_is_told_so() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from bftfs.cli import upkeep
 from bftfs.cli.upkeep import Report
-from bftfs.data_directory import DataDirectory
-from nodes.control import WorkStatus
+from bftfs.envelope import WorkStatus
 
 
 def standing(state: Literal["running", "paused", "idle"], passes: int) -> WorkStatus:
@@ -31,9 +29,8 @@ def watched(
 ) -> tuple[Report, int]:
     """What is told in the end, and how many of the reports were asked for."""
     left = list(reports)
-    monkeypatch.setattr(upkeep, "_control_all", lambda *_: dict(left.pop(0)))
     monkeypatch.setattr(upkeep.time, "sleep", lambda _: None)
-    told = upkeep._watch(DataDirectory(Path()), None, "scrub", quiet=True, since=since)
+    told = upkeep._watch(lambda _: dict(left.pop(0)), "scrub", quiet=True, since=since)
     return told, len(reports) - len(left)
 
 

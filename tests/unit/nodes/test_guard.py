@@ -49,6 +49,14 @@ def step(guard: Guard, message: Any) -> Ready:
     return guard.step(MemoryStorage(), SENDER, message, b"", 0)
 
 
+def test_the_administrators_key_does_no_clients_work() -> None:
+    guard, _, _ = guarded()
+    administrator = Sender(Role.ADMINISTRATOR, ClientId(bytes(16)))
+    refusal = guard.step(MemoryStorage(), administrator, Ready("fine"), b"", 0).reply
+    assert isinstance(refusal, Refused)
+    assert refusal.code == errno.EACCES
+
+
 def test_a_bug_costs_one_request_and_is_reported() -> None:
     guard, _, reported = guarded()
     bug = KeyError("what is not there")

@@ -1,0 +1,179 @@
+"""Reaches nodes for upkeep: those of this machine over their control sockets, others by channel.
+
+A node on another machine obeys the administrator's key (`admin.key` of the data directory). So on
+the administrator's machine the commands work for all nodes, and on another one for its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from bftfs.asking.ask import ask_all
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.refusal import Refused
+from bftfs.cluster import ClusterDescription
+from bftfs.conversation import Delivery
+from bftfs.crypto.keys import Identity, read_identity
+from bftfs.data_directory import DataDirectory
+from bftfs.envelope import REPLIES, UpkeepReply, UpkeepRequest
+from bftfs.errors import NotAdmitted, UsageError
+from bftfs.identifiers import NodeId
+from bftfs.limits import SECOND_US
+from bftfs.runtime.blocking import BlockingNetwork
+from nodes.control import ControlFailed, NoControlSocket, send_request
+
+_PATIENCE_US = SECOND_US  # for nodes that cannot be connected to
+_LONGER_US = 5 * SECOND_US  # for those that can, and are slow
+_NOT_ADMITTED = NotAdmitted.__name__  # the beginning of that reason for a lost connection
+
+_NOT_RUNNING = "does not run on this machine"
+
+Replies = dict[int, UpkeepReply | str]  # by node; a sentence if the node did not obey
+
+
+def is_local(directory: DataDirectory, description: ClusterDescription, node: int) -> bool:
+    """True if the node runs on this machine, or has run here."""
+    address = description.members[node].address
+    return address.startswith("unix:") or directory.node(node).store.exists()
+
+
+def what_to_start(*, here: Sequence[int], away: Sequence[int]) -> str:
+    """What to do about silent nodes of this machine and of others; empty if there are none."""
+    said = ["`bftfs up` starts local nodes that are down"] if here else []
+    if away:
+        names = ", ".join(map(str, away))
+        which, machine, address, is_ = ("node", "its machine", "its address", "is")
+        if len(away) > 1:
+            which, machine, address, is_ = ("nodes", "their machines", "their addresses", "are")
+        said.append(
+            f"start {which} {names} on {machine} (`bftfs node run`, or the service there), and see "
+            f"that {address} in cluster.toml {is_} right and can be reached from here"
+        )
+    return "; ".join(said)
+
+
+class NodeAccess:
+    """Sends upkeep requests to nodes. One on another machine that is silent is not asked again."""
+
+    def __init__(self, directory: DataDirectory, description: ClusterDescription) -> None:
+        self._directory = directory
+        self._description = description
+        self._administrator: Identity | None = None
+        self._why_not = ""  # why the administrator's key cannot be used
+        try:
+            administrator = read_identity(directory.administrator_key)
+        except UsageError as mistake:
+            self._why_not = mistake.message
+        else:
+            if administrator.public_key == description.administrator:
+                self._administrator = administrator
+            else:
+                self._why_not = (
+                    f"{directory.administrator_key} is not the key of this cluster's administrator"
+                )
+        self._network: BlockingNetwork | None = None
+        self._silent: dict[int, str] = {}  # nodes that did not obey, and why
+        self._down: dict[bool, list[int]] = {True: [], False: []}  # of these: local ones, others
+
+    @property
+    def reaches_other_machines(self) -> bool:
+        """True if the administrator's key is here."""
+        return self._administrator is not None
+
+    @property
+    def next_step(self) -> str:
+        """What to do about the nodes that do not seem to run; empty if all do."""
+        return what_to_start(here=self._down[True], away=self._down[False])
+
+    def ask(self, nodes: Iterable[int], request: UpkeepRequest) -> Replies:
+        """The answer of each of these nodes."""
+        replies: Replies = {}
+        away = []
+        for node in nodes:
+            if node in self._silent:
+                replies[node] = self._silent[node]
+                continue
+            try:
+                replies[node] = send_request(self._directory.node(node).control, request)
+            except NoControlSocket:
+                away.append(node)
+            except ControlFailed as failure:
+                replies[node] = str(failure)
+        return replies | self._ask_away(away, request) if away else replies
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._network is not None:
+            self._network.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -----------------------------------------------------------------------------------------
+
+    def _ask_away(self, nodes: list[int], request: UpkeepRequest) -> Replies:
+        """Ask nodes that have no control socket here."""
+        if self._administrator is None:
+            for node in nodes:
+                if is_local(self._directory, self._description, node):
+                    self._silent[node] = _NOT_RUNNING
+                    self._down[True].append(node)
+                else:
+                    self._silent[node] = (
+                        "is on another machine, where only the cluster's administrator reaches it: "
+                        f"{self._why_not}"
+                    )
+            return {node: self._silent[node] for node in nodes}
+        if self._network is None:
+            self._network = BlockingNetwork(
+                self._description, self._administrator, decode=REPLIES.decode
+            )
+        peers = Peers(ThresholdQuorums(self._description.query_update))
+        ask, links = self._network.perform, self._network.links
+        answers = ask(_answers(peers, nodes, request, _PATIENCE_US))
+        slow = {NodeId(node) for node in nodes} - answers.keys() - dict(links.unreachable()).keys()
+        if slow:
+            answers |= ask(_answers(peers, slow, request, _LONGER_US))
+        why = dict(links.unreachable())
+        replies: Replies = {}
+        for node in nodes:
+            answer = answers.get(NodeId(node))
+            if isinstance(answer, UpkeepReply):
+                replies[node] = answer.error or answer
+            else:
+                sentence = self._sentence(node, answer, why.get(NodeId(node), ""))
+                self._silent[node] = replies[node] = sentence
+        return replies
+
+    def _sentence(self, node: int, refused: Refused | None, why: str) -> str:
+        """Why a node did not answer, or refused."""
+        if why.startswith(_NOT_ADMITTED):
+            return (
+                "does not take the administrator's commands: it runs an older bftfs; update and "
+                "restart it there"
+            )
+        if refused is not None:
+            return f"refuses: {refused.reason}"
+        if not why:
+            return f"does not answer within {_LONGER_US // SECOND_US} s; see its log"
+        local = is_local(self._directory, self._description, node)
+        self._down[local].append(node)
+        if local:
+            return _NOT_RUNNING
+        return f"cannot be reached at {self._description.members[node].address} ({why})"
+
+
+async def _answers(
+    peers: Peers, nodes: Iterable[int], request: UpkeepRequest, patience_us: int
+) -> dict[NodeId, UpkeepReply | Refused]:
+    def judge(delivery: Delivery, _now_us: int) -> UpkeepReply | Refused | None:
+        message = delivery.message
+        return message if isinstance(message, (UpkeepReply, Refused)) else None
+
+    requests = {NodeId(node): request for node in nodes}
+    return await ask_all(peers, requests, judge, patience_us=patience_us)

@@ -1,0 +1,201 @@
+"""What the administrator is told of nodes on other machines, which may be down, old or lying."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bftfs import cluster
+from bftfs.cli import reach
+from bftfs.cli.main import program
+from bftfs.crypto.keys import Identity, write_identity
+from bftfs.data_directory import DataDirectory
+from bftfs.envelope import REQUESTS, UpkeepReply, UpkeepRequest, WorkStatus
+from bftfs.errors import PeerFault
+from bftfs.server.step import Sender
+from bftfs.wire.channel import ServerChannel
+from bftfs.wire.codec import encode
+
+IDLE = WorkStatus("scrub", "idle", 1.0, 0.0, 1024, None, None, {"passes": 1})
+Answer = Callable[[Any], Any]
+
+
+class Office:
+    """The administrator's machine. The nodes' addresses are TCP, and no node's files are here."""
+
+    def __init__(self, path: Path) -> None:
+        self.directory = DataDirectory(path)
+        self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
+        self.made = cluster.create(
+            [f"tcp:127.0.0.1:{each.getsockname()[1]}" for each in self.sockets],
+            t=1,
+            b=1,
+            draw=os.urandom,
+        )
+        write_identity(self.directory.administrator_key, self.made.administrator)
+        cluster.store(self.directory.description, self.made.description, self.made.administrator)
+
+    def bftfs(self, *words: str) -> Result:
+        return CliRunner().invoke(
+            program, [*words, "--data", str(self.directory.path)], standalone_mode=False
+        )
+
+    @contextmanager
+    def running(self, number: int, answer: Answer, *, older: bool = False) -> Iterator[None]:
+        """A node that answers so; an `older` one does not know the administrator."""
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = self.sockets[number].accept()
+                    with connection:
+                        self._serve(connection, number, answer, older=older)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.sockets[number].shutdown(socket.SHUT_RDWR)
+            self.sockets[number].close()
+            thread.join()
+
+    def _serve(
+        self, connection: socket.socket, number: int, answer: Answer, *, older: bool
+    ) -> None:
+        description = self.made.description
+        channel = ServerChannel[Sender](
+            identity=self.made.nodes[number],
+            node=description.members[number].node,
+            cluster_id=description.cluster_id,
+            view=description.view,
+            principal=lambda key: None if older else description.principal(key),
+            nonce=os.urandom(32),
+        )
+        while data := connection.recv(1 << 16):
+            try:
+                frames = channel.receive(data)
+            except PeerFault:
+                connection.sendall(channel.pending_output())
+                return
+            connection.sendall(channel.pending_output())
+            for frame in frames:
+                message = answer(REQUESTS.decode(frame.metadata))
+                if message is not None:
+                    connection.sendall(b"".join(channel.seal_reply(frame.number, message)))
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    office = Office(tmp_path)
+    yield office
+    for each in office.sockets:
+        each.close()
+
+
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody answers: it need not be waited for long."""
+    monkeypatch.setattr(reach, "_PATIENCE_US", 200_000)
+    monkeypatch.setattr(reach, "_LONGER_US", 200_000)
+
+
+def idle(_: UpkeepRequest) -> bytes:
+    return encode(UpkeepReply(status=IDLE))
+
+
+def test_a_node_on_another_machine_obeys_the_administrator(office: Office) -> None:
+    heard = []
+
+    def answer(message: UpkeepRequest) -> bytes:
+        heard.append(message)
+        return idle(message)
+
+    with office.running(3, answer):
+        result = office.bftfs("scrub", "throttle", "8MiB", "--node", "3")
+    assert result.return_value == 0, result.output
+    assert heard == [UpkeepRequest("throttle", "scrub", 8 << 20)]
+    assert "idle" in result.stdout
+
+
+def test_the_metrics_of_a_node_on_another_machine(office: Office) -> None:
+    with office.running(3, lambda _: encode(UpkeepReply(metrics="bftfs_objects 7.0\n\x1b[31m\n"))):
+        result = office.bftfs("metrics", "3")
+    assert result.return_value == 0
+    assert result.stdout == "bftfs_objects 7.0\n\\x1b[31m\n"
+
+
+def test_an_older_node_is_told_apart_from_one_that_is_down(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = office.made.description.members[5].address
+    office.sockets[5].close()
+    with office.running(4, idle, older=True):
+        older = office.bftfs("heal", "status", "--node", "4")
+        _hurry(monkeypatch)
+        down = office.bftfs("heal", "status", "--node", "5")
+    assert older.return_value == down.return_value == 1
+    assert older.stderr == (
+        "bftfs: node 4 does not take the administrator's commands: it runs an older bftfs; update "
+        "and restart it there\n"
+    )
+    assert down.stderr == (
+        f"bftfs: node 5 cannot be reached at {address} (Connection refused)\n"
+        "bftfs: start node 5 on its machine (`bftfs node run`, or the service there), and see that "
+        "its address in cluster.toml is right and can be reached from here\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"",
+        encode(UpkeepReply(status=IDLE))[:-1],
+        encode(UpkeepReply(status=WorkStatus("scrub", "idle", 7.0, 0.0, 1, None, None, {}))),
+        encode(UpkeepReply(status=WorkStatus("scrub", "idle", 1.0, 0.0, 1, None, 1e300, {}))),
+    ],
+)
+def test_a_node_that_lies_is_only_silent(
+    office: Office, nonsense: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _hurry(monkeypatch)
+    with office.running(3, lambda _: nonsense):
+        result = office.bftfs("heal", "status", "--node", "3")
+    assert result.return_value == 1
+    assert "node 3" in result.stderr
+
+
+def test_what_a_node_says_does_not_forge_output(office: Office) -> None:
+    with office.running(3, lambda _: encode(UpkeepReply("no\nbftfs: all is well"))):
+        result = office.bftfs("heal", "status", "--node", "3")
+    assert result.return_value == 1
+    assert result.stderr == "bftfs: node 3 no\\x0abftfs: all is well\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        (None, "there is no key file"),
+        (Identity.generate(b"s" * 32), "is not the key of this cluster's administrator"),
+    ],
+)
+def test_without_the_administrators_key_it_is_said_what_is_missing(
+    office: Office, key: Identity | None, reason: str
+) -> None:
+    office.directory.administrator_key.unlink()
+    if key is not None:
+        write_identity(office.directory.administrator_key, key)
+    result = office.bftfs("metrics", "3")
+    assert "node 3 is on another machine, where only the cluster's administrator" in str(
+        result.exception
+    )
+    assert reason in str(result.exception)
+    result = office.bftfs("heal", "status")
+    assert "or on the administrator's machine, where admin.key is" in str(result.exception)
