@@ -29,7 +29,7 @@ from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.cluster import create_cluster, local_addresses, smallest_cluster
 from bftfs.cluster import ClusterDescription, Durability, UnixAddress, parse_address
 from bftfs.conversation import Conversation, Receive, Send
-from bftfs.credentials import Credentials
+from bftfs.credentials import Credentials, Grant
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import read_identity
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
@@ -40,7 +40,6 @@ from bftfs.identifiers import NodeId
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.runtime.blocking import BlockingNetwork
-from bftfs.server.step import Grant
 from bftfs.storage import Table
 
 ROOT = Credentials(uid=0, gid=0)

@@ -28,6 +28,7 @@ import msgspec
 import tomli_w
 
 from bftfs import limits
+from bftfs.credentials import Grant
 from bftfs.crypto.digest import AuthenticatorKeys, Digest, client_id_of, cluster_digest
 from bftfs.crypto.keys import (
     PUBLIC_KEY_BYTES,
@@ -40,7 +41,7 @@ from bftfs.durable_files import replace_file
 from bftfs.errors import ImpossibleThresholds, UsageError
 from bftfs.identifiers import OBJECT_ID_BYTES, ClientId, NodeId, ObjectId, ObjectKind, object_id
 from bftfs.retention import format_duration, parse_duration
-from bftfs.server.step import Grant, Role, Sender
+from bftfs.server.step import Role, Sender
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
 FORMAT = 1
@@ -319,9 +320,17 @@ def _validate_client(entry: ClientEntry) -> None:
             f"client {entry.name!r}: nodes cannot hold a client to the subtree "
             f'{entry.grant.subtree!r} yet; write `subtree = "/"`, and limit the client by uids'
         )
-    for uid in entry.grant.uids or ():
-        if not 0 <= uid < 1 << 32:
-            raise UsageError(f"client {entry.name!r}: {uid} is not a uid; uids are 0 to 4294967295")
+    for what, numbers in (("uid", entry.grant.uids or ()), ("gid", entry.grant.gids)):
+        for number in numbers:
+            if not 0 <= number < 1 << 32:
+                raise UsageError(
+                    f"client {entry.name!r}: {number} is not a {what}; {what}s are 0 to 4294967295"
+                )
+    if entry.grant.gids and entry.grant.uids is None:
+        raise UsageError(
+            f"client {entry.name!r} may act as any uid, and so with any group: leave `gids` out, "
+            "or name the `uids` that it may act as"
+        )
 
 
 def _distinct(what: str, named: Iterable[tuple[Any, str]]) -> None:
@@ -504,6 +513,7 @@ class _ClientTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     write: bool
     subtree: str
     uids: tuple[int, ...] | None = None
+    gids: tuple[int, ...] = ()
 
 
 class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -551,6 +561,7 @@ def encode(description: ClusterDescription) -> bytes:
                 entry.grant.write,
                 entry.grant.subtree,
                 entry.grant.uids,
+                entry.grant.gids,
             )
             for entry in description.clients
         ),
@@ -613,7 +624,7 @@ def _described(document: _Document) -> ClusterDescription:
             ClientEntry(
                 each.name,
                 _octets(f"clients[{at}].public_key", each.public_key, PUBLIC_KEY_BYTES),
-                Grant(each.uids, each.write, each.subtree),
+                Grant(each.uids, each.write, each.subtree, each.gids),
             )
             for at, each in enumerate(document.clients)
         ),

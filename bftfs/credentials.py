@@ -1,12 +1,32 @@
-"""The POSIX user and groups on whose behalf a client asks; permissions are checked for these.
+"""The POSIX user and groups on whose behalf a client asks, and the grant that limits them.
 
-A client claims credentials. Its grant says which users it may act as (`bftfs.server.step.Grant`);
-the methods of objects check what these users may do.
+A client claims credentials in each request. Its grant is in the cluster description, which the
+administrator has signed. `bftfs.server.authority` holds each claim against the grant; the methods
+of objects check what these users may do.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from bftfs import limits
+
+
+class UserClaimed(Protocol):
+    """Anything that says on whose behalf it asks: credentials, a request, an operation."""
+
+    @property
+    def uid(self) -> int:
+        """The user."""
+
+    @property
+    def gid(self) -> int:
+        """The group of what the user makes."""
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The supplementary groups."""
 
 
 class Credentials(NamedTuple):
@@ -18,3 +38,61 @@ class Credentials(NamedTuple):
 
 
 NOBODY = Credentials(uid=65534, gid=65534)
+
+_ROOT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The rights of a client's key: which users it may act as, with which groups, and more.
+
+    `uids`: None for any. `gids`: the groups that these users may claim. Root may claim any group,
+    since it passes all checks; so may a client with any uid, which can act as root. Everybody may
+    claim the group of `NOBODY`, which a mount claims for users of whose groups none is granted.
+    """
+
+    uids: tuple[int, ...] | None = None
+    write: bool = True
+    subtree: str = "/"
+    gids: tuple[int, ...] = ()
+    _uids: frozenset[int] = field(init=False, repr=False, compare=False)
+    _gids: frozenset[int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_uids", frozenset(self.uids or ()))
+        object.__setattr__(self, "_gids", frozenset((*self.gids, NOBODY.gid)))
+
+    def allows(self, uid: int) -> bool:
+        """True if the client may act as `uid`."""
+        return self.uids is None or uid in self._uids
+
+    def uncovered(self, claim: UserClaimed) -> str:
+        """What `claim` has that the grant does not cover, such as "gid 10"; empty if nothing."""
+        if self.uids is None:
+            return ""
+        if claim.uid not in self._uids:
+            return f"uid {claim.uid}"
+        if claim.uid == _ROOT:
+            return ""
+        gids = self._gids
+        if claim.gid not in gids:
+            return f"gid {claim.gid}"
+        if claim.groups and not gids.issuperset(claim.groups):
+            return f"gid {next(gid for gid in claim.groups if gid not in gids)}"
+        return ""
+
+    def claimable(self, who: Credentials) -> Credentials:
+        """What a mount claims for `who`, as the kernel knows it: without groups not granted.
+
+        It is no more groups than a request may carry.
+        What a user makes in a group that is not granted gets the first of its groups that is, or
+        that of `NOBODY`. A user that is not granted stays, and nodes refuse it.
+        """
+        if self.uids is None or who.uid == _ROOT:
+            return who._replace(groups=who.groups[: limits.GROUPS])
+        groups = tuple(gid for gid in who.groups if gid in self._gids)[: limits.GROUPS]
+        gid = who.gid if who.gid in self._gids else next(iter(groups), NOBODY.gid)
+        return Credentials(who.uid, gid, groups)
+
+
+ALL_RIGHTS = Grant()

@@ -9,7 +9,7 @@ from bftfs import cluster as description_files
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription
-from bftfs.credentials import Credentials
+from bftfs.credentials import ALL_RIGHTS, NOBODY, Credentials, Grant
 from bftfs.crypto.cipher import BlockCipher
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity, read_identity, read_volume_key
@@ -33,15 +33,21 @@ def who_mounts(description: ClusterDescription, identity: Identity) -> Credentia
     It is the user who mounts. If the client may not act as that user, it is the first one in its
     grant.
     """
-    client = description.client(client_id_of(public_key=identity.public_key))
+    grant = grant_of(description, identity)
     uid = os.geteuid()
-    if client is None or client.grant.allows(uid) or not client.grant.uids:
-        return Credentials(uid, os.getegid())
-    first = client.grant.uids[0]
+    if grant.allows(uid) or not grant.uids:
+        return grant.claimable(Credentials(uid, os.getegid()))
+    first = grant.uids[0]
     try:
-        return Credentials(first, pwd.getpwuid(first).pw_gid)
-    except KeyError:
-        return Credentials(first, first)  # a user whom this machine does not know
+        return grant.claimable(Credentials(first, pwd.getpwuid(first).pw_gid))
+    except KeyError:  # a user whom this machine does not know
+        return grant.claimable(Credentials(first, next(iter(grant.gids), NOBODY.gid)))
+
+
+def grant_of(description: ClusterDescription, identity: Identity) -> Grant:
+    """The grant of the client with this identity; all rights if it is not listed (any more)."""
+    client = description.client(client_id_of(public_key=identity.public_key))
+    return ALL_RIGHTS if client is None else client.grant
 
 
 def identity_of(directory: DataDirectory, client: str) -> Identity:

@@ -15,8 +15,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Final
 
-from bftfs import limits
-from bftfs.credentials import Credentials
+from bftfs.credentials import Credentials, Grant
 
 PROC = Path("/proc")
 GROUPS_REMEMBERED: Final = 256  # processes
@@ -33,9 +32,10 @@ _EXITING: Final = 0x4  # [linux/sched.h] PF_EXITING
 
 
 class Callers:
-    """The credentials of calling processes, with supplementary groups."""
+    """The credentials of calling processes, as far as the mount's grant covers their groups."""
 
-    def __init__(self) -> None:
+    def __init__(self, grant: Grant) -> None:
+        self._grant = grant
         self._known: OrderedDict[tuple[int, int, int], tuple[int, Credentials]] = OrderedDict()
 
     def credentials(self, *, pid: int, uid: int, gid: int) -> Credentials:
@@ -45,7 +45,8 @@ class Callers:
         known = self._known.get(key)
         if known is not None and now - known[0] < GROUPS_VALID_NS:
             return known[1]
-        credentials = Credentials(uid=uid, gid=gid, groups=() if uid == 0 else groups_of(pid))
+        groups = () if uid == 0 else groups_of(pid)
+        credentials = self._grant.claimable(Credentials(uid, gid, groups))
         self._known[key] = (now, credentials)
         self._known.move_to_end(key)
         if len(self._known) > GROUPS_REMEMBERED:
@@ -56,7 +57,7 @@ class Callers:
 def groups_of(pid: int) -> tuple[int, ...]:
     """The supplementary groups of a thread; none if it cannot be seen."""
     groups = _status(pid).get("Groups", "").split()
-    return tuple(sorted(map(int, groups)))[: limits.GROUPS]
+    return tuple(sorted(map(int, groups)))
 
 
 def wants_to_end(pid: int) -> bool:

@@ -107,6 +107,7 @@ class Operations(pyfuse3.Operations):
         files: FileSystem,
         history: History | None,
         requests: Requests,
+        callers: Callers,
         options: MountOptions,
         log: FilteringBoundLogger,
     ) -> None:
@@ -119,7 +120,7 @@ class Operations(pyfuse3.Operations):
         self._inodes = InodeTable(files.root)
         self._open: Handles[OpenFile] = Handles()
         self._listed: Handles[OpenDirectory] = Handles()
-        self._callers = Callers()
+        self._callers = callers
         self.greeted = trio.Event()
 
     def init(self) -> None:

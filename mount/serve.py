@@ -28,7 +28,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from bftfs.cluster import ClusterDescription
-from bftfs.credentials import Credentials
+from bftfs.credentials import Credentials, Grant
 from bftfs.data_directory import DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import BftfsError, FileSystemError, OperationFailed, UsageError
@@ -40,7 +40,8 @@ from bftfs.runtime import supervisor
 from bftfs.runtime.network import Network
 from bftfs.runtime.process import collect_rarely, keep_freed_memory, log_file
 from mount import mountpoint as mountpoints
-from mount.access import credentials_of, file_system, who_mounts
+from mount.access import credentials_of, file_system, grant_of, who_mounts
+from mount.callers import Callers
 from mount.operations import Operations
 from mount.options import MountOptions
 from mount.requests import WAIT_WORTH_SAYING_S, Requests
@@ -72,6 +73,7 @@ def serve(
                 history if options.at is None else None,
                 options,
                 log,
+                grant=grant_of(description, identity),
                 source=str(directory.path),
                 mountpoint=mountpoint,
             )
@@ -241,6 +243,7 @@ class Mount:
         options: MountOptions,
         log: FilteringBoundLogger,
         *,
+        grant: Grant,
         source: str,
         mountpoint: Path,
     ) -> None:
@@ -251,7 +254,7 @@ class Mount:
         self._source = source
         self._mountpoint = mountpoint
         self._requests = Requests(network, log)
-        self._operations = Operations(files, history, self._requests, options, log)
+        self._operations = Operations(files, history, self._requests, Callers(grant), options, log)
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call `ready`, serve until the end, and write everything."""

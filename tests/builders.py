@@ -22,7 +22,7 @@ from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Now, Pause
-from bftfs.credentials import Credentials
+from bftfs.credentials import Credentials, Grant
 from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.errors import FileSystemError
@@ -39,7 +39,6 @@ from bftfs.query_update.object_type import (
 )
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of
-from bftfs.server.step import Grant
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Endpoint, Kind, NetworkFaults, SimulatedNetwork
 from bftfs.simulation.principals import SimulatedClient, SimulatedNode

@@ -24,7 +24,7 @@ from benchmarks.measurement import Latencies, Measure, Sample, Spread
 from benchmarks.session import Place, Session
 from benchmarks.victim import BLOCKS, METADATA, WORKLOADS, Work
 from bftfs.cluster import Durability
-from bftfs.server.step import Grant
+from bftfs.credentials import Grant
 from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, NODES
 
 NAME = "fragility"

@@ -7,6 +7,7 @@ a whole cluster and a mount on this machine.
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -26,13 +27,13 @@ from bftfs import limits
 from bftfs.cli import processes
 from bftfs.cli.options import data_option, data_words, new_data_option
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
+from bftfs.credentials import Grant
 from bftfs.crypto import keys
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.retention import format_duration, parse_duration
 from bftfs.runtime.sockets import unconnected
-from bftfs.server.step import Grant
 
 # A socket's path may have 107 bytes; a data directory that lies deeper has its sockets elsewhere.
 _SOCKET_PATH_BYTES = 100
@@ -193,22 +194,82 @@ def init(
     "uids",
     type=click.IntRange(0, 2**32 - 2),
     multiple=True,
-    help="May act as this uid (repeat; default: any).",
+    help="May act as this uid (repeat; default: yours, unless you are root).",
 )
+@click.option(
+    "--gid",
+    "gids",
+    type=click.IntRange(0, 2**32 - 2),
+    multiple=True,
+    help="May claim this group (repeat; default: the groups of these users on this machine).",
+)
+@click.option("--any-uid", is_flag=True, help="May act as any user, root included, in any group.")
 @click.option("--read-only", is_flag=True, help="May only read.")
-def add_client(directory: DataDirectory, name: str, uids: tuple[int, ...], read_only: bool) -> None:
+def add_client(
+    directory: DataDirectory,
+    name: str,
+    uids: tuple[int, ...],
+    gids: tuple[int, ...],
+    any_uid: bool,
+    read_only: bool,
+) -> None:
     """Make a key and a grant for client NAME, and sign the new description.
 
-    Example: bftfs cluster add-client alice --uid 1000
+    The grant has the users that the client may act as, and their groups: nodes refuse all others.
+
+    Example: bftfs cluster add-client alice --uid 1000 --gid 1000 --gid 27
     """
     description = description_files.load(directory.description)
     administrator = keys.read_identity(directory.administrator_key)
-    grant = Grant(uids=uids or None, write=not read_only)
+    if any_uid:
+        if uids or gids:
+            raise UsageError("--any-uid covers all users and groups: leave --uid and --gid out")
+        grant = Grant(write=not read_only)
+    else:
+        uids = tuple(dict.fromkeys(uids or (_own_uid(),)))
+        gids = tuple(dict.fromkeys(gids or (gid for uid in uids for gid in _groups_of(uid))))
+        grant = Grant(uids, write=not read_only, gids=gids)
     description = _with_new_client(directory, description, name, grant)
     _announce(directory, description, administrator)
-    click.echo(f"Client {name}: key in {directory.client_key(name)}")
+    click.echo(
+        f"Client {name}: key in {directory.client_key(name)}\n"
+        f"It may act as uid {_listed(grant.uids)}, with groups {_groups_shown(grant)}."
+    )
     click.echo("Give the client that file, cluster.toml, cluster.toml.sig and volume.key.")
     _remind_of_others(description)
+
+
+def _own_uid() -> int:
+    """The uid of who runs the command; nobody gives away root's rights without saying so."""
+    uid = os.getuid()
+    if uid == 0:
+        raise UsageError(
+            "say whom the client may act as: `--uid UID` (also several times), or `--any-uid` for "
+            "all users, root included"
+        )
+    return uid
+
+
+def _groups_of(uid: int) -> list[int]:
+    """The groups of a user of this machine, its own first; none of root's, which needs none."""
+    if uid == 0:
+        return []
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        raise UsageError(
+            f"no user of this machine has uid {uid}: say with --gid (also several times) which "
+            f"groups it is in, its own first, such as `--gid {uid}`"
+        ) from None
+    return os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+def _listed(numbers: tuple[int, ...] | None) -> str:
+    return "any" if numbers is None else ", ".join(map(str, numbers)) or "none"
+
+
+def _groups_shown(grant: Grant) -> str:
+    return _listed(None if grant.uids is None else grant.gids)
 
 
 @cluster.command("revoke-client")
@@ -278,10 +339,11 @@ def show(directory: DataDirectory) -> None:
     for member in description.members:
         table.add_row(str(member.node), member.address)
     console.print(table)
-    table = Table("client", "uids", "may write")
+    table = Table("client", "uids", "gids", "may write")
     for entry in description.clients:
-        uids = "any" if entry.grant.uids is None else ", ".join(map(str, entry.grant.uids))
-        table.add_row(entry.name, uids, "yes" if entry.grant.write else "no")
+        grant = entry.grant
+        uids, gids = _listed(grant.uids), _groups_shown(grant)
+        table.add_row(entry.name, uids, gids, "yes" if grant.write else "no")
     console.print(table)
 
 

@@ -36,7 +36,7 @@ from bftfs.identifiers import ClientId, ObjectId
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.runtime import clock
 from bftfs.runtime.blocking import BlockingNetwork
-from mount.access import credentials_of, file_system
+from mount.access import credentials_of, file_system, grant_of
 from mount.mountpoint import FILE_SYSTEM_TYPE, Mounted, containing
 from mount.options import MountOptions, parse
 
@@ -102,7 +102,8 @@ class CommandSession:
             say=lambda words: click.echo(f"bftfs: {words}", err=True),
         )
         self.files, self.history = file_system(directory, self.description, identity, options)
-        self.who = Credentials(os.geteuid(), os.getegid(), tuple(os.getgroups()[:64]))
+        me = Credentials(os.geteuid(), os.getegid(), tuple(os.getgroups()))
+        self.who = grant_of(self.description, identity).claimable(me)
         self.now_us = clock.now_us()
         self.view = Viewpoint(self.files, self.history, self.who, self.now_us)
         self._keys: dict[ClientId, str] | None = None  # of clients, by id

@@ -115,6 +115,12 @@ class ContentStore:
                 else:
                     self._contents.move_to_end(identifier)
 
+    def abandon(self, file: OpenFile) -> None:
+        """Close a handle that nothing was written to."""
+        file.contents.handles -= 1
+        if not file.contents.handles:
+            file.contents.names.closed()
+
     async def release(self, file: OpenFile) -> None:
         """Close a handle. Bytes that cannot be written are dropped with the last one."""
         contents = file.contents

@@ -83,7 +83,6 @@ from bftfs.filesystem.objects import (
 from bftfs.query_update.object_type import Caller, MutableState, Record, Refusal
 from bftfs.read_write.timestamp import BlockTimestamp, digest_of
 from bftfs.retention import KEEP_ALL, POLICY_BYTES, parse_policy
-from bftfs.server.step import Grant
 from bftfs.wire.codec import TimeField
 
 DAY_NS: Final = 86_400 * 1_000_000_000
@@ -642,12 +641,8 @@ def blocks_written(
     )
 
 
-def may_write_blocks(inode: MutableState, who: Principal, grant: Grant) -> int:
-    """0 if a client with `grant` may write the blocks for `who`, UNKNOWN_INODE, or an errno."""
-    if not grant.allows(who.uid):
-        return errno.EPERM
-    if not grant.write:
-        return errno.EROFS
+def may_write_blocks(inode: MutableState, who: Principal) -> int:
+    """0 if `who` may write the blocks, UNKNOWN_INODE, or an errno."""
     if inode.get(ATTRIBUTES_KEY) is None:
         return UNKNOWN_INODE
     subject = Subject.existing(inode)

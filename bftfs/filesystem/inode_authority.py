@@ -1,4 +1,4 @@
-"""Who may write the blocks of files: a node asks its own replica of the inode."""
+"""Who may write the blocks of files: a node asks the grant, and its own replica of the inode."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bftfs.filesystem.inode import UNKNOWN_INODE, contents_us, may_write_blocks
 from bftfs.identifiers import BlockId, ObjectKind, inode_of, kind_of
 from bftfs.query_update.replica import Workspace
 from bftfs.query_update.server import Doubts
+from bftfs.server.authority import overstepped
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Sender, Want
 from bftfs.storage import StorageView
@@ -35,10 +36,13 @@ class InodeAuthority:
         name = inode_of(block)
         if kind_of(name) != ObjectKind.INODE:
             return Refused(errno.EINVAL, "only files have blocks")
+        refusal = overstepped(sender, credentials, writes=True)
+        if refusal is not None:
+            return refusal
         if self._recovery.doubtful and (want := self._doubts.wanted((name,))) is not None:
             return want
         try:
-            code = may_write_blocks(Workspace(view, name), credentials, sender.grant)
+            code = may_write_blocks(Workspace(view, name), credentials)
         except UNREADABLE as error:
             raise DamagedRow(name, str(error)) from error
         if code in (0, UNKNOWN_INODE):

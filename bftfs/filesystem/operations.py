@@ -64,7 +64,7 @@ from bftfs.filesystem.metadata import (
     OpenDirectory,
     PastMetadata,
 )
-from bftfs.filesystem.objects import AttributesAfter, NoArguments, NoState, Subject, permits
+from bftfs.filesystem.objects import AttributesAfter, NoArguments, NoState, Subject, owns, permits
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.volume import Format, Volume
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of, object_id, placement_of
@@ -294,13 +294,37 @@ class FileSystem:
         await self._contents.truncate(contents, size, who)
         return await self.attributes(identifier, who)
 
+    async def _require_openable(self, file: OpenFile, flags: int, who: Credentials) -> None:
+        """EACCES unless `who` may open the file so, as nodes judge it: its owner may.
+
+        The kernel has asked itself, but with groups that the grant may not cover. A program learns
+        it here, and not when its bytes are refused.
+        """
+        attributes = file.contents.attributes
+        if owns(who, attributes):
+            return
+        acl = await self._acl(file.identifier, attributes, who)
+        mode = flags & os.O_ACCMODE
+        if mode != os.O_RDONLY and not permits(attributes, acl, who, os.W_OK):
+            raise FileSystemError(errno.EACCES)
+        # A program that may be executed is read by the kernel, for whoever executes it.
+        if mode != os.O_WRONLY and not any(
+            permits(attributes, acl, who, want) for want in (os.R_OK, os.X_OK)
+        ):
+            raise FileSystemError(errno.EACCES)
+
+    async def _acl(
+        self, identifier: ObjectId, attributes: Attributes, who: Credentials
+    ) -> AccessControlList | None:
+        if not attributes.flags & ACCESS_ACL:
+            return None
+        value = await self.get_extended(identifier, acls.ACCESS, who)
+        return AccessControlList.decode(value)
+
     async def access(self, identifier: ObjectId, wanted: int, who: Credentials) -> None:
         """EACCES unless `who` may do what is `wanted` (R_OK | W_OK | X_OK)."""
         attributes = await self.attributes(identifier, who)
-        acl = None
-        if attributes.flags & ACCESS_ACL:
-            value = await self.get_extended(identifier, acls.ACCESS, who)
-            acl = AccessControlList.decode(value)
+        acl = await self._acl(identifier, attributes, who)
         if not permits(attributes, acl, who, wanted):
             raise FileSystemError(errno.EACCES)
 
@@ -659,6 +683,11 @@ class FileSystem:
             await self.access(identifier, os.R_OK, who)
             await self._present.access(identifier, os.R_OK, who)
         file = await self._contents.open_named(identifier, flags, who)
+        try:
+            await self._require_openable(file, flags, who)
+        except BaseException:
+            self._contents.abandon(file)
+            raise
         if flags & os.O_TRUNC:
             await self._contents.truncate(file.contents, 0, who)
         return file

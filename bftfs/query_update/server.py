@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
+from bftfs.credentials import UserClaimed
 from bftfs.crypto.digest import AuthenticatorKeys, Body, deduction_digest, life_of
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId, kind_of
@@ -65,6 +66,7 @@ from bftfs.query_update.object_type import Caller, Method, ObjectTypes
 from bftfs.query_update.past_state import newest_at, state_at, versions_page, was_collected
 from bftfs.query_update.replica import Replica
 from bftfs.server import known_lives, known_runs
+from bftfs.server.authority import overstepped
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Ready, Refuse, Role, Sender, WaitFor, Want
@@ -174,7 +176,7 @@ class QueryUpdateServer:
         """A method takes a grant; anybody may repair, by a copy or a barrier."""
         conditioned = decode_conditioned(message.conditioned)
         if conditioned.operation is not None:
-            _require_grant(sender, conditioned.operation.uid, writes=True)
+            _require_grant(sender, conditioned.operation, writes=True)
         return self._accepting.update(view, sender.client, message, conditioned, now_us)
 
     # --- queries --------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ class QueryUpdateServer:
         A method takes a grant; anybody may ask for replica histories alone.
         """
         if message.method:
-            _require_grant(sender, message.uid)
+            _require_grant(sender, message)
         names = message.objects
         distinct = sorted(set(names)) if len(names) > 1 else names
         replicas = [Replica(view, name) for name in distinct]
@@ -235,7 +237,7 @@ class QueryUpdateServer:
         self, view: StorageView, sender: Sender, message: PastQuery, _now_us: int
     ) -> Ready:
         """Answer on the newest version here that is old enough."""
-        _require_grant(sender, message.uid)
+        _require_grant(sender, message)
         method = self._method(message.method, (message.object,))
         replica = Replica(view, message.object)
         told = (replica.row.history,), (replica.row.authenticator,), self._keys.lives
@@ -258,7 +260,7 @@ class QueryUpdateServer:
         self, view: StorageView, sender: Sender, message: VersionsRequest, _now_us: int
     ) -> Ready:
         """List versions of an object, if its guard permits it."""
-        _require_grant(sender, message.uid)
+        _require_grant(sender, message)
         replica = Replica(view, message.object)
         page = versions_page(view, replica, message)
         if page is None:  # nor does a server that is behind know who may read
@@ -355,14 +357,10 @@ class QueryUpdateServer:
         return verdict, self._keys.make(digest)
 
 
-def _require_grant(sender: Sender, uid: int, *, writes: bool = False) -> None:
-    grant = sender.grant
-    if sender.role is not Role.CLIENT:
-        raise Refuse(errno.EPERM, "nodes do not perform operations")
-    if writes and not grant.write:
-        raise Refuse(errno.EROFS, "the grant is for reading only")
-    if grant.uids is not None and uid not in grant.uids:
-        raise Refuse(errno.EPERM, f"the grant does not cover uid {uid}")
+def _require_grant(sender: Sender, claim: UserClaimed, *, writes: bool = False) -> None:
+    refusal = overstepped(sender, claim, writes=writes)
+    if refusal is not None:
+        raise Refuse(refusal.code, refusal.reason)
 
 
 def _objects_of(message: Any) -> tuple[ObjectId, ...]:

@@ -70,6 +70,7 @@ from bftfs.read_write.timestamp import (
 )
 from bftfs.read_write.version_row import COLLECTED_BELOW, VERIFIED, RowChange
 from bftfs.server import known_lives
+from bftfs.server.authority import overstepped
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Ready, Role, Sender, Want
@@ -153,11 +154,7 @@ class GrantAuthority:
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
     ) -> Refused | None:
         """Every block is open to a client that may write as this user."""
-        if not sender.grant.write:
-            return Refused(errno.EROFS, "this client's grant does not include writing")
-        if not sender.grant.allows(credentials.uid):
-            return Refused(errno.EPERM, f"this client may not act as uid {credentials.uid}")
-        return None
+        return overstepped(sender, credentials, writes=True)
 
     def reached_us(self, view: StorageView, block: BlockId) -> int:
         """Nothing is known of any file."""

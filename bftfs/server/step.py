@@ -18,6 +18,7 @@ import msgspec
 
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Conversation
+from bftfs.credentials import ALL_RIGHTS, Grant
 from bftfs.crypto.digest import Body
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, NodeId
@@ -33,26 +34,13 @@ class Role(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
-    """The rights of a client's key: acting as `uids` (None: any), writing, and where."""
-
-    uids: tuple[int, ...] | None = None
-    write: bool = True
-    subtree: str = "/"
-
-    def allows(self, uid: int) -> bool:
-        """True if the client may act as `uid`."""
-        return self.uids is None or uid in self.uids
-
-
-@dataclass(frozen=True, slots=True)
 class Sender:
     """The authenticated origin of a message."""
 
     role: Role
     client: ClientId  # of a node, and of the administrator: the digest of its public key
     node: NodeId | None = None
-    grant: Grant = Grant()
+    grant: Grant = ALL_RIGHTS
 
 
 @dataclass(frozen=True, slots=True)

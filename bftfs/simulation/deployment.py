@@ -12,7 +12,7 @@ from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.conversation import Event
-from bftfs.credentials import Credentials
+from bftfs.credentials import Credentials, Grant
 from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.envelope import ClockRequest
 from bftfs.filesystem.inode_authority import InodeAuthority
@@ -42,7 +42,7 @@ from bftfs.server.scrubbing import (
     Scrubber,
     VersionScrubber,
 )
-from bftfs.server.step import Background, Grant, Role, Sender, Server
+from bftfs.server.step import Background, Role, Sender, Server
 from bftfs.simulation.disk import Tables
 from bftfs.simulation.network import Endpoint, SimulatedNetwork
 from bftfs.simulation.principals import (

@@ -23,12 +23,12 @@ from random import Random
 from typing import Any
 
 from bftfs import limits
+from bftfs.credentials import Grant
 from bftfs.errors import AdmissionRefused, ContentionExhausted
 from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
 from bftfs.read_write.timestamp import time_of as block_time_of
-from bftfs.server.step import Grant
 from bftfs.simulation.byzantine.initiative import Initiative, with_initiative
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, INITIATIVES, corrupted

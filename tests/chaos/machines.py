@@ -292,7 +292,7 @@ class Machines:
             *itertools.chain.from_iterable(addresses),
         )
         for mount in (*self.mounts, self.auditor):
-            bftfs("cluster", "add-client", "--data", self.data, mount.name)
+            bftfs("cluster", "add-client", "--data", self.data, mount.name, "--any-uid")
         for node in self.nodes:
             node.mount_disk()
             node.start()

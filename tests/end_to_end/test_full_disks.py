@@ -265,7 +265,7 @@ def test_full_disks_refuse_writers_and_serve_readers(
     assert sum(bool(reasons) for reasons in small.reasons()) > 1  # more than may fail
 
     # Something that nodes log, on these disks.
-    bftfs("cluster", "add-client", "--data", small.data, "new", "--uid", "1000")
+    bftfs("cluster", "add-client", "--data", small.data, "new", "--uid", "1000", "--gid", "1000")
 
     # Everything is listed and read: by a mount that has seen none of it, without a second attempt.
     with small.mount(playground / "reader", "strict") as reader:

@@ -71,7 +71,7 @@ def cluster(mounting: None, playground: Path, watchdog: Watchdog) -> Iterator[Cl
     cluster = Cluster(playground / "past-and-faults")
     try:
         cluster.up()
-        bftfs("cluster", "add-client", "--data", cluster.data, "alice")
+        bftfs("cluster", "add-client", "--data", cluster.data, "alice", "--any-uid")
         yield cluster
     finally:
         cluster.down()

@@ -152,7 +152,7 @@ def test_options(cluster: Cluster, playground: Path) -> None:
 
 def test_clients_come_and_go_while_all_runs(cluster: Cluster, playground: Path) -> None:
     before = cluster.nodes()
-    bftfs("cluster", "add-client", "guest", "--data", cluster.data)
+    bftfs("cluster", "add-client", "guest", "--any-uid", "--data", cluster.data)
     with cluster.mount(playground / "guest", "client=guest") as mountpoint:
         (mountpoint / "file").write_bytes(b"a guest's")
         assert_contents(cluster.mountpoint / "file", b"a guest's")

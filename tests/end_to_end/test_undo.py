@@ -35,7 +35,7 @@ def intruder(
 ) -> Iterator[Path]:
     """The test's directory, in the mount of a client called mallory."""
     if not (cluster.data / "clients" / "mallory.key").exists():
-        bftfs("cluster", "add-client", "--data", cluster.data, "mallory")
+        bftfs("cluster", "add-client", "--data", cluster.data, "mallory", "--any-uid")
     with cluster.mount(playground / "mallory", f"client=mallory,{FRESH}") as mount:
         yield mount / directory.relative_to(cluster.mountpoint)
 
@@ -317,7 +317,7 @@ def test_blocks_that_were_not_covered_never_show(
 def test_a_client_that_is_revoked_is_stopped_at_once(
     directory: Path, cluster: Cluster, playground: Path
 ) -> None:
-    bftfs("cluster", "add-client", "--data", cluster.data, "eve")
+    bftfs("cluster", "add-client", "--data", cluster.data, "eve", "--any-uid")
     options = f"client=eve,{FRESH}"
     with cluster.mount(playground / "eve", options) as mount:
         there = mount / directory.relative_to(cluster.mountpoint)

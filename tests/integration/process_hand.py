@@ -7,13 +7,13 @@ from collections.abc import Coroutine
 from typing import Any, Self
 
 from bftfs.cluster import ClientEntry
+from bftfs.credentials import Grant
 from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher
 from bftfs.crypto.digest import AuthenticatorKeys, client_id_of
 from bftfs.crypto.keys import Identity, read_identity, read_volume_key, write_identity
 from bftfs.envelope import REPLIES
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.runtime.blocking import BlockingNetwork
-from bftfs.server.step import Grant
 from bftfs.simulation.deployment import Sizes
 from tests.integration.deployment import Deployment
 from tests.seams.world import FreeHand, Version

@@ -24,7 +24,7 @@ from benchmarks.victim import (
 )
 from bftfs import limits
 from bftfs.cluster import ClientEntry
-from bftfs.credentials import Credentials
+from bftfs.credentials import Credentials, Grant
 from bftfs.crypto.keys import Identity, write_identity
 from bftfs.filesystem import registry
 from bftfs.filesystem.directory import DirectoryCreation, Listing, Name
@@ -32,7 +32,6 @@ from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import BlockId, ObjectId
 from bftfs.query_update.object_type import Record
-from bftfs.server.step import Grant
 from bftfs.simulation.byzantine.registry import GRANTS
 from tests.integration.deployment import PROJECT, Deployment
 from tests.integration.test_protocols import Client

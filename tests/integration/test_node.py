@@ -22,12 +22,12 @@ import pytest
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClientEntry
 from bftfs.conversation import Conversation, Pause, Receive, Send
+from bftfs.credentials import Grant
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.runtime.blocking import BlockingNetwork
-from bftfs.server.step import Grant
 from bftfs.wire.channel import HEADER, MAGIC, ClientChannel
 from bftfs.wire.codec import encode
 from nodes.connections import CONNECTIONS_PER_PRINCIPAL, HELD_BYTES, OFFENCES, UNAUTHENTICATED_MAX

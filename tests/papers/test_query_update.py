@@ -18,6 +18,7 @@ from bftfs.asking.peers import Pace, Peers
 from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Draw, Pause
+from bftfs.credentials import Grant
 from bftfs.crypto.digest import (
     LIFE_BYTES,
     MAC_BYTES,
@@ -78,7 +79,7 @@ from bftfs.query_update.object_type import (
     State,
     encode_record,
 )
-from bftfs.server.step import Grant, Ready
+from bftfs.server.step import Ready
 from bftfs.simulation.world import START_US
 from bftfs.storage import Table
 from bftfs.thresholds import QueryUpdateThresholds

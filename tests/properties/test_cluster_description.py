@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bftfs import cluster
+from bftfs.credentials import Grant
 from bftfs.crypto.keys import Identity
 from bftfs.errors import UsageError
-from bftfs.server.step import Grant
 
 FUZZ = settings(max_examples=200, deadline=None, derandomize=True)
 
@@ -25,7 +25,9 @@ def entropy(length: int) -> bytes:
 
 NEW = cluster.create([f"tcp:10.0.0.{node}:7000" for node in range(6)], t=1, b=1, draw=entropy)
 DESCRIPTION = NEW.description.with_client(
-    cluster.ClientEntry("laptop", Identity.generate(entropy(32)).public_key, Grant(uids=(1000,)))
+    cluster.ClientEntry(
+        "laptop", Identity.generate(entropy(32)).public_key, Grant(uids=(1000,), gids=(1000, 10))
+    )
 )
 DOCUMENT = tomllib.loads(cluster.encode(DESCRIPTION).decode())
 

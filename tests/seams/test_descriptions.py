@@ -11,9 +11,9 @@ import pytest
 
 from bftfs import cluster
 from bftfs.cluster import ClientEntry, ClusterDescription
+from bftfs.credentials import Grant
 from bftfs.crypto.keys import Identity
 from bftfs.errors import UsageError
-from bftfs.server.step import Grant
 from nodes.membership import LiveMembership, latest_description
 
 LAPTOP = Identity.generate(b"l" * 32)

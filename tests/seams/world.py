@@ -18,7 +18,7 @@ from bftfs.asking.refusal import Refused
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Now, Receive, Send
-from bftfs.credentials import Credentials
+from bftfs.credentials import Credentials, Grant
 from bftfs.crypto.digest import (
     AuthenticatorKeys,
     padded,
@@ -59,7 +59,6 @@ from bftfs.read_write.timestamp import BlockTimestamp, digest_of, encoded, versi
 from bftfs.read_write.writing import Encoded, encode
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.recovery import Recovery, Stage
-from bftfs.server.step import Grant
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.disk import Tables
 from bftfs.simulation.network import Kind, NetworkFaults, SimulatedNetwork
@@ -87,8 +86,8 @@ BLOCK_BYTES = 4096
 
 SUPERUSER = Credentials(uid=0, gid=0)
 STRANGER = Credentials(uid=4242, gid=4242)
-STRANGERS_GRANT = Grant(uids=(STRANGER.uid,))
-READERS_GRANT = Grant(uids=(STRANGER.uid,), write=False)
+STRANGERS_GRANT = Grant(uids=(STRANGER.uid,), gids=(STRANGER.gid,))
+READERS_GRANT = Grant(uids=(STRANGER.uid,), gids=(STRANGER.gid,), write=False)
 
 
 class Ways(SimulatedNetwork):

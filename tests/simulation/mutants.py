@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pytest
 
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
+from bftfs.credentials import Grant, UserClaimed
 from bftfs.crypto.digest import DIGEST_BYTES, AuthenticatorKeys
 from bftfs.identifiers import NodeId
 from bftfs.query_update import accepting, history, observation
@@ -72,6 +73,15 @@ def remove_binding_to_values(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, module in sorted(sys.modules.items()):
         if name.startswith("bftfs.") and hasattr(module, "verifier_of"):
             monkeypatch.setattr(module, "verifier_of", _one_for_all)
+
+
+def believe_claims_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes take a client's word for the groups that its users are in."""
+
+    def uncovered(grant: Grant, claim: UserClaimed) -> str:
+        return "" if grant.allows(claim.uid) else f"uid {claim.uid}"
+
+    monkeypatch.setattr(Grant, "uncovered", uncovered)
 
 
 def _one_for_all(_encoded: bytes) -> bytes:

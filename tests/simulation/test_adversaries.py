@@ -8,10 +8,10 @@ import pytest
 
 from bftfs.identifiers import NodeId
 from bftfs.server.block_verification import VerificationSettings
-from bftfs.simulation.byzantine.registry import CLIENTS, INITIATIVES, NODES
+from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, INITIATIVES, NODES
 from bftfs.simulation.configuration import KINDS
 from bftfs.simulation.scenario import Simulation, run
-from tests.simulation.mutants import attacked
+from tests.simulation.mutants import attacked, believe_claims_of_groups
 
 SEEDS = (1, 2)
 
@@ -108,14 +108,29 @@ def test_items_of_byzantine_clients_are_read() -> None:
     )
 
 
+FORBIDDEN = ("never written", "was never made", "without the right")
+
+
+def shows_what_was_forbidden(finding: str) -> bool:
+    return any(sign in finding for sign in FORBIDDEN)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_forbidden_is_found_where_grants_are_not_checked(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bftfs.simulation.scenario.GRANTS", {})
     report = run(attacked(1, kind=kind, client="trespasser", operations=60))
-    assert any(
-        sign in finding
-        for finding in report.findings
-        for sign in ("never written", "was never made", "without the right")
-    )
+    assert any(map(shows_what_was_forbidden, report.findings))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_must_fail_nodes_that_believe_claims_of_groups(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims_a_group = GRANTS["trespasser"][-1:]
+    monkeypatch.setattr("bftfs.simulation.scenario.GRANTS", {"trespasser": claims_a_group})
+    attack = attacked(1, kind=kind, client="trespasser", operations=60)
+    assert run(attack).passed
+    believe_claims_of_groups(monkeypatch)
+    assert any(map(shows_what_was_forbidden, run(attack).findings))

@@ -12,13 +12,13 @@ from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.configuration import Configuration
 from bftfs.simulation.scenario import Simulation
 from bftfs.simulation.workloads.files import FileMix, FileWorkload
-from tests.simulation.mutants import attacked, hunt
+from tests.simulation.mutants import attacked, believe_claims_of_groups, hunt
 
 SHUT = FileMix(names=2, contents=0.7, directories=0.1, private=0.0)
 DOORS = replace(SHUT, doors=0.2, guests=0.3)
 
 
-def attacks(mix: FileMix, seeds: range = range(6)) -> Iterator[Configuration]:
+def attacks(mix: FileMix, seeds: range = range(7, 13)) -> Iterator[Configuration]:
     for seed in seeds:
         yield attacked(
             seed,
@@ -53,3 +53,8 @@ def test_strangers_write_where_they_are_let_in(mix: FileMix) -> None:
 def test_must_fail_nodes_that_do_not_ask(mix: FileMix, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inode, "may_write", lambda *_: True)
     assert hunt(attacks(mix), about_permission)
+
+
+def test_must_fail_nodes_that_believe_claims_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    believe_claims_of_groups(monkeypatch)
+    assert hunt(attacks(SHUT, range(12)), about_permission)

@@ -18,11 +18,12 @@ from bftfs.cluster import (
     UnixAddress,
     parse_address,
 )
+from bftfs.credentials import Credentials, Grant
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
 from bftfs.errors import UsageError
 from bftfs.identifiers import ClientId, NodeId, ObjectKind, kind_of
-from bftfs.server.step import Grant, Role, Sender
+from bftfs.server.step import Role, Sender
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 from bftfs.wire.channel import ClientChannel, ServerChannel
 
@@ -39,7 +40,7 @@ def new_cluster(first: int = 1, **changes) -> NewCluster:
 
 NEW = new_cluster()
 DESCRIPTION = NEW.description.with_client(
-    ClientEntry("laptop", LAPTOP.public_key, Grant(uids=(0, 1000), write=False))
+    ClientEntry("laptop", LAPTOP.public_key, Grant(uids=(0, 1000), write=False, gids=(10, 1000)))
 )
 
 
@@ -86,7 +87,7 @@ def test_principals() -> None:
     assert DESCRIPTION.principal(LAPTOP.public_key) == Sender(
         Role.CLIENT,
         client_id_of(LAPTOP.public_key),
-        grant=Grant(uids=(0, 1000), write=False),
+        grant=Grant(uids=(0, 1000), write=False, gids=(10, 1000)),
     )
     node = DESCRIPTION.principal(NEW.nodes[2].public_key)
     assert node is not None
@@ -419,6 +420,9 @@ def explained(**changes: object) -> str:
         ({"clients__0__uids": 1000}, "clients[0].uids = 1000: Expected `array | null`, got `int`"),
         ({"clients__0__uids": [True]}, "clients[0].uids[0] = True: Expected `int`, got `bool`"),
         ({"clients__0__uids": [-1]}, "client 'laptop': -1 is not a uid"),
+        ({"clients__0__gids": [1 << 32]}, "client 'laptop': 4294967296 is not a gid; gids are 0"),
+        ({"clients__0__gids": 10}, "clients[0].gids = 10: Expected `array`, got `int`"),
+        ({"clients__0__uids": None}, "client 'laptop' may act as any uid, and so with any group"),
         (
             {"clients__0__subtree": "home"},
             "client 'laptop': nodes cannot hold a client to the subtree 'home'",
@@ -456,3 +460,13 @@ def test_absent_uids_mean_all_and_no_uids_mean_none() -> None:
 
     assert grant().allows(12345)
     assert not grant(uids=()).allows(0)
+
+
+def test_absent_gids_mean_none() -> None:
+    lines = cluster.encode(DESCRIPTION).decode().splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith("gids"))
+    stop = next(at for at in range(start, len(lines)) if lines[at] == "]")
+    older = "\n".join(lines[:start] + lines[stop + 1 :]).encode()
+    (laptop,) = cluster.decode(older, source="here").clients
+    assert laptop.grant.gids == ()
+    assert laptop.grant.uncovered(Credentials(1000, 1000)) == "gid 1000"

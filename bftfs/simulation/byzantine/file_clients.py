@@ -20,22 +20,25 @@ from bftfs.simulation.byzantine.block_repairs import LISTEN_US, BlockMeddler, La
 from bftfs.simulation.byzantine.object_clients import Updater
 from bftfs.simulation.byzantine.pacts import BlockConspirator
 from bftfs.simulation.byzantine.positions import ClientPosition
-from bftfs.simulation.deployment import STRANGERS
+from bftfs.simulation.deployment import CREDENTIALS, STRANGER, STRANGERS
 from bftfs.simulation.workloads.past import CONTENT_BYTES
+
+# As itself, and as a member of the group of others' files, which it is not.
+_CLAIMS = (STRANGERS, (STRANGER.uid, STRANGER.gid, (CREDENTIALS.gid,)))
 
 
 class Overwriter(LateFinisher):
     """Writes and repairs blocks of files for a user who may not write, until somebody permits it.
 
     [design §6] "Nodes check write permission before they accept a block", each against its own
-    replica of the inode, which may be behind. Shown by permission: what it wrote is read only where
-    it was permitted meanwhile.
+    replica of the inode, which may be behind. What the user's groups are is in the signed grant.
+    Shown by permission: what it wrote is read only where it was permitted meanwhile.
     """
 
     def __init__(self, position: ClientPosition) -> None:
         super().__init__(position)
         self._updater = Updater(position)
-        self.user = self._updater.user = STRANGERS
+        self.user = self._updater.user = self.random.choice(_CLAIMS)
         self._written: list[tuple[BlockId, BlockTimestamp]] = []  # to all nodes, if they took it
 
     def block(self) -> BlockId:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 
-from bftfs.server.step import Grant, Ready, Server
+from bftfs.credentials import Grant
+from bftfs.server.step import Ready, Server
 from bftfs.simulation.byzantine import (
     block_clients,
     block_nodes,
@@ -83,11 +84,17 @@ CONSPIRATORS: Mapping[str, tuple[str, ...]] = {
     "files": ("conspirator", "file-conspirator"),
 }
 
+_STRANGERS = Grant(uids=(STRANGER.uid,), gids=(STRANGER.gid,))
+
 # The grants of adversaries that do not have every right.
 GRANTS: Mapping[str, tuple[Grant, ...]] = {
-    "trespasser": (Grant(write=False), Grant(uids=(CREDENTIALS.uid + 1,))),
-    "overwriter": (Grant(uids=(STRANGER.uid,)),),
-    "file-conspirator": (Grant(uids=(STRANGER.uid,)),),
+    "trespasser": (
+        Grant(write=False),
+        Grant(uids=(CREDENTIALS.uid + 1,), gids=(CREDENTIALS.gid,)),
+        Grant(uids=(CREDENTIALS.uid,), gids=(CREDENTIALS.gid + 1,)),
+    ),
+    "overwriter": (_STRANGERS,),
+    "file-conspirator": (_STRANGERS,),
 }
 
 

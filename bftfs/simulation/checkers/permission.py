@@ -88,7 +88,7 @@ def _permits(state: dict[bytes, bytes | None], who: Credentials) -> bool:
         return True
     acl = state.get(ACL_KEYS[ACCESS_ACL])
     if acl is None:
-        shift = 3 if who.gid == attributes.gid else 0
+        shift = 3 if attributes.gid in (who.gid, *who.groups) else 0
         return bool(attributes.mode >> shift & _WRITE)
     entries = AccessControlList.decode(acl).entries
     mask = next((each.permissions for each in entries if each.tag is Tag.MASK), 0o7)

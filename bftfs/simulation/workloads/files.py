@@ -90,6 +90,7 @@ def _acl(mask: int) -> bytes:
 
 _ACL_OPEN, _ACL_MASKED = _acl(0o6), _acl(0o4)
 
+GROUPS = 0o660  # the mode of new files: also for a group that the stranger is not in
 FORBIDDEN = b"forbidden"  # a name that only clients without the right to it create
 
 
@@ -596,7 +597,7 @@ class FileSession:
 
     async def _create(self, place: Path, _: Path, name: bytes, __: bytes) -> None:
         directory = await self._resolve(place)
-        mode = stat.S_IFREG | 0o600
+        mode = stat.S_IFREG | GROUPS
         found = await self._system.make_node(directory, name, mode, CREDENTIALS)
         self.workload.known[found.identifier] = None
 
@@ -633,10 +634,10 @@ class FileSession:
         return self._task(f"chmod {place} {name!r} {mode:o}", change)
 
     def _open_or_close(self) -> Task:
-        """Permit the stranger to write a file, or forbid it: by mode, ACL or owner."""
+        """Permit the stranger to write a file, or forbid it: by mode, ACL, owner or group."""
         random = self.workload.random
         place, name = self._path(), random.choice(self.workload.names)
-        way, opens = random.randrange(3), random.random() < 0.5
+        way, opens = random.randrange(4), random.random() < 0.5
 
         async def change() -> None:
             system = self._system
@@ -650,6 +651,10 @@ class FileSession:
                 case 1:
                     acl = _ACL_OPEN if opens else random.choice((b"", _ACL_MASKED))
                     await system.set_extended(found, acls.ACCESS, acl, CREDENTIALS)
+                case 2:
+                    gid = STRANGER.gid if opens else CREDENTIALS.gid
+                    changes = Changes(mode=0o660, gid=gid)
+                    await system.change_attributes(found, changes, SUPERUSER)
                 case _:
                     uid = STRANGER.uid if opens else CREDENTIALS.uid
                     await system.change_attributes(found, Changes(uid=uid), SUPERUSER)
@@ -666,7 +671,9 @@ class FileSession:
             directory = await self._resolve(place)
             found = (await self._system.lookup(directory, name, CREDENTIALS)).identifier
             workload.strange[content] = world.now_us
-            file = await self._strangers.open(found, os.O_RDWR, STRANGER)
+            # As another: the mount itself would check whether the stranger may open it.
+            file = await self._strangers.open(found, os.O_RDWR, SUPERUSER)
+            file.who = STRANGER
             await self._overwrite(self._strangers, found, file, content)
 
         return self._task(f"intrude {place} {name!r}", write)
@@ -730,7 +737,7 @@ class FileSession:
         async def make() -> None:
             closing = self._closing
             directory = await self._resolve(place)
-            found, file = await closing.create(directory, name, 0o600, CREDENTIALS)
+            found, file = await closing.create(directory, name, GROUPS, CREDENTIALS)
             workload.known[found.identifier] = None
             workload.made.add(found.identifier)
             await Pause(pause_us)

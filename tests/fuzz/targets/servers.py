@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, get_args
 
+from bftfs.credentials import Grant
 from bftfs.crypto.digest import voucher_digest
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.directory import Creation, Name
@@ -37,7 +38,6 @@ from bftfs.query_update.messages import Request as ObjectRequest
 from bftfs.read_write.messages import InventoryRequest, Notice, WriteRequest
 from bftfs.read_write.messages import Request as BlockRequest
 from bftfs.read_write.timestamp import encoded as encoded_timestamp
-from bftfs.server.step import Grant
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
 from bftfs.wire.codec import Voucher, encode
@@ -157,7 +157,7 @@ def _attackers_operation(choices: Choices, attacker: ClusterClient) -> Any:
 def object_requests(data: bytes) -> None:
     """Q/U requests in any order from a client with a valid key, and object sync from a node."""
     choices, cluster = Choices(data), begun()
-    attacker = cluster.principal("attacker", grant=Grant(uids=(OWNER.uid,)))
+    attacker = cluster.principal("attacker", grant=Grant(uids=(OWNER.uid,), gids=(OWNER.gid,)))
     honest = cluster.principal("honest")
     for step in range(_MOST_STEPS):
         if choices.exhausted:
@@ -235,7 +235,9 @@ def block_requests(data: bytes) -> None:
     can still be read, and written by others."""
     choices, cluster = Choices(data), begun(verifies=True)
     writes = choices.flag()
-    attacker = cluster.principal("attacker", grant=Grant(uids=(OWNER.uid,), write=writes))
+    attacker = cluster.principal(
+        "attacker", grant=Grant(uids=(OWNER.uid,), gids=(OWNER.gid,), write=writes)
+    )
     honest = cluster.principal("honest")
     written = [b"first", None, None]
     for step in range(_MOST_STEPS):

@@ -11,7 +11,6 @@ import pytest
 from bftfs.filesystem import registry
 from bftfs.filesystem.inode import UNKNOWN_INODE, ExtendedSetting, may_write_blocks
 from bftfs.identifiers import ObjectId, ObjectKind
-from bftfs.server.step import Grant
 from tests.builders import Overlay
 from tests.unit.filesystem.test_acl import acl
 from tests.unit.filesystem.test_attribute_methods import file_of
@@ -19,8 +18,6 @@ from tests.unit.filesystem.test_directory import Tree, tree
 from tests.unit.filesystem.world import ALICE, BOB, CAROL, ROOT, fresh
 
 __all__ = ["tree"]
-
-EVERYTHING = Grant()
 
 
 def state_of(tree: Tree, inode: ObjectId) -> Overlay:
@@ -38,7 +35,7 @@ def state_of(tree: Tree, inode: ObjectId) -> Overlay:
     ],
 )
 def test_permissions(tree: Tree, who: Any, mode: int, code: int) -> None:
-    assert may_write_blocks(state_of(tree, file_of(tree, mode)), who, EVERYTHING) == code
+    assert may_write_blocks(state_of(tree, file_of(tree, mode)), who) == code
 
 
 def test_an_access_list_decides(tree: Tree) -> None:
@@ -51,18 +48,9 @@ def test_an_access_list_decides(tree: Tree) -> None:
         ROOT,
     )
     assert stat.S_IMODE(tree.get(file).mode) == 0o620
-    assert may_write_blocks(state_of(tree, file), BOB, EVERYTHING) == 0
-
-
-def test_a_grant_comes_first(tree: Tree) -> None:
-    state = state_of(tree, file_of(tree, 0o666))
-    others = Grant(uids=(BOB.uid,))
-    assert may_write_blocks(state, ALICE, others) == errno.EPERM
-    assert may_write_blocks(state, BOB, others) == 0
-    reader = Grant(write=False)
-    assert may_write_blocks(state, ALICE, reader) == errno.EROFS
+    assert may_write_blocks(state_of(tree, file), BOB) == 0
 
 
 def test_a_node_that_does_not_know_the_inode_has_no_say() -> None:
     unknown = Overlay(fresh(ObjectKind.INODE), {})
-    assert may_write_blocks(unknown, BOB, EVERYTHING) == UNKNOWN_INODE
+    assert may_write_blocks(unknown, BOB) == UNKNOWN_INODE

@@ -22,7 +22,7 @@ from typing import Any
 import trio
 
 from bftfs.conversation import Event, Wait
-from bftfs.credentials import Credentials
+from bftfs.credentials import ALL_RIGHTS, Credentials
 from bftfs.engine import Engine
 from bftfs.filesystem.capacity import Capacity
 from bftfs.filesystem.inode import ExtendedName, ExtendedSetting
@@ -172,7 +172,14 @@ def main(mountpoint: str, log_path: str, words: str) -> None:
         await host.perform(other_mount.format(Credentials(uid=0, gid=0)))
         with open_log(Path(log_path)) as log:
             mount = Mount(
-                host, files, None, options, log, source=SOURCE, mountpoint=Path(mountpoint)
+                host,
+                files,
+                None,
+                options,
+                log,
+                grant=ALL_RIGHTS,
+                source=SOURCE,
+                mountpoint=Path(mountpoint),
             )
             await mount.run(lambda: print("ready", flush=True))
 

@@ -9,9 +9,8 @@ import pytest
 
 from bftfs import cluster
 from bftfs.cluster import ClientEntry
-from bftfs.credentials import Credentials
+from bftfs.credentials import Credentials, Grant
 from bftfs.crypto.keys import Identity
-from bftfs.server.step import Grant
 from mount.access import who_mounts
 
 
@@ -32,5 +31,7 @@ def test_the_user_who_mounts_or_the_first_as_whom_the_client_may_act(
     addresses = [f"unix:/nowhere/{number}" for number in range(6)]
     made = cluster.create(addresses, t=1, b=1, draw=os.urandom).description
     identity = Identity.generate(bytes(32))
-    entry = ClientEntry("alice", identity.public_key, Grant(uids=uids))
+    entry = ClientEntry(
+        "alice", identity.public_key, Grant(uids=uids, gids=() if uids is None else (4242, 77))
+    )
     assert who_mounts(replace(made, clients=(entry,)), identity) == expected

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bftfs.credentials import ALL_RIGHTS, Credentials, Grant
 from mount import callers
 
 EXITING = 0x0040010C  # flags of a process in exit(2)
@@ -170,7 +171,7 @@ def test_credentials_are_remembered_for_a_moment(monkeypatch: pytest.MonkeyPatch
     now = 1_000_000_000_000
     monkeypatch.setattr(callers, "groups_of", groups_of)
     monkeypatch.setattr(callers.time, "monotonic_ns", lambda: now)
-    known = callers.Callers()
+    known = callers.Callers(ALL_RIGHTS)
     for _ in range(3):
         assert known.credentials(pid=7, uid=10, gid=20).groups == (5, 6)
     assert asked == [7]
@@ -183,12 +184,21 @@ def test_credentials_are_remembered_for_a_moment(monkeypatch: pytest.MonkeyPatch
 
 def test_the_superuser_needs_no_groups(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(callers, "groups_of", lambda _: pytest.fail("asked"))
-    assert callers.Callers().credentials(pid=7, uid=0, gid=0).groups == ()
+    assert callers.Callers(ALL_RIGHTS).credentials(pid=7, uid=0, gid=0).groups == ()
+
+
+def test_groups_that_the_grant_does_not_cover_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(callers, "groups_of", lambda _: tuple(range(5, 200)))
+    known = callers.Callers(Grant(uids=(10, 11), gids=(20, 199, 6)))
+    assert known.credentials(pid=7, uid=10, gid=20) == Credentials(10, 20, (6, 20, 199))
+    assert known.credentials(pid=7, uid=10, gid=5) == Credentials(10, 6, (6, 20, 199))
+    everybody = callers.Callers(ALL_RIGHTS).credentials(pid=7, uid=10, gid=5)
+    assert everybody == Credentials(10, 5, tuple(range(5, 69)))
 
 
 def test_only_so_many_processes_are_remembered(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(callers, "groups_of", lambda _: ())
-    known = callers.Callers()
+    known = callers.Callers(ALL_RIGHTS)
     for pid in range(2 * callers.GROUPS_REMEMBERED):
         known.credentials(pid=pid, uid=10, gid=20)
     assert len(known._known) == callers.GROUPS_REMEMBERED

@@ -12,6 +12,7 @@ from typing import Any
 
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import Nodes, ThresholdQuorums
+from bftfs.credentials import Grant
 from bftfs.engine import Running
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
@@ -23,7 +24,7 @@ from bftfs.query_update.server import QueryUpdateServer
 from bftfs.server.incomplete_updates import Finisher
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.recovery import Recovery
-from bftfs.server.step import Grant, Ready, Role, Sender
+from bftfs.server.step import Ready, Role, Sender
 from bftfs.simulation.deployment import client_named
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import (

@@ -13,6 +13,7 @@ from bftfs.asking.quorum import Nodes
 from bftfs.asking.refusal import Refused
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import Buffer, ErasureCode
+from bftfs.credentials import Grant
 from bftfs.identifiers import BlockId, NodeId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.messages import Request, WriteRequest
@@ -20,7 +21,7 @@ from bftfs.read_write.placement import nodes_by_fragment, rotation_of
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.writing import Encoded, encode
-from bftfs.server.step import Grant, Ready, Role, Sender
+from bftfs.server.step import Ready, Role, Sender
 from bftfs.simulation import world as simulation
 from bftfs.simulation.deployment import client_named
 from bftfs.simulation.principals import SimulatedClient, SimulatedNode

@@ -12,6 +12,7 @@ from bftfs.asking.peers import SILENCE_US
 from bftfs.asking.refusal import Refused
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
+from bftfs.credentials import Grant
 from bftfs.errors import (
     AdmissionRefused,
     NoLongerKept,
@@ -33,7 +34,7 @@ from bftfs.read_write.reading import NEVER_WRITTEN, BlockRead
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.read_write.writing import Encoded, least_safe_time
-from bftfs.server.step import Grant, Sender
+from bftfs.server.step import Sender
 from bftfs.simulation.world import START_US
 from bftfs.storage import Table, Write
 from bftfs.thresholds import ReadWriteThresholds

@@ -9,6 +9,7 @@ import pytest
 
 from bftfs import limits
 from bftfs.asking.refusal import Refused
+from bftfs.credentials import Grant
 from bftfs.crypto.digest import LIFE_DIGEST, inventory_digest
 from bftfs.identifiers import BlockId, ClientId, NodeId, block_id
 from bftfs.read_write import version_row
@@ -32,7 +33,7 @@ from bftfs.read_write.version_row import VERIFIED
 from bftfs.server.known_lives import proof_of
 from bftfs.server.recovery import Recovery, Stage
 from bftfs.server.room import used_bytes
-from bftfs.server.step import Grant, Role, Sender
+from bftfs.server.step import Role, Sender
 from bftfs.simulation.world import START_US
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import Voucher
@@ -181,7 +182,7 @@ def test_the_grant_decides_where_nothing_else_does(world: World, alice: Principa
     assert refused(node, read_only, message, fragment) == errno.EROFS
     others = Sender(Role.CLIENT, alice.id, None, Grant(uids=(1, 2)))
     assert refused(node, others, message, fragment) == errno.EPERM
-    own = Sender(Role.CLIENT, alice.id, None, Grant(uids=(USER.uid,)))
+    own = Sender(Role.CLIENT, alice.id, None, Grant(uids=(USER.uid,), gids=(USER.gid,)))
     assert node.step(own, message, fragment, START_US)[0] == WriteReply()
 
 

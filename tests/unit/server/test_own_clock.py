@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs.asking.refusal import Refused
+from bftfs.credentials import Grant
 from bftfs.envelope import ClockReply, ClockRequest
 from bftfs.identifiers import NodeId
 from bftfs.limits import (
@@ -19,7 +20,7 @@ from bftfs.limits import (
 )
 from bftfs.server.clock_comparison import ClockServer, recall
 from bftfs.server.own_clock import OwnClock
-from bftfs.server.step import Grant, Ready, Role, Sender
+from bftfs.server.step import Ready, Role, Sender
 from bftfs.simulation.deployment import client_named
 from bftfs.simulation.disk import Disk
 from tests.seams.world import World

@@ -1,0 +1,105 @@
+"""`bftfs cluster add-client`: whom a new client may act as."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from bftfs import cluster as description_files
+from bftfs.cli import cluster
+from bftfs.cluster import Durability
+from bftfs.credentials import ALL_RIGHTS, Grant
+from bftfs.data_directory import DataDirectory
+from bftfs.errors import UsageError
+
+GROUPS = {"ann": [1000, 27, 100], "bob": [1001, 100]}
+UIDS = {1000: "ann", 1001: "bob"}
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataDirectory:
+    """A cluster on a machine with the users ann and bob; ann runs the commands."""
+
+    def user(uid: int) -> SimpleNamespace:
+        return SimpleNamespace(pw_name=UIDS[uid], pw_gid=uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", user)
+    monkeypatch.setattr(os, "getgrouplist", lambda name, _: GROUPS[name])
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    made = DataDirectory(tmp_path)
+    addresses = [f"unix:/nowhere/{number}" for number in range(6)]
+    cluster.create_cluster(made, addresses, t=1, b=1, durability=Durability.SYNC)
+    return made
+
+
+def added(directory: DataDirectory, *options: str) -> tuple[Grant, str]:
+    """The grant of a new client, and what the command says."""
+    done = CliRunner().invoke(
+        cluster.cluster, ["add-client", "--data", str(directory.path), "new", *options]
+    )
+    if done.exception is not None:
+        raise done.exception
+    (entry,) = (
+        entry
+        for entry in description_files.load(directory.description).clients
+        if entry.name == "new"
+    )
+    return entry.grant, done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "grant"),
+    [
+        ("", Grant(uids=(1000,), gids=(1000, 27, 100))),
+        ("--uid 1001", Grant(uids=(1001,), gids=(1001, 100))),
+        ("--uid 1001 --uid 1000", Grant(uids=(1001, 1000), gids=(1001, 100, 1000, 27))),
+        ("--uid 1001 --gid 5 --gid 6", Grant(uids=(1001,), gids=(5, 6))),
+        ("--uid 4242 --gid 5", Grant(uids=(4242,), gids=(5,))),
+        ("--gid 5", Grant(uids=(1000,), gids=(5,))),
+        ("--uid 0", Grant(uids=(0,))),
+        ("--uid 0 --uid 1001", Grant(uids=(0, 1001), gids=(1001, 100))),
+        ("--any-uid", ALL_RIGHTS),
+        ("--any-uid --read-only", Grant(write=False)),
+    ],
+)
+def test_grants(directory: DataDirectory, options: str, grant: Grant) -> None:
+    assert added(directory, *options.split())[0] == grant
+
+
+def test_it_says_what_it_has_granted(directory: DataDirectory) -> None:
+    assert "may act as uid 1000, with groups 1000, 27, 100." in added(directory)[1]
+    shown = CliRunner().invoke(cluster.cluster, ["show", "--data", str(directory.path)]).output
+    (row,) = (line for line in shown.splitlines() if " new " in line)
+    assert [cell.strip() for cell in row.strip("│ ").split("│")] == [
+        "new",
+        "1000",
+        "1000, 27, 100",
+        "yes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--uid 4242", "no user of this machine has uid 4242: say with --gid"),
+        ("--any-uid --uid 1000", "--any-uid covers all users and groups"),
+        ("--any-uid --gid 1000", "--any-uid covers all users and groups"),
+    ],
+)
+def test_mistakes(directory: DataDirectory, options: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        added(directory, *options.split())
+    assert not directory.client_key("new").exists()
+
+
+def test_root_has_to_say_whom_it_means(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    with pytest.raises(UsageError, match="`--any-uid` for all users, root included"):
+        added(directory)
