@@ -326,6 +326,11 @@ def _validate_client(entry: ClientEntry) -> None:
                 raise UsageError(
                     f"client {entry.name!r}: {number} is not a {what}; {what}s are 0 to 4294967295"
                 )
+    if entry.grant.squash_root and 0 in (entry.grant.uids or ()):
+        raise UsageError(
+            f"client {entry.name!r}: root is to act as nobody, and so uid 0 is not one of its "
+            "uids: remove it, or `squash_root`"
+        )
     if entry.grant.gids and entry.grant.uids is None:
         raise UsageError(
             f"client {entry.name!r} may act as any uid, and so with any group: leave `gids` out, "
@@ -514,6 +519,7 @@ class _ClientTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     subtree: str
     uids: tuple[int, ...] | None = None
     gids: tuple[int, ...] = ()
+    squash_root: bool = False
 
 
 class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -562,6 +568,7 @@ def encode(description: ClusterDescription) -> bytes:
                 entry.grant.subtree,
                 entry.grant.uids,
                 entry.grant.gids,
+                entry.grant.squash_root,
             )
             for entry in description.clients
         ),
@@ -624,7 +631,7 @@ def _described(document: _Document) -> ClusterDescription:
             ClientEntry(
                 each.name,
                 _octets(f"clients[{at}].public_key", each.public_key, PUBLIC_KEY_BYTES),
-                Grant(each.uids, each.write, each.subtree, each.gids),
+                Grant(each.uids, each.write, each.subtree, each.gids, each.squash_root),
             )
             for at, each in enumerate(document.clients)
         ),

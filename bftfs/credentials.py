@@ -40,6 +40,7 @@ class Credentials(NamedTuple):
 NOBODY = Credentials(uid=65534, gid=65534)
 
 _ROOT = 0
+_ROOTS_GROUP = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +50,36 @@ class Grant:
     `uids`: None for any. `gids`: the groups that these users may claim. Root may claim any group,
     since it passes all checks; so may a client with any uid, which can act as root. Everybody may
     claim the group of `NOBODY`, which a mount claims for users of whose groups none is granted.
+
+    `squash_root`: root on the client's machine acts as `NOBODY`; the client may act as that, and
+    not as root, nor in root's group unless it is among `gids`.
     """
 
     uids: tuple[int, ...] | None = None
     write: bool = True
     subtree: str = "/"
     gids: tuple[int, ...] = ()
+    squash_root: bool = False
     _uids: frozenset[int] = field(init=False, repr=False, compare=False)
     _gids: frozenset[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_uids", frozenset(self.uids or ()))
+        uids = frozenset(self.uids or ())
+        if self.squash_root:
+            uids = uids - {_ROOT} | {NOBODY.uid}
+        object.__setattr__(self, "_uids", uids)
         object.__setattr__(self, "_gids", frozenset((*self.gids, NOBODY.gid)))
 
     def allows(self, uid: int) -> bool:
         """True if the client may act as `uid`."""
-        return self.uids is None or uid in self._uids
+        if self.uids is None:
+            return uid != _ROOT or not self.squash_root
+        return uid in self._uids
 
     def uncovered(self, claim: UserClaimed) -> str:
         """What `claim` has that the grant does not cover, such as "gid 10"; empty if nothing."""
         if self.uids is None:
-            return ""
+            return _of_root(claim) if self.squash_root else ""
         if claim.uid not in self._uids:
             return f"uid {claim.uid}"
         if claim.uid == _ROOT:
@@ -88,11 +98,25 @@ class Grant:
         What a user makes in a group that is not granted gets the first of its groups that is, or
         that of `NOBODY`. A user that is not granted stays, and nodes refuse it.
         """
-        if self.uids is None or who.uid == _ROOT:
+        if self.squash_root and who.uid == _ROOT:
+            return NOBODY
+        if who.uid == _ROOT or (self.uids is None and not self.squash_root):
             return who._replace(groups=who.groups[: limits.GROUPS])
-        groups = tuple(gid for gid in who.groups if gid in self._gids)[: limits.GROUPS]
-        gid = who.gid if who.gid in self._gids else next(iter(groups), NOBODY.gid)
+        groups = tuple(filter(self._covers, who.groups))[: limits.GROUPS]
+        gid = who.gid if self._covers(who.gid) else next(iter(groups), NOBODY.gid)
         return Credentials(who.uid, gid, groups)
+
+    def _covers(self, gid: int) -> bool:
+        """True if a user other than root may claim this group."""
+        return gid != _ROOTS_GROUP if self.uids is None else gid in self._gids
+
+
+def _of_root(claim: UserClaimed) -> str:
+    """What of root `claim` has."""
+    if claim.uid == _ROOT:
+        return f"uid {_ROOT}"
+    in_roots_group = claim.gid == _ROOTS_GROUP or _ROOTS_GROUP in claim.groups
+    return f"gid {_ROOTS_GROUP}" if in_roots_group else ""
 
 
 ALL_RIGHTS = Grant()

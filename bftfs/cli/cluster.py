@@ -204,6 +204,9 @@ def init(
     help="May claim this group (repeat; default: the groups of these users on this machine).",
 )
 @click.option("--any-uid", is_flag=True, help="May act as any user, root included, in any group.")
+@click.option(
+    "--squash-root", is_flag=True, help="Root on that machine acts as nobody (uid 65534)."
+)
 @click.option("--read-only", is_flag=True, help="May only read.")
 def add_client(
     directory: DataDirectory,
@@ -211,6 +214,7 @@ def add_client(
     uids: tuple[int, ...],
     gids: tuple[int, ...],
     any_uid: bool,
+    squash_root: bool,
     read_only: bool,
 ) -> None:
     """Make a key and a grant for client NAME, and sign the new description.
@@ -224,16 +228,16 @@ def add_client(
     if any_uid:
         if uids or gids:
             raise UsageError("--any-uid covers all users and groups: leave --uid and --gid out")
-        grant = Grant(write=not read_only)
+        grant = Grant(write=not read_only, squash_root=squash_root)
     else:
         uids = tuple(dict.fromkeys(uids or (_own_uid(),)))
         gids = tuple(dict.fromkeys(gids or (gid for uid in uids for gid in _groups_of(uid))))
-        grant = Grant(uids, write=not read_only, gids=gids)
+        grant = Grant(uids, write=not read_only, gids=gids, squash_root=squash_root)
     description = _with_new_client(directory, description, name, grant)
     _announce(directory, description, administrator)
     click.echo(
         f"Client {name}: key in {directory.client_key(name)}\n"
-        f"It may act as uid {_listed(grant.uids)}, with groups {_groups_shown(grant)}."
+        f"It may act as uid {_users_shown(grant)}, with groups {_groups_shown(grant)}."
     )
     click.echo("Give the client that file, cluster.toml, cluster.toml.sig and volume.key.")
     _remind_of_others(description)
@@ -266,6 +270,10 @@ def _groups_of(uid: int) -> list[int]:
 
 def _listed(numbers: tuple[int, ...] | None) -> str:
     return "any" if numbers is None else ", ".join(map(str, numbers)) or "none"
+
+
+def _users_shown(grant: Grant) -> str:
+    return _listed(grant.uids) + (" (root as nobody)" if grant.squash_root else "")
 
 
 def _groups_shown(grant: Grant) -> str:
@@ -342,7 +350,7 @@ def show(directory: DataDirectory) -> None:
     table = Table("client", "uids", "gids", "may write")
     for entry in description.clients:
         grant = entry.grant
-        uids, gids = _listed(grant.uids), _groups_shown(grant)
+        uids, gids = _users_shown(grant), _groups_shown(grant)
         table.add_row(entry.name, uids, gids, "yes" if grant.write else "no")
     console.print(table)
 

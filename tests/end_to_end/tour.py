@@ -151,7 +151,7 @@ def follow_the_readme(tour: Tour) -> int:
         tour.follows(shown, times)
     tour.types(_TEAM)
     laptop = tour.home / "laptop"
-    tour.types(f"bftfs cluster add-client laptop --uid {os.getuid()}")
+    tour.types("bftfs cluster add-client laptop")
     tour.types(f"mkdir {laptop}; bftfs mount -o client=laptop {laptop}")
     times[TIME_BEFORE_THEFT] = now()
     tour.types(_THEFT, where=laptop)

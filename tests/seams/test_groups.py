@@ -11,6 +11,7 @@ import stat
 
 import pytest
 
+from bftfs import credentials
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import NOBODY, Credentials, Grant
 from bftfs.errors import AdmissionRefused, FileSystemError
@@ -136,6 +137,31 @@ def test_groups_are_those_of_the_key_that_asks(office: Office) -> None:
 def test_who_may_act_as_root_may_claim_any_group(office: Office) -> None:
     chief = office.world.hand("chief", grant=Grant(uids=(0,)))
     assert office.writes(chief, Credentials(0, 77, (78,))) == {}
+
+
+def test_root_of_a_squashed_machine_is_nobody(office: Office) -> None:
+    grant = Grant(squash_root=True)
+    hand = office.world.hand("its root", grant=grant)
+    for who in (
+        Credentials(0, 0),
+        Credentials(0, WHEEL),
+        Credentials(7, 0),
+        Credentials(7, 7, (0,)),
+    ):
+        assert office.writes(hand, who) == dict.fromkeys(EVERYONE, errno.EPERM)
+    claimed = grant.claimable(Credentials(0, 0, (WHEEL,)))
+    with pytest.raises(FileSystemError) as refusal:
+        office.world.user("its mount", claimed, grant=grant).read(office.wages)
+    assert refusal.value.code == errno.EACCES
+    assert office.writes(hand, MEMBER) == {}  # of other users its kernel tells
+
+
+def test_must_fail_nodes_that_believe_a_squashed_root(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "_of_root", lambda _: "")
+    hand = office.world.hand("its root", grant=Grant(squash_root=True))
+    assert office.writes(hand, Credentials(0, 0)) == {}
 
 
 def test_a_mount_leaves_out_groups_that_are_not_granted(office: Office) -> None:

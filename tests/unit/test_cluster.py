@@ -422,6 +422,7 @@ def explained(**changes: object) -> str:
         ({"clients__0__uids": [-1]}, "client 'laptop': -1 is not a uid"),
         ({"clients__0__gids": [1 << 32]}, "client 'laptop': 4294967296 is not a gid; gids are 0"),
         ({"clients__0__gids": 10}, "clients[0].gids = 10: Expected `array`, got `int`"),
+        ({"clients__0__squash_root": True}, "client 'laptop': root is to act as nobody"),
         ({"clients__0__uids": None}, "client 'laptop' may act as any uid, and so with any group"),
         (
             {"clients__0__subtree": "home"},

@@ -65,6 +65,37 @@ def test_a_mount_claims_what_is_covered(known: Credentials, claimed: Credentials
     assert GRANT.uncovered(claimed) in ("", "uid 7")
 
 
+@pytest.mark.parametrize(
+    ("claim", "uncovered", "claimed"),
+    [
+        (Credentials(0, 0), "uid 0", NOBODY),
+        (Credentials(0, 5, (6,)), "uid 0", NOBODY),
+        (Credentials(7, 0), "gid 0", Credentials(7, NOBODY.gid)),
+        (Credentials(7, 5, (0, 6)), "gid 0", Credentials(7, 5, (6,))),
+        (Credentials(7, 5, (6,)), "", Credentials(7, 5, (6,))),
+        (NOBODY, "", NOBODY),
+    ],
+)
+def test_root_is_squashed_where_any_other_user_is_covered(
+    claim: Credentials, uncovered: str, claimed: Credentials
+) -> None:
+    grant = Grant(squash_root=True)
+    assert grant.uncovered(claim) == uncovered
+    assert grant.claimable(claim) == claimed
+    assert grant.uncovered(claimed) == ""
+    assert grant.allows(claim.uid) == (claim.uid != 0)
+
+
+def test_root_is_squashed_where_users_are_named() -> None:
+    grant = Grant(uids=(1000,), gids=(1000, 0), squash_root=True)
+    assert grant.claimable(Credentials(0, 0, (0, 1000))) == NOBODY
+    assert grant.uncovered(NOBODY) == ""
+    assert grant.uncovered(Credentials(0, 0)) == "uid 0"
+    assert grant.uncovered(Credentials(1000, 0)) == ""  # its users may be in root's group
+    assert not grant.allows(0)
+    assert grant.allows(NOBODY.uid)
+
+
 def test_a_request_carries_only_so_many_groups() -> None:
     known = Credentials(1000, 1000, tuple(range(100_000)))
     assert ALL_RIGHTS.claimable(known).groups == known.groups[: limits.GROUPS]

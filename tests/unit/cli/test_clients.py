@@ -37,17 +37,17 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataDirectory:
     return made
 
 
-def added(directory: DataDirectory, *options: str) -> tuple[Grant, str]:
+def added(directory: DataDirectory, *options: str, name: str = "new") -> tuple[Grant, str]:
     """The grant of a new client, and what the command says."""
     done = CliRunner().invoke(
-        cluster.cluster, ["add-client", "--data", str(directory.path), "new", *options]
+        cluster.cluster, ["add-client", "--data", str(directory.path), name, *options]
     )
     if done.exception is not None:
         raise done.exception
     (entry,) = (
         entry
         for entry in description_files.load(directory.description).clients
-        if entry.name == "new"
+        if entry.name == name
     )
     return entry.grant, done.output
 
@@ -65,6 +65,8 @@ def added(directory: DataDirectory, *options: str) -> tuple[Grant, str]:
         ("--uid 0 --uid 1001", Grant(uids=(0, 1001), gids=(1001, 100))),
         ("--any-uid", ALL_RIGHTS),
         ("--any-uid --read-only", Grant(write=False)),
+        ("--any-uid --squash-root", Grant(squash_root=True)),
+        ("--uid 1001 --squash-root", Grant(uids=(1001,), gids=(1001, 100), squash_root=True)),
     ],
 )
 def test_grants(directory: DataDirectory, options: str, grant: Grant) -> None:
@@ -73,6 +75,10 @@ def test_grants(directory: DataDirectory, options: str, grant: Grant) -> None:
 
 def test_it_says_what_it_has_granted(directory: DataDirectory) -> None:
     assert "may act as uid 1000, with groups 1000, 27, 100." in added(directory)[1]
+    assert (
+        "may act as uid any (root as nobody), with groups any."
+        in added(directory, "--any-uid", "--squash-root", name="desk")[1]
+    )
     shown = CliRunner().invoke(cluster.cluster, ["show", "--data", str(directory.path)]).output
     (row,) = (line for line in shown.splitlines() if " new " in line)
     assert [cell.strip() for cell in row.strip("│ ").split("│")] == [
@@ -89,6 +95,7 @@ def test_it_says_what_it_has_granted(directory: DataDirectory) -> None:
         ("--uid 4242", "no user of this machine has uid 4242: say with --gid"),
         ("--any-uid --uid 1000", "--any-uid covers all users and groups"),
         ("--any-uid --gid 1000", "--any-uid covers all users and groups"),
+        ("--uid 0 --squash-root", "root is to act as nobody, and so uid 0 is not one of its uids"),
     ],
 )
 def test_mistakes(directory: DataDirectory, options: str, message: str) -> None:
