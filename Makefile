@@ -12,7 +12,8 @@ BFTFS := $(VENV)/bin/python -m bftfs
 
 # What the project needs at run time, and what its tests use besides.
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
-TEST_PACKAGES := $(PACKAGES) curl git make rsync sqlite3 attr acl iproute2 procps tar libc6-dev vim-tiny systemd
+TEST_PACKAGES := $(PACKAGES) curl git make rsync sqlite3 attr acl iproute2 procps tar libc6-dev vim-tiny systemd \
+	chromium-headless-shell
 
 # Tests run on two cores at once: those that share nothing one by one; those that start node
 # processes, or mount, file by file: what a file shares is started once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import tempfile
@@ -194,6 +195,7 @@ def _serve(app: Flask, listening: socket.socket) -> None:
     """Answer requests until Ctrl-C."""
     from waitress.server import create_server
 
+    logging.getLogger("waitress").setLevel(logging.ERROR)  # not how many requests wait
     server = create_server(
         app,
         sockets=[listening],
