@@ -25,7 +25,7 @@ def test_root_follows_readme_and_operations(mounting: None, outside: Path) -> No
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("12 commands of README and 27 of operations")
+    assert finished.stdout.startswith("12 commands of README and 28 of operations")
 
 
 def test_what_a_page_shows_is_found() -> None:

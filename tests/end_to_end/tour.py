@@ -151,7 +151,8 @@ def follow_the_readme(tour: Tour) -> int:
         tour.follows(shown, times)
     tour.types(_TEAM)
     laptop = tour.home / "laptop"
-    tour.types("bftfs cluster add-client laptop")
+    who = "" if os.getuid() else " --uid 0"  # root has to say that it means itself
+    tour.types(f"bftfs cluster add-client laptop{who}")
     tour.types(f"mkdir {laptop}; bftfs mount -o client=laptop {laptop}")
     times[TIME_BEFORE_THEFT] = now()
     tour.types(_THEFT, where=laptop)
@@ -177,6 +178,7 @@ def follow_operations(tour: Tour) -> int:
         "/PATH": "/bread.txt",
         "PATH": tour.mount / "bread.txt",
         "RATE": "4MiB",
+        "I": "0",
     }
     for command in commands:
         words = [str(places.get(word, word)) for word in command.split()]
