@@ -25,10 +25,9 @@ from bftfs.query_update.messages import Query, Status, Update
 from bftfs.server.recovery import Stage
 from tests.end_to_end.cluster import Cluster
 from tests.end_to_end.watchdog import Watchdog
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import PATIENCE_S, Deployment, await_that
 from tests.integration.test_collection import Mounted
 from tests.integration.test_protocols import ROOT
-from tests.integration.test_verification import PATIENCE_S, await_that
 
 pytestmark = [pytest.mark.timeout(120, func_only=True), pytest.mark.slow]
 

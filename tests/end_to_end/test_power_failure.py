@@ -17,10 +17,9 @@ from bftfs.cluster import Durability
 from bftfs.crypto.keys import write_identity, write_volume_key
 from tests.end_to_end.cluster import Cluster
 from tests.end_to_end.watchdog import Watchdog
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import PATIENCE_S, Deployment
 from tests.integration.test_collection import Mounted
 from tests.integration.test_protocols import ROOT
-from tests.integration.test_verification import PATIENCE_S
 
 pytestmark = [pytest.mark.timeout(120, func_only=True), pytest.mark.slow]
 

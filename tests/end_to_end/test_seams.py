@@ -37,11 +37,10 @@ from bftfs.wire.codec import Voucher
 from tests.end_to_end.cluster import Cluster, bftfs
 from tests.end_to_end.test_history import now
 from tests.end_to_end.watchdog import Watchdog
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import Deployment, await_that
 from tests.integration.process_hand import ProcessHand, admit
 from tests.integration.test_collection import Mounted
 from tests.integration.test_node import metric
-from tests.integration.test_verification import await_that
 from tests.seams.test_barriers import AHEAD_US, barrier, histories
 from tests.seams.world import READERS_GRANT, STRANGER, STRANGERS_GRANT, Version, accepted
 

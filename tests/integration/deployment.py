@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bftfs import cluster
@@ -24,6 +24,15 @@ from bftfs.data_directory import DataDirectory, NodeDirectory
 
 PROJECT = Path(__file__).resolve().parents[2]
 START_PATIENCE_S = 30.0
+PATIENCE_S = 60.0  # with what happens in the background
+
+
+def await_that(condition: Callable[[], bool]) -> None:
+    """Wait until then. Fails after a long time."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 class Deployment:

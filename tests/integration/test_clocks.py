@@ -9,10 +9,9 @@ import pytest
 
 from bftfs.cli.status import node_states
 from bftfs.crypto.keys import write_identity
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import Deployment, await_that
 from tests.integration.test_node import metric
 from tests.integration.test_protocols import Client
-from tests.integration.test_verification import await_that
 
 WRONG = 0
 

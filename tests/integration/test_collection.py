@@ -22,9 +22,8 @@ from bftfs.runtime.blocking import BlockingNetwork
 from mount.access import file_system
 from mount.options import MountOptions
 from tests.chaos.clock import Clock, build
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import Deployment, await_that
 from tests.integration.test_node import metric
-from tests.integration.test_verification import await_that
 
 ROOT = Credentials(0, 0)
 BLOCK = MIB

@@ -29,10 +29,9 @@ from bftfs.storage import Table, Write
 from nodes.control import ControlFailed, send_request
 from nodes.store import Store
 from tests.integration.counting import ask
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import Deployment, await_that
 from tests.integration.test_node import metric, page
 from tests.integration.test_protocols import Client, items
-from tests.integration.test_verification import await_that
 from tests.unit.nodes.test_dashboard import DASHBOARD, misnamed
 
 

@@ -7,10 +7,9 @@ import shutil
 import signal
 from pathlib import Path
 
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import Deployment, await_that
 from tests.integration.test_node import metric, page
 from tests.integration.test_protocols import Client, items
-from tests.integration.test_verification import await_that
 
 COPIED, OTHER = 2, 4
 COUNTERS = [0, 1, 2, 3, 4, 5]

@@ -14,10 +14,9 @@ from bftfs.read_write.timestamp import VERSIONS_END, successor_of, timestamp_of
 from bftfs.storage import Table, Write
 from nodes.store import Store
 from tests.integration.counting import ask
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import Deployment, await_that
 from tests.integration.test_node import metric
 from tests.integration.test_protocols import Client, items
-from tests.integration.test_verification import await_that
 
 
 def stored(deployment: Deployment, node: int, table: Table = Table.FRAGMENT) -> dict[bytes, bytes]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,15 @@ from bftfs.query_update.counter import Fetch, Increment
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.simulation.byzantine.registry import NODES
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import Deployment, await_that
+from tests.integration.test_node import metric
 
 ROOT = Credentials(uid=0, gid=0)
 FILE = object_id(ObjectKind.INODE, placement=0, unique=b"f" * 14)
 PATIENCE_US = 60_000_000
+LIAR = 3
+HONEST = ("nodes",)
+NEVER_WRITTEN = 1_000_000  # and not many after it: a block of its own test
 
 
 def counter(number: int) -> ObjectId:
@@ -70,7 +75,7 @@ class Client:
     def increment_all(self, numbers: list[int]) -> list[int]:
         return self.network.perform_many(map(self.increment, numbers), in_flight=8)
 
-    def fetch_all(self, numbers: range) -> list[int]:
+    def fetch_all(self, numbers: Iterable[int]) -> list[int]:
         return self.network.perform_many(map(self.fetch, numbers), in_flight=8)
 
     def write_all(self, items: dict[int, bytes]) -> None:
@@ -91,50 +96,91 @@ def either(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Deploymen
     deployment.close()
 
 
+class Running:
+    """Six nodes that several tests share. One of them may lie: another one in each test."""
+
+    def __init__(self, path: Path) -> None:
+        self.deployment = Deployment(path, module="nodes")
+        self._adversary: str | None = None
+        self._numbers = itertools.count()
+        self._clients: list[Client] = []
+        self.deployment.start()
+
+    def beside(self, adversary: str | None) -> None:
+        """Have this adversary take over the node that lies; None: nobody."""
+        if adversary == self._adversary:
+            return
+        self.deployment.kill(LIAR)
+        program = HONEST if adversary is None else ("tests.lying_node", adversary)
+        self.deployment.start([LIAR], program=program)
+        # Until then it takes nothing from authors.
+        await_that(lambda: metric(self.deployment, "bftfs_clock_confirmed", LIAR) == 1)
+        self._adversary = adversary
+
+    def names(self) -> tuple[range, dict[int, bytes]]:
+        """Counters and blocks that no other test uses: four, and eight of different lengths.
+
+        With the preferred quorums and rotations of the first ones.
+        """
+        first = self.deployment.description.n * next(self._numbers)
+        return range(first, first + 4), {
+            10 * first + number: item for number, item in items(8).items()
+        }
+
+    def client(self, number: int = 0) -> Client:
+        self._clients.append(Client(self.deployment, number))
+        return self._clients[-1]
+
+    def let_clients_go(self) -> None:
+        for client in self._clients:
+            client.network.close()
+        self._clients.clear()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    running = Running(tmp_path_factory.mktemp("shared") / "cluster")
+    yield running
+    running.deployment.close()
+
+
+@pytest.fixture
+def running(shared: Running) -> Iterator[Running]:
+    yield shared
+    shared.let_clients_go()
+
+
 @pytest.fixture
 def deployment(tmp_path: Path) -> Iterator[Deployment]:
+    """Six nodes of this test alone, none of them started."""
     deployment = Deployment(tmp_path / "cluster", module="nodes")
     yield deployment
     deployment.close()
-
-
-@pytest.fixture
-def client(deployment: Deployment) -> Iterator[Callable[..., Client]]:
-    clients: list[Client] = []
-
-    def made(number: int = 0) -> Client:
-        clients.append(Client(deployment, number))
-        return clients[-1]
-
-    yield made
-    for each in clients:
-        each.network.close()
 
 
 def items(count: int) -> dict[int, bytes]:
     return {number: os.urandom(1 + number * 7919) for number in range(count)}
 
 
-def test_two_clients_count_together(deployment: Deployment, client: Callable[..., Client]) -> None:
-    deployment.start()
-    first, second = client(0), client(1)
+def test_two_clients_count_together(running: Running) -> None:
+    running.beside(None)
+    (one, other, *_), _ = running.names()
+    first, second = running.client(0), running.client(1)
     seen = []
     for _ in range(5):
-        seen += first.increment_all([0, 0, 1, 0])
-        seen += second.increment_all([0, 1, 0, 0])
-    assert first.fetch_all(range(2)) == [30, 10]
-    assert second.fetch_all(range(2)) == [30, 10]
+        seen += first.increment_all([one, one, other, one])
+        seen += second.increment_all([one, other, one, one])
+    assert first.fetch_all([one, other]) == [30, 10]
+    assert second.fetch_all([one, other]) == [30, 10]
     assert sorted(seen) == sorted([*range(1, 31), *range(1, 11)])
 
 
-def test_blocks_of_one_client_are_read_by_the_other(
-    deployment: Deployment, client: Callable[..., Client]
-) -> None:
-    deployment.start()
-    written = items(30)
-    client(0).write_all(written)
-    assert client(1).read_all(written) == written
-    assert client(1).read_all({99: b""}) == {99: None}
+def test_blocks_of_one_client_are_read_by_the_other(running: Running) -> None:
+    running.beside(None)
+    written = {NEVER_WRITTEN + 1 + number: item for number, item in items(30).items()}
+    running.client(0).write_all(written)
+    assert running.client(1).read_all(written) == written
+    assert running.client(1).read_all({NEVER_WRITTEN: b""}) == {NEVER_WRITTEN: None}
 
 
 def test_everything_survives_the_death_of_all_nodes(either: Deployment) -> None:
@@ -154,11 +200,9 @@ def test_everything_survives_the_death_of_all_nodes(either: Deployment) -> None:
     after.network.close()
 
 
-def test_a_node_that_was_away_catches_up_when_needed(
-    deployment: Deployment, client: Callable[..., Client]
-) -> None:
+def test_a_node_that_was_away_catches_up_when_needed(deployment: Deployment) -> None:
     deployment.start()
-    counting = client()
+    counting, reader = Client(deployment), Client(deployment, 1)
     written = items(10)
     counting.increment_all([0] * 20)
     deployment.kill(0)
@@ -171,23 +215,29 @@ def test_a_node_that_was_away_catches_up_when_needed(
     assert counting.read_all(written) == written
     written = items(10)
     counting.write_all(written)
-    reader = client(1)
     assert reader.fetch_all(range(1)) == [60]
     assert reader.read_all(written) == written
+    counting.network.close()
+    reader.network.close()
 
 
 @pytest.mark.parametrize("adversary", list(NODES))
-def test_a_node_process_that_lies_changes_nothing(
-    deployment: Deployment, client: Callable[..., Client], adversary: str
-) -> None:
-    deployment.start([0, 1, 2, 4, 5])
-    deployment.start([3], program=["tests.lying_node", adversary])
-    first, second = client(0), client(1)
-    written = items(8)
+def test_a_node_process_that_lies_changes_nothing(running: Running, adversary: str) -> None:
+    """It has not told a lie yet about these counters and blocks, whatever it did before."""
+    running.beside(adversary)
+    first, second = running.client(0), running.client(1)
+    counters, written = running.names()
     for turn in range(3):
-        first.increment_all([0, 1, 2, 3])
-        second.increment_all([0, 1, 2, 3])
+        first.increment_all(list(counters))
+        second.increment_all(list(counters))
         first.write_all({number: item + b"%d" % turn for number, item in written.items()})
-    assert second.fetch_all(range(4)) == [6] * 4
+    assert second.fetch_all(counters) == [6] * 4
     assert second.read_all(written) == {n: item + b"2" for n, item in written.items()}
-    assert deployment.processes[3].poll() is None
+    deployment = running.deployment
+    assert deployment.processes[LIAR].poll() is None
+    assert all(asked(deployment, LIAR, kind) for kind in ("Update", "WriteRequest"))
+
+
+def asked(deployment: Deployment, node: int, kind: str) -> float:
+    """How many requests of this kind a node has been sent since it was started."""
+    return metric(deployment, f'bftfs_requests_total{{message="{kind}"}}', node)

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -18,11 +18,9 @@ from bftfs.simulation.byzantine.positions import ClientPosition
 from bftfs.simulation.byzantine.registry import CLIENTS
 from bftfs.simulation.deployment import Sizes
 from tests.integration.counting import ask
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import PATIENCE_S, Deployment, await_that
 from tests.integration.test_node import metric, page
 from tests.integration.test_protocols import Client, block, items
-
-PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -35,13 +33,6 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
 def configure(deployment: Deployment, text: str) -> None:
     for node in deployment.nodes:
         deployment.node(node).configuration.write_text(text)
-
-
-def await_that(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def total(deployment: Deployment, name: str) -> float:

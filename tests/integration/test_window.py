@@ -21,10 +21,9 @@ from bftfs.limits import MIB, SECOND_US
 from bftfs.retention import Policy
 from bftfs.runtime import clock
 from tests.chaos.clock import Clock, build
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import Deployment, await_that
 from tests.integration.test_collection import ROOT, Mounted
 from tests.integration.test_node import metric
-from tests.integration.test_verification import await_that
 
 MINUTE_US = 60 * SECOND_US
 WINDOW_US = 240 * MINUTE_US
