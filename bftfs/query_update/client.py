@@ -26,8 +26,10 @@ file, `effort.py`, `rounds.py`, `observation.py`, `repair.py`; for a server, `se
 docs/protocols-query-update.md has a table of all rules with their tests.
 
 **Invariants.** An operation takes effect once: before an update is tried again, it is known that no
-earlier attempt is in the chain of the version that it is now conditioned on. Nothing that servers
-say is believed unless servers that cannot all be malevolent say it.
+earlier attempt is in the chain of the version that it is now conditioned on. What servers answer to
+an attempt does not end it: copies of its requests may be on their way, and servers may accept these
+later. It is over when something later than what it was conditioned on is established. Nothing that
+servers say is believed unless servers that cannot all be malevolent say it.
 
 **Concurrency.** One client serves any number of conversations on one engine. What it remembers is
 consistent between awaits. Updates of one object take turns; queries only if they find it in
@@ -58,6 +60,7 @@ from bftfs.errors import (
     QuorumUnavailable,
 )
 from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.limits import CLOCK_SKEW_US
 from bftfs.lock import Locks
 from bftfs.query_update.effort import Outcome, Streaks
 from bftfs.query_update.history import (
@@ -78,6 +81,8 @@ from bftfs.wire.codec import Message, Voucher, encode
 # Gets vouchers for what a method rests on; the number says how often servers have refused some.
 Vouch = Callable[[int], Conversation[tuple[Voucher, ...]]]
 
+_SAME_US = CLOCK_SKEW_US // 4  # for how long an attempt is sent again unchanged
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
@@ -92,10 +97,10 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class _Earlier:
-    """An attempt at an update that some servers may have accepted, and too few are known to."""
+    """An attempt at an update that servers may have accepted, or may yet accept."""
 
     timestamp: LogicalTimestamp
-    conditioned_on: LogicalTimestamp  # the version of the first object
+    conditioned_on: tuple[LogicalTimestamp, ...]  # the versions of the objects
 
 
 @dataclass(slots=True)
@@ -112,6 +117,8 @@ class _Ongoing:
     vouched_by: VouchedBy | None = None
     unvouched: int = 0  # attempts whose vouchers servers have refused
     earlier: list[_Earlier] = field(default_factory=list)
+    shown: tuple[Observed, ...] = ()  # what the last attempt was conditioned on…
+    clock_us: int = 0  # …and its time
 
 
 class QueryUpdateClient:
@@ -289,6 +296,26 @@ class QueryUpdateClient:
             for each in update.earlier:
                 self.repairs.own.pop(each.timestamp, None)
 
+    def _remember(
+        self,
+        update: _Ongoing,
+        timestamp: LogicalTimestamp,
+        message: Update,
+        observed: list[Observed],
+    ) -> None:
+        """An attempt may yet take effect, also if all servers have refused it.
+
+        Copies of its requests may be on their way, and servers refuse for reasons that pass.
+        """
+        if timestamp not in self.repairs.own:
+            self.repairs.own[timestamp] = message.conditioned
+            update.earlier.append(_Earlier(timestamp, tuple([each.version for each in observed])))
+
+    def _forget(self, update: _Ongoing, timestamp: LogicalTimestamp) -> None:
+        """An attempt can never take effect."""
+        update.earlier = [each for each in update.earlier if each.timestamp != timestamp]
+        self.repairs.own.pop(timestamp, None)
+
     async def _attempt(self, update: _Ongoing) -> Answered | Outcome:
         """Try an update once, on the versions that are known."""
         names, method = update.names, update.method
@@ -296,7 +323,7 @@ class QueryUpdateClient:
         if not all(each.is_orderly for each in observed):
             return Outcome.DISORDER
         if update.earlier:
-            effect = await self._effect(update, observed[0])
+            effect = await self._effect(update, observed)
             if effect is not None:
                 return effect
         tally, timestamp, message = await self._send(update, observed)
@@ -306,11 +333,11 @@ class QueryUpdateClient:
             content = await self._agreed(tally, message, timestamp)
             return Answered(self.types.decode_answer(method, content), timestamp)
         if tally.refusal:
+            # The method, its arguments and the versions are the same everywhere, and for ever.
+            self._forget(update, timestamp)
             versions = tuple(each.version for each in observed)
             raise FileSystemError(tally.refusal, method.name, versions=versions)
-        if tally.possible:
-            update.earlier.append(_Earlier(timestamp, observed[0].version))
-            self.repairs.own[timestamp] = message.conditioned
+        self._remember(update, timestamp, message, observed)
         if tally.unvouched:
             await self._renew(update, tally)
         self._streaks.interrupted(names)
@@ -369,10 +396,13 @@ class QueryUpdateClient:
         if all(self.quorums.is_quorum(each.classification.nodes) for each in observed):
             candidates = []  # the histories show that they are established: no vouchers are needed
         facts, vouchers = self.observations.deductions.relevant(candidates)
+        clock_us, shown = max(plan.now_us, update.not_before_us), tuple(observed)
+        if shown != update.shown or not 0 <= clock_us - update.clock_us <= _SAME_US:
+            update.shown, update.clock_us = shown, clock_us
         conditioned = Conditioned(
             ConditionedKind.METHOD,
             update.operation,
-            max(plan.now_us, update.not_before_us),
+            update.clock_us,
             tuple([each.history_set for each in observed]),
             (),
             facts,
@@ -385,36 +415,47 @@ class QueryUpdateClient:
         tally = await update_round(self.rounds, plan, message, update.method.name)
         return tally, timestamp, message
 
-    async def _effect(self, update: _Ongoing, observed: Observed) -> Answered | Outcome | None:
+    async def _effect(
+        self, update: _Ongoing, observed: list[Observed]
+    ) -> Answered | Outcome | None:
         """The answer of an earlier attempt, if that took effect; UNCERTAIN if nobody knows.
 
-        An attempt has taken effect if it is in the chain of the version that the next one is
-        conditioned on. Attempts that can no longer get there are dropped.
+        An attempt has taken effect if it is in the chain of a version that the next one is
+        conditioned on. It never will if such a version is later than the one that it was itself
+        conditioned on, and is not built on it: then it is forgotten. Until then the next attempt is
+        conditioned on the same versions, or on older ones, and servers establish one of the two at
+        most.
         """
-        base, earlier = observed.classification.object_candidate, update.earlier
         uncertain: Outcome | None = None
-        for attempt in tuple(earlier):
-            if base.timestamp <= attempt.conditioned_on:
-                # The client conditions the next attempt on the same version as this one, or on an
-                # older one: servers establish one of the two attempts at most.
-                continue
-            if (
-                base.conditioned_on == attempt.conditioned_on
-                and base.timestamp != attempt.timestamp
-            ):
-                earlier.remove(attempt)  # another update of the same version was established
-                continue
-            verdict, answer = await self.repairs.chained(
-                attempt.timestamp, update.names, base.timestamp
-            )
+        for attempt in tuple(update.earlier):
+            verdict, answer = await self._verdict(update, attempt, observed)
             if verdict is Verdict.ESTABLISHED:
                 found = self.types.decode_answer(update.method, answer)
                 return Answered(found, attempt.timestamp)
             if verdict is Verdict.DEAD:
-                earlier.remove(attempt)
-            else:
+                self._forget(update, attempt.timestamp)
+            elif verdict is Verdict.UNKNOWN:
                 uncertain = Outcome.UNCERTAIN
         return uncertain
+
+    async def _verdict(
+        self, update: _Ongoing, attempt: _Earlier, observed: list[Observed]
+    ) -> tuple[Verdict | None, bytes]:
+        """What became of an attempt, and its answer; None: the next one excludes it, if need be."""
+        names = update.names
+        for position, (each, version) in enumerate(
+            zip(observed, attempt.conditioned_on, strict=True)
+        ):
+            base = each.classification.object_candidate
+            if base.timestamp <= version:
+                continue  # nothing has happened there since, or what is believed now is older
+            if base.timestamp < attempt.timestamp or (
+                base.conditioned_on == version and base.timestamp != attempt.timestamp
+            ):
+                return Verdict.DEAD, b""  # chains ascend; or it is another update of that version
+            here = names[position], *names[:position], *names[position + 1 :]
+            return await self.repairs.chained(attempt.timestamp, here, base.timestamp)
+        return None, b""
 
     async def _agreed(
         self, tally: UpdateTally, message: Update, timestamp: LogicalTimestamp

@@ -362,7 +362,7 @@ class Repair:
     async def chained(
         self, timestamp: LogicalTimestamp, names: tuple[ObjectId, ...], version: LogicalTimestamp
     ) -> tuple[Verdict, bytes]:
-        """Whether an operation is in the chain of a version of its first object; and its answer."""
+        """Whether an operation is in the chain of a version of `names[0]`; and its answer."""
         quorums = self._rounds.quorums
         answers: Votes[Answer] = Votes(quorums)
         dead = NOBODY

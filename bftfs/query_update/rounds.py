@@ -301,16 +301,7 @@ class UpdateTally:
         self.refused: dict[int, Nodes] = {}
         self._contenders: dict[NodeId, int] = {}  # how many there are, as each server says
         self.answers: Votes[Answer] = Votes(self.quorums)
-        self.asked = NOBODY
         self._reported: dict[NodeId, tuple[bytes, ...]] = {}  # histories where it was accepted
-
-    @property
-    def possible(self) -> Nodes:
-        """The servers that may have accepted it. If there are any, it may still take effect."""
-        ruled_out = self.failed
-        for nodes in self.refused.values():
-            ruled_out |= nodes
-        return self.asked - ruled_out
 
     @property
     def contenders(self) -> int | None:
@@ -433,10 +424,8 @@ class UpdateTally:
 async def update_round(rounds: Rounds, plan: Plan, message: Message, subject: str) -> UpdateTally:
     """Send one update, barrier or copy to a quorum."""
     tally = UpdateTally(rounds, plan)
-    asking = await rounds.run(
-        plan, message, UpdateReply, tally.take, subject=subject, hopes=tally.hopes
-    )
-    tally.asked, tally.is_outdated = asking.asked, rounds.is_outdated(plan)
+    await rounds.run(plan, message, UpdateReply, tally.take, subject=subject, hopes=tally.hopes)
+    tally.is_outdated = rounds.is_outdated(plan)
     tally.conclude()
     return tally
 

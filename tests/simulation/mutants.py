@@ -14,7 +14,13 @@ from bftfs.crypto.digest import DIGEST_BYTES, AuthenticatorKeys
 from bftfs.identifiers import NodeId
 from bftfs.query_update import accepting, history, observation
 from bftfs.query_update.classification import Classification, OperationType, classify
-from bftfs.query_update.history import CulledObjectHistorySet, ObjectHistorySet, parse_set
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.history import (
+    CulledObjectHistorySet,
+    LogicalTimestamp,
+    ObjectHistorySet,
+    parse_set,
+)
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.faults import FaultPlan
@@ -82,6 +88,28 @@ def believe_claims_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
         return "" if grant.allows(claim.uid) else f"uid {claim.uid}"
 
     monkeypatch.setattr(Grant, "uncovered", uncovered)
+
+
+def end_attempts_by_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients forget an attempt at an update that a quorum has refused, for whatever reason."""
+    ended: set[LogicalTimestamp] = set()
+    send, remember = QueryUpdateClient._send, QueryUpdateClient._remember
+
+    async def sending(client: Any, *arguments: Any) -> Any:
+        tally, timestamp, message = await send(client, *arguments)
+        failed = tally.failed
+        for nodes in tally.refused.values():
+            failed |= nodes
+        if client.quorums.is_quorum(failed):
+            ended.add(timestamp)
+        return tally, timestamp, message
+
+    def remembering(client: Any, update: Any, timestamp: LogicalTimestamp, *more: Any) -> None:
+        if timestamp not in ended:
+            remember(client, update, timestamp, *more)
+
+    monkeypatch.setattr(QueryUpdateClient, "_send", sending)
+    monkeypatch.setattr(QueryUpdateClient, "_remember", remembering)
 
 
 def _one_for_all(_encoded: bytes) -> bytes:

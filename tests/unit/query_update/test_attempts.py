@@ -8,11 +8,19 @@ from typing import Any
 import pytest
 
 from bftfs.conversation import Pause
+from bftfs.limits import SECOND_US
 from bftfs.query_update.client import QueryUpdateClient, _Earlier
+from bftfs.query_update.counter import Increment
 from bftfs.query_update.history import ZERO, Candidate, LogicalTimestamp, logical_timestamp
-from bftfs.query_update.messages import Verdict
+from bftfs.query_update.messages import Status, Update, UpdateReply, Verdict
+from bftfs.query_update.replica import Replica
+from bftfs.server.step import Ready, Sender
 from bftfs.simulation.deployment import client_named
+from tests.builders import USER
 from tests.seams.world import World
+from tests.unit.query_update.harness import Cluster, counter_id, honest
+
+A = counter_id(1)
 
 
 def at(time_us: int) -> LogicalTimestamp:
@@ -31,6 +39,7 @@ def at(time_us: int) -> LogicalTimestamp:
         (Candidate(at(4), ZERO), True),
         (Candidate(at(5), at(4)), True),  # nothing has happened since
         (Candidate(at(6), at(5)), False),  # another update of the same version
+        (Candidate(at(6), at(4)), False),  # chains ascend
         (Candidate(at(8), at(7)), False),
     ],
 )
@@ -45,8 +54,47 @@ def test_an_attempt_is_not_given_up_for_what_is_older(base: Candidate, kept: boo
         return Verdict.DEAD, b""
 
     client.repairs.chained = chained
-    attempt = _Earlier(at(7), at(5))
-    update: Any = SimpleNamespace(earlier=[attempt], names=(), method=None)
+    attempt = _Earlier(at(7), (at(5),))
+    update: Any = SimpleNamespace(earlier=[attempt], names=(bytes(16),), method=None)
     observed: Any = SimpleNamespace(classification=SimpleNamespace(object_candidate=base))
-    assert user.run(QueryUpdateClient._effect(client, update, observed)) is None
+    assert user.run(QueryUpdateClient._effect(client, update, [observed])) is None
     assert (attempt in update.earlier) is kept
+
+
+def overdrawn(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
+    """A server that waits for older updates of every client."""
+    if not isinstance(message, Update):
+        return honest(step, view, sender, message, now_us)
+    row = Replica(view, A).row
+    told = (row.history,), (row.authenticator,), (0,) * 6
+    return Ready(UpdateReply(Status.TOO_MANY, *told))
+
+
+def test_an_attempt_that_nothing_has_changed_is_sent_again() -> None:
+    """It is one attempt for a while, however often it is made: few have to be remembered."""
+    cluster = Cluster()
+    client = cluster.client("X")
+    increment = client.qu.update
+    client.run(increment((A,), "counter.increment", Increment(), USER))
+    for node in cluster.nodes:
+        node.behaviour = overdrawn
+    cluster.sent.clear()
+    outcome = client.start(increment((A,), "counter.increment", Increment(), USER))
+
+    def tries(duration_us: int) -> tuple[int, int]:
+        """How many requests there were by then, and how many different ones."""
+        until_us = cluster.now_us + duration_us
+        cluster.run(lambda: cluster.now_us >= until_us, within_us=2 * duration_us)
+        requests = [each.conditioned for _, _, each in cluster.sent if isinstance(each, Update)]
+        return len(requests), len(set(requests))
+
+    made, different = tries(60 * SECOND_US)
+    assert made > 500
+    assert different == 1
+    assert len(client.qu.repairs.own) == 1
+    assert tries(600 * SECOND_US)[1] == 9
+    for node in cluster.nodes:
+        node.behaviour = honest
+    cluster.run(lambda: outcome.done)
+    assert outcome.value().answer.value == 2
+    assert not client.qu.repairs.own
