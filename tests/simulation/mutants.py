@@ -21,6 +21,8 @@ from bftfs.query_update.history import (
     ObjectHistorySet,
     parse_set,
 )
+from bftfs.query_update.messages import Verdict
+from bftfs.query_update.observation import Observed
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.faults import FaultPlan
@@ -110,6 +112,21 @@ def end_attempts_by_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(QueryUpdateClient, "_send", sending)
     monkeypatch.setattr(QueryUpdateClient, "_remember", remembering)
+
+
+def hold_older_versions_against_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients give up an attempt if it is not in the chain of a version, however old that is."""
+    verdict = QueryUpdateClient._verdict
+
+    async def judging(
+        client: Any, update: Any, attempt: Any, observed: list[Observed]
+    ) -> tuple[Verdict | None, bytes]:
+        for each, version in zip(observed, attempt.conditioned_on, strict=True):
+            if each.version < version:
+                return Verdict.DEAD, b""
+        return await verdict(client, update, attempt, observed)
+
+    monkeypatch.setattr(QueryUpdateClient, "_verdict", judging)
 
 
 def _one_for_all(_encoded: bytes) -> bytes:
