@@ -440,13 +440,30 @@ def read(path: Path, *, administrator: bytes | None = None) -> SignedDescription
     )
 
 
+def verified(
+    encoded: bytes, signature: bytes, *, administrator: bytes, source: str
+) -> SignedDescription:
+    """The description that somebody has sent, if `administrator` has signed it.
+
+    Nothing of it is read before. `source` names it in messages. Raises UsageError.
+    """
+    if len(encoded) > limits.DESCRIPTION_BYTES or not _is_signed(encoded, signature, administrator):
+        raise UsageError(f"{source} is not signed by this cluster's administrator")
+    description = decode(encoded, source=source)
+    if description.administrator != administrator:
+        raise UsageError(f"{source} names another administrator")
+    return SignedDescription(description, encoded, signature)
+
+
 def load_unsigned(path: Path) -> ClusterDescription:
     """The description in `path` as it stands, for its administrator to sign."""
     encoded = _read(path, "cluster description", "create a cluster with `bftfs cluster init`")
     return decode(encoded, source=str(path))
 
 
-def store(path: Path, description: ClusterDescription, administrator: Identity) -> None:
+def store(
+    path: Path, description: ClusterDescription, administrator: Identity
+) -> SignedDescription:
     """Sign the description, and replace the one in `path` by it."""
     if administrator.public_key != description.administrator:
         raise UsageError(
@@ -454,8 +471,15 @@ def store(path: Path, description: ClusterDescription, administrator: Identity) 
             "give the `admin.key` that was made with the cluster"
         )
     encoded = encode(description)
+    if len(encoded) > limits.DESCRIPTION_BYTES:
+        raise UsageError(
+            f"the description would have {len(encoded)} bytes, and {limits.DESCRIPTION_BYTES} are "
+            "the limit: revoke clients that are not used, or give them fewer uids"
+        )
     signature = administrator.sign(_SIGNED + encoded).hex().encode()
-    keep(path, SignedDescription(description, encoded, signature))
+    signed = SignedDescription(description, encoded, signature)
+    keep(path, signed)
+    return signed
 
 
 def keep(path: Path, signed: SignedDescription) -> None:

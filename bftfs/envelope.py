@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta
 
 from bftfs.crypto.digest import DIGEST_BYTES
-from bftfs.limits import AHEAD_NAMED
+from bftfs.limits import AHEAD_NAMED, DESCRIPTION_BYTES
 from bftfs.query_update import messages as query_update
 from bftfs.read_write import messages as read_write
 from bftfs.wire.codec import Decoder, Message, ObjectField, TimeField, Value
@@ -103,10 +103,48 @@ class UpkeepReply(Message, frozen=True, tag=0x56):
     metrics: Annotated[str, Meta(max_length=METRICS_CHARACTERS)] = ""  # in Prometheus' text format
 
 
+_EncodedField: TypeAlias = Annotated[bytes, Meta(max_length=DESCRIPTION_BYTES)]
+_SignatureField: TypeAlias = Annotated[bytes, Meta(max_length=128)]  # in hexadecimal digits
+
+
+class Announcement(Message, frozen=True, tag=0x57):
+    """Brings a node a signed description of the cluster; of the administrator only.
+
+    The answer is an `UpkeepReply`.
+    """
+
+    encoded: _EncodedField
+    signature: _SignatureField
+
+
+class DescriptionRequest(Message, frozen=True, tag=0x58):
+    """Asks a node for the latest description that it has seen; of nodes and the administrator."""
+
+
+class DescriptionReply(Message, frozen=True, tag=0x59):
+    """That description. It proves itself, by its signature and its serial, whoever sends it."""
+
+    encoded: _EncodedField
+    signature: _SignatureField
+
+
 Request: TypeAlias = (
-    query_update.Request | read_write.Request | HealthRequest | ClockRequest | UpkeepRequest
+    query_update.Request
+    | read_write.Request
+    | HealthRequest
+    | ClockRequest
+    | UpkeepRequest
+    | Announcement
+    | DescriptionRequest
 )
-Reply: TypeAlias = query_update.Reply | read_write.Reply | HealthReply | ClockReply | UpkeepReply
+Reply: TypeAlias = (
+    query_update.Reply
+    | read_write.Reply
+    | HealthReply
+    | ClockReply
+    | UpkeepReply
+    | DescriptionReply
+)
 
 REQUESTS: Decoder[Request] = Decoder(Request)
 REPLIES: Decoder[Reply] = Decoder(Reply)

@@ -1,66 +1,75 @@
 """Decides who may connect to a node: the clients in the latest description that it has seen.
 
-**Situation.** An administrator changes the clients while nodes run, copies files by hand, and has
-backups. A machine may have an old description again, or one that differs in more than its clients.
+**Situation.** An administrator changes the clients while nodes run, and while some of them are
+down. A machine may have an old description again, from a backup, or one that differs in more than
+its clients. Nodes, and whoever stands between them, may show old descriptions, which were signed.
 
 **Rules.**
 
-1. A node stores the latest description that it has seen beside its store, with its signature,
-   before it uses it. It uses a description only if that supersedes the stored one, also when it
-   starts. So an old file cannot admit a revoked client, or give anybody more rights.
+1. A node takes a description from its file, from the administrator (`Announcement`) or from a peer
+   (`bftfs.server.comparison`). It takes it only if the administrator whom its first description
+   names has signed it, and if it supersedes the latest one seen: its serial is higher. It stores it
+   beside its store, with its signature, and starts with it the next time. So nothing that is older
+   can admit a revoked client, or give anybody more rights, whoever brings it.
 2. The clients are those of the latest description, whatever else has changed in it. For all other
    settings the node uses those with which it was started; its health report says that it must be
    restarted to use the new ones.
 3. A client that is not listed any more is cut off. So is a client whose rights have changed; it
-   connects again and has the new ones.
+   connects again and has the new ones. What the node answers to an `Announcement` leaves after
+   that: no request that comes later is served by the rights of before.
 
-A folder that was restored from a backup may have old descriptions only. The node's peers know that
-(`bftfs.server.comparison`).
-
-**Tests.** `tests/seams/test_descriptions.py`.
+**Tests.** `tests/seams/test_descriptions.py`, `tests/integration/test_descriptions.py`.
 
 Concurrency: belongs to the loop's thread.
 """
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from bftfs import cluster
+from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription, SignedDescription, signature_path
+from bftfs.crypto.digest import Body
+from bftfs.envelope import DescriptionReply, DescriptionRequest, UpkeepReply
 from bftfs.errors import UsageError
-from bftfs.server.step import Role, Sender
+from bftfs.identifiers import NodeId
+from bftfs.server.step import Ready, Role, Sender
+from bftfs.storage import StorageView
 
 _OF_CLIENTS = {"clients", "serial"}  # the fields that nodes take over at once
 RESTART = "more than its clients has changed in its cluster description: restart the node to use it"
 
 
-def latest_description(path: Path, kept: Path) -> ClusterDescription:
+def latest_description(path: Path, kept: Path) -> SignedDescription:
     """The description to start with: that in `path`, unless a later one is kept in `kept`."""
     given = cluster.read(path)
     if not kept.exists():
         cluster.keep(kept, given)
-        return given.description
+        return given
     try:
-        known = cluster.load(kept)
+        latest = cluster.read(kept)
     except UsageError as mistake:
         raise UsageError(
             f"{kept}, the latest cluster description that this node has seen, cannot be used "
             f"({mistake.message}); if {path} is the latest one there is, remove {kept}"
         ) from mistake
-    described = given.description
+    known, described = latest.description, given.description
     if (known.cluster_id, known.administrator) != (described.cluster_id, described.administrator):
         raise UsageError(
             f"{path} describes another cluster than {kept}, which this node belongs to; "
             "give the node its own directory, or the description of its cluster"
         )
     if not known.is_superseded_by(described):
-        return known
+        return latest
     cluster.keep(kept, given)
-    return described
+    return given
 
 
 class LiveMembership:
@@ -70,19 +79,30 @@ class LiveMembership:
     requests to serve, and on SIGHUP.
     """
 
-    def __init__(self, path: Path, kept: Path, description: ClusterDescription) -> None:
-        """`description` is that of `latest_description`, with which the node has started."""
+    def __init__(self, path: Path, kept: Path, signed: SignedDescription) -> None:
+        """`signed` is that of `latest_description`, with which the node has started."""
         self._path = path
         self._kept = kept
         self._files = (path, signature_path(path))
-        self._started = description
-        self.latest = description
+        self._started = signed.description
+        self.signed = signed  # the latest
+        self.on_change: Callable[[], None] = lambda: None  # called when clients may have changed
         self.unused = ""  # why the files are not used; empty if they are
         self.is_partial = False  # True: parts of the latest description wait for a restart
         self._peers_serial = 0  # the serial of the peers' description
         # Of each file: inode, size, change time.
         self._seen: tuple[tuple[int, int, int], ...] | None = None
         self._logger = structlog.get_logger()
+
+    @property
+    def latest(self) -> ClusterDescription:
+        """The latest description."""
+        return self.signed.description
+
+    @property
+    def serial(self) -> int:
+        """That of the latest description."""
+        return self.latest.serial
 
     def principal(self, public_key: bytes) -> Sender | None:
         """The holder of `public_key`, if the latest description lists it.
@@ -121,21 +141,30 @@ class LiveMembership:
             self._logger.warning("cluster description not taken over", reason=str(mistake))
 
     def _consider(self, signed: SignedDescription) -> None:
-        """Use this description if it supersedes the latest one. Raises UsageError."""
+        """Use the file's description if it supersedes the latest one. Raises UsageError.
+
+        That an older one is in the file is no mistake: the node may have the later one from the
+        administrator, or from its peers.
+        """
         described, latest = signed.description, self.latest
+        self.unused = ""
         if latest.is_superseded_by(described):
-            self.latest = described  # even if it cannot be stored: revoked clients are cut off
-            if described.clients != latest.clients:
-                names = [each.name for each in described.clients]
-                self._logger.info("clients changed", serial=described.serial, clients=names)
-        elif described.digest != latest.digest:
+            self._use(signed)
+        elif described.serial == latest.serial and described.digest != latest.digest:
             self.unused = (
                 f"{self._path} is not used: it is number {described.serial} of the descriptions, "
-                f"and the node has seen another one, number {latest.serial} ({self._kept}); copy "
-                "the latest cluster.toml and cluster.toml.sig here, or sign this one again"
+                f"and the node has seen another one with this number ({self._kept}); put the "
+                "changes of both into one, and sign it (`bftfs cluster sign`)"
             )
             raise UsageError(self.unused)
-        self.unused = ""
+
+    def _use(self, signed: SignedDescription) -> None:
+        """Use and keep a description that supersedes the latest one. Raises UsageError."""
+        described, latest = signed.description, self.latest
+        self.signed = signed  # even if it cannot be stored: revoked clients are cut off
+        if described.clients != latest.clients:
+            names = [each.name for each in described.clients]
+            self._logger.info("clients changed", serial=described.serial, clients=names)
         self.is_partial = any(
             getattr(described, each.name) != getattr(self._started, each.name)
             for each in fields(described)
@@ -143,8 +172,35 @@ class LiveMembership:
         )
         if self.is_partial:
             self._logger.warning("cluster description taken over in part", reason=RESTART)
-        if described is self.latest:
-            cluster.keep(self._kept, signed)
+        self.on_change()
+        cluster.keep(self._kept, signed)
+
+    # --- of others ---------------------------------------------------------------------------
+
+    def take(self, encoded: bytes, signature: bytes) -> None:
+        """Use a description that was sent. Raises UsageError if it is none, or is not later."""
+        sent = cluster.verified(
+            encoded,
+            signature,
+            administrator=self._started.administrator,
+            source="the description that was sent",
+        )
+        described, latest = sent.description, self.latest
+        if latest.is_superseded_by(described):
+            self._use(sent)
+        elif described.digest != latest.digest:
+            raise UsageError(
+                f"it has seen number {latest.serial} of the cluster's descriptions, and was sent "
+                f"{'another' if described.serial == latest.serial else 'an older'} one, number "
+                f"{described.serial}"
+            )
+
+    def offer(self, encoded: bytes, signature: bytes, *, by: NodeId) -> None:
+        """Use a peer's description if it is signed, and later."""
+        try:
+            self.take(encoded, signature)
+        except UsageError as mistake:
+            self._logger.warning("peer's description not taken", peer=by, reason=str(mistake))
 
     def compare(self, peers_serial: int) -> None:
         """Some correct peer has the description with this serial, or a later one."""
@@ -159,5 +215,33 @@ class LiveMembership:
             return ""
         return (
             f"its cluster description, number {self.latest.serial}, is older than its peers', "
-            f"number {self._peers_serial}: copy cluster.toml and cluster.toml.sig to its machine"
+            f"number {self._peers_serial}, which it could not get from them: run `bftfs cluster "
+            "tell` where admin.key is"
         )
+
+
+class MembershipServer:
+    """Serves the messages about descriptions."""
+
+    def __init__(self, membership: LiveMembership) -> None:
+        self._membership = membership
+
+    def step(
+        self,
+        view: StorageView,
+        sender: Sender,
+        message: Any,
+        body: Body,
+        now_us: int,
+    ) -> Ready:
+        """Serve an `Announcement` or a `DescriptionRequest`."""
+        membership = self._membership
+        if type(message) is DescriptionRequest and sender.role is not Role.CLIENT:
+            return Ready(DescriptionReply(membership.signed.encoded, membership.signed.signature))
+        if sender.role is not Role.ADMINISTRATOR:
+            return Ready(Refused(errno.EACCES, "only the cluster's administrator may do upkeep"))
+        try:
+            membership.take(message.encoded, message.signature)
+        except UsageError as mistake:
+            return Ready(UpkeepReply(mistake.message[:512]))
+        return Ready(UpkeepReply())

@@ -23,7 +23,7 @@ from bftfs.cluster import ClusterDescription
 from bftfs.crypto.digest import Body
 from bftfs.crypto.keys import Identity, read_identity
 from bftfs.data_directory import NodeDirectory
-from bftfs.envelope import HealthRequest, UpkeepRequest
+from bftfs.envelope import Announcement, DescriptionRequest, HealthRequest, UpkeepRequest
 from bftfs.errors import DamagedRow, UsageError
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.limits import CONNECTIONS, MIB
@@ -46,7 +46,7 @@ from nodes.configuration import NodeConfiguration
 from nodes.connections import Connections
 from nodes.control import Control, Upkeep, Work
 from nodes.loop import Batches, Loop
-from nodes.membership import LiveMembership, latest_description
+from nodes.membership import LiveMembership, MembershipServer, latest_description
 from nodes.metrics import (
     REBUILDING,
     Exposition,
@@ -161,7 +161,8 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
 
     The node listens when its address can be connected to; its pid file is written before that.
     """
-    description = latest_description(description_file, directory.description)
+    signed = latest_description(description_file, directory.description)
+    description = signed.description
     identity = read_identity(directory.key)
     node = _number_of(identity, description, directory)
     configuration = NodeConfiguration.load(
@@ -200,8 +201,8 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             services.recall(batch)
         room = services.room
         room.attach(store.space.measure)
-        membership = LiveMembership(description_file, directory.description, description)
-        comparison = Comparison(node, description, services.peers, membership.compare)
+        membership = LiveMembership(description_file, directory.description, signed)
+        comparison = Comparison(node, description, services.peers, membership)
         health = Health(
             disk_bytes=partial(disk_bytes, directory.store),
             links=links,
@@ -248,11 +249,19 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             membership=membership,
             tally=tally,
         )
+        membership.on_change = connections.reconsider
         batches = Batches(
             connections=connections,
             decode=protocols.decode_request,
             dispatcher=Dispatcher(
-                servers={**servers, HealthRequest: health, UpkeepRequest: upkeep},
+                servers={
+                    **servers,
+                    HealthRequest: health,
+                    UpkeepRequest: upkeep,
+                    **dict.fromkeys(
+                        (Announcement, DescriptionRequest), MembershipServer(membership)
+                    ),
+                },
                 engine=links.engine,
                 background=(*services.background, comparison),
                 on_damage=services.on_damage,

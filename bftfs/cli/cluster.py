@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -25,6 +24,7 @@ from rich.table import Table
 from bftfs import cluster as description_files
 from bftfs import limits
 from bftfs.cli import processes
+from bftfs.cli.announcement import announce
 from bftfs.cli.options import data_option, data_words, new_data_option
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
 from bftfs.credentials import Grant
@@ -216,7 +216,7 @@ def add_client(
     any_uid: bool,
     squash_root: bool,
     read_only: bool,
-) -> None:
+) -> int:
     """Make a key and a grant for client NAME, and sign the new description.
 
     The grant has the users that the client may act as, and their groups: nodes refuse all others.
@@ -234,13 +234,13 @@ def add_client(
         gids = tuple(dict.fromkeys(gids or (gid for uid in uids for gid in _groups_of(uid))))
         grant = Grant(uids, write=not read_only, gids=gids, squash_root=squash_root)
     description = _with_new_client(directory, description, name, grant)
-    _announce(directory, description, administrator)
+    signed = description_files.store(directory.description, description, administrator)
     click.echo(
         f"Client {name}: key in {directory.client_key(name)}\n"
         f"It may act as uid {_users_shown(grant)}, with groups {_groups_shown(grant)}."
     )
     click.echo("Give the client that file, cluster.toml, cluster.toml.sig and volume.key.")
-    _remind_of_others(description)
+    return announce(directory, signed, done="admit it")
 
 
 def _own_uid() -> int:
@@ -283,48 +283,43 @@ def _groups_shown(grant: Grant) -> str:
 @cluster.command("revoke-client")
 @data_option
 @click.argument("name")
-def revoke_client(directory: DataDirectory, name: str) -> None:
+def revoke_client(directory: DataDirectory, name: str) -> int:
     """Revoke client NAME's right to connect, at once.
+
+    All nodes are told, wherever they run. Exit code 1 if some of them could not be reached.
 
     Example: bftfs cluster revoke-client alice
     """
     description = description_files.load(directory.description).without_client(name)
-    told = _announce(directory, description, keys.read_identity(directory.administrator_key))
-    click.echo(f"Client {name} may not connect any more; {told} running nodes have cut it off.")
-    _remind_of_others(description)
-
-
-def _announce(
-    directory: DataDirectory, description: ClusterDescription, administrator: keys.Identity
-) -> int:
-    """Store the description, and have the nodes that run here read it. Gives their number."""
-    description_files.store(directory.description, description, administrator)
-    running = processes.running_nodes(directory, description)
-    for pid in running.values():
-        os.kill(pid, signal.SIGHUP)
-    return len(running)
-
-
-def _remind_of_others(description: ClusterDescription) -> None:
-    if not all(member.address.startswith("unix:") for member in description.members):
-        click.echo(
-            "Copy cluster.toml and cluster.toml.sig to the nodes on other machines, too: they "
-            "notice the change at the next request."
-        )
+    administrator = keys.read_identity(directory.administrator_key)
+    signed = description_files.store(directory.description, description, administrator)
+    click.echo(f"Client {name} may not connect any more.")
+    return announce(directory, signed, done="have cut it off")
 
 
 @cluster.command()
 @data_option
-def sign(directory: DataDirectory) -> None:
-    """Sign cluster.toml after editing it by hand.
+def tell(directory: DataDirectory) -> int:
+    """Tell all nodes the present description again. Exit code 1 if some do not hear.
+
+    Example: bftfs cluster tell
+    """
+    return announce(directory, description_files.read(directory.description), done="have it")
+
+
+@cluster.command()
+@data_option
+def sign(directory: DataDirectory) -> int:
+    """Sign cluster.toml after editing it by hand, and tell all nodes.
 
     Example: bftfs cluster sign
     """
     edited = description_files.load_unsigned(directory.description)
     description = replace(edited, serial=edited.serial + 1)
-    _announce(directory, description, keys.read_identity(directory.administrator_key))
+    administrator = keys.read_identity(directory.administrator_key)
+    signed = description_files.store(directory.description, description, administrator)
     click.echo(f"Signed {directory.description}, number {description.serial}")
-    _remind_of_others(description)
+    return announce(directory, signed, done="have it")
 
 
 @cluster.command()

@@ -6,6 +6,7 @@ the administrator's machine the commands work for all nodes, and on another one 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Self
 
@@ -13,11 +14,11 @@ from bftfs.asking.ask import ask_all
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
-from bftfs.cluster import ClusterDescription
+from bftfs.cluster import ClusterDescription, SignedDescription, UnixAddress, parse_address
 from bftfs.conversation import Delivery
 from bftfs.crypto.keys import Identity, read_identity
 from bftfs.data_directory import DataDirectory
-from bftfs.envelope import REPLIES, UpkeepReply, UpkeepRequest
+from bftfs.envelope import REPLIES, Announcement, UpkeepReply, UpkeepRequest
 from bftfs.errors import NotAdmitted, UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import SECOND_US
@@ -103,6 +104,18 @@ class NodeAccess:
                 replies[node] = str(failure)
         return replies | self._ask_away(away, request) if away else replies
 
+    def announce(self, signed: SignedDescription) -> dict[int, str]:
+        """Bring a description to all nodes; those that have not taken it, each with the reason."""
+        nodes = list(range(signed.description.n))
+        replies = self._ask_away(nodes, Announcement(signed.encoded, signed.signature))
+        return {node: reply for node, reply in replies.items() if isinstance(reply, str)}
+
+    @property
+    def stopped(self) -> tuple[int, ...]:
+        """The nodes that were found not to run, and can run nowhere but on this machine."""
+        members = self._description.members
+        return tuple(node for node in self._down[True] if members[node].address.startswith("unix:"))
+
     def close(self) -> None:
         """Close the connections."""
         if self._network is not None:
@@ -116,8 +129,8 @@ class NodeAccess:
 
     # -----------------------------------------------------------------------------------------
 
-    def _ask_away(self, nodes: list[int], request: UpkeepRequest) -> Replies:
-        """Ask nodes that have no control socket here."""
+    def _ask_away(self, nodes: list[int], request: UpkeepRequest | Announcement) -> Replies:
+        """Ask nodes over channels."""
         if self._administrator is None:
             for node in nodes:
                 if is_local(self._directory, self._description, node):
@@ -129,6 +142,15 @@ class NodeAccess:
                         f"{self._why_not}"
                     )
             return {node: self._silent[node] for node in nodes}
+        replies: Replies = {}
+        for node in nodes:
+            address = parse_address(self._description.members[node].address)
+            if isinstance(address, UnixAddress) and not os.path.exists(address.path):
+                self._down[True].append(node)
+                self._silent[node] = replies[node] = _NOT_RUNNING
+        nodes = [node for node in nodes if node not in replies]
+        if not nodes:
+            return replies
         if self._network is None:
             self._network = BlockingNetwork(
                 self._description, self._administrator, decode=REPLIES.decode
@@ -140,7 +162,6 @@ class NodeAccess:
         if slow:
             answers |= ask(_answers(peers, slow, request, _LONGER_US))
         why = dict(links.unreachable())
-        replies: Replies = {}
         for node in nodes:
             answer = answers.get(NodeId(node))
             if isinstance(answer, UpkeepReply):
@@ -169,7 +190,7 @@ class NodeAccess:
 
 
 async def _answers(
-    peers: Peers, nodes: Iterable[int], request: UpkeepRequest, patience_us: int
+    peers: Peers, nodes: Iterable[int], request: UpkeepRequest | Announcement, patience_us: int
 ) -> dict[NodeId, UpkeepReply | Refused]:
     def judge(delivery: Delivery, _now_us: int) -> UpkeepReply | Refused | None:
         message = delivery.message

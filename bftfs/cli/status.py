@@ -259,21 +259,21 @@ def descriptions(description: ClusterDescription, nodes: list[dict[str, Any]]) -
     serials = {node["node"]: node["description"] for node in nodes if node["up"]}
     mine = description.serial
     latest = max(mine, with_a_correct_one(serials.values(), b=description.b))
-    copy = "copy cluster.toml and cluster.toml.sig"
+    tell = "`bftfs cluster tell`, where admin.key is"
     said = [
         f"node {node} has number {serial}, older than its peers' or this machine's, number "
-        f"{latest}: {copy} to its machine"
+        f"{latest}: it hears from its peers within a minute, and at once by {tell}"
         for node, serial in serials.items()
         if serial < latest
     ]
     if mine < latest:
         said.append(
-            f"this machine has number {mine}, older than the nodes', number {latest}: {copy} here "
-            "from the administrator's machine"
+            f"this machine has number {mine}, older than the nodes', number {latest}: copy "
+            "cluster.toml and cluster.toml.sig here from the administrator's machine"
         )
     return said + [
         f"node {node['node']} and this machine have different ones, both number {mine}: sign "
-        f"the right one again (`bftfs cluster sign`), and {copy} to all machines"
+        "the right one again (`bftfs cluster sign`)"
         for node in nodes
         if node["up"]
         and node["description"] == mine

@@ -1,13 +1,19 @@
 """A node compares its description of the cluster with those of its peers.
 
-A node's files may be outdated: a folder restored from a backup has an old description of the
-cluster, which still admits clients that have been revoked since. Nothing in the folder tells so;
-the peers do.
+A node's files may be outdated: it was down when the administrator revoked a client, or its folder
+was restored from a backup and still admits clients that have been revoked since. Nothing in the
+folder tells so; the peers do.
 
-**Rule.** A serial counts only if at least b + 1 peers report it or a later one, because b of them
-may lie.
+**Rules.**
 
-Tests: `tests/unit/server/test_comparison.py`; with real nodes,
+1. Each node asks its peers once a minute which serial theirs has, and those that claim a later one
+   for the description. It takes the description for what it is worth by itself: signed by the
+   administrator, and later than its own. So one peer that has heard of a revocation is enough, and
+   liars can only make the node read what is of no use, once a minute each.
+2. A serial is believed without the description only if at least b + 1 peers report it or a later
+   one, because b of them may lie. Then the node says that its own is old.
+
+Tests: `tests/unit/server/test_comparison.py`, `tests/seams/test_descriptions.py`; with real nodes,
 `tests/integration/test_descriptions.py`.
 
 **Concurrency.** One thread.
@@ -15,13 +21,14 @@ Tests: `tests/unit/server/test_comparison.py`; with real nodes,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
 from bftfs.asking.ask import ask_all
 from bftfs.asking.peers import Peers
 from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Delivery, Pause
-from bftfs.envelope import HealthReply, HealthRequest
+from bftfs.envelope import DescriptionReply, DescriptionRequest, HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
 from bftfs.limits import SECOND_US
 from bftfs.server.step import Host
@@ -47,6 +54,20 @@ def with_a_correct_one(claimed: Iterable[int], *, b: int) -> int:
     return highest[b] if len(highest) > b else 0
 
 
+class Descriptions(Protocol):
+    """What a node knows of its cluster's description. (`nodes.membership`)"""
+
+    @property
+    def serial(self) -> int:
+        """That of the latest description that it has seen."""
+
+    def offer(self, encoded: bytes, signature: bytes, *, by: NodeId) -> None:
+        """Use a peer's description if it is signed, and later."""
+
+    def compare(self, peers_serial: int) -> None:
+        """Some correct peer has the description with this serial, or a later one."""
+
+
 class Comparison:
     """A node's background work: it asks its peers how they are, once a minute."""
 
@@ -55,19 +76,33 @@ class Comparison:
         node: NodeId,
         description: ClusterDescription,
         peers: Peers,
-        tell_serial: Callable[[int], None],
+        known: Descriptions,
     ) -> None:
-        """`tell_serial` is called with a serial that some correct peer's description reaches."""
         self._others = peers.others(node)
         self._b = description.b
         self._peers = peers
-        self._tell_serial = tell_serial
+        self._known = known
 
     async def run(self, host: Host) -> None:
         """Compare once a minute, as long as the node runs."""
         await Pause(FIRST_AFTER_US)
         while True:
             reports = await health_reports(self._peers, self._others)
-            serials = (report.description_serial for report in reports.values())
-            self._tell_serial(with_a_correct_one(serials, b=self._b))
+            serials = {node: report.description_serial for node, report in reports.items()}
+            await self._fetch(serials)
+            self._known.compare(with_a_correct_one(serials.values(), b=self._b))
             await Pause(EVERY_US)
+
+    async def _fetch(self, serials: dict[NodeId, int]) -> None:
+        """Ask the peers for a later description, one by one, as long as somebody claims one."""
+
+        def judge(delivery: Delivery, _now_us: int) -> DescriptionReply | None:
+            return delivery.message if isinstance(delivery.message, DescriptionReply) else None
+
+        for node, serial in serials.items():
+            if serial > self._known.serial:
+                answers = await ask_all(
+                    self._peers, {node: DescriptionRequest()}, judge, patience_us=_PATIENCE_US
+                )
+                for reply in answers.values():
+                    self._known.offer(reply.encoded, reply.signature, by=node)

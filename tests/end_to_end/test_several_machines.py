@@ -140,7 +140,9 @@ def test_nodes_and_client_on_machines_of_their_own(
         *("cluster", "init", "--data", office, "--b", "1"),
         *itertools.chain.from_iterable(("--node", address) for address in addresses),
     )
-    bftfs("cluster", "add-client", "--data", office, "alice", "--any-uid")
+    # No node runs yet: so none hears of it.
+    alice = ("--data", office, "alice", "--any-uid")
+    bftfs("cluster", "add-client", *alice, allowed=(1,))
 
     # Each node's machine gets its own directory and the signed description, and nothing else.
     for number in range(NODES):

@@ -15,7 +15,14 @@ from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Conversation, Receive, Send
 from bftfs.crypto.digest import Body, data_of
-from bftfs.envelope import HealthReply, HealthRequest
+from bftfs.envelope import (
+    Announcement,
+    DescriptionReply,
+    DescriptionRequest,
+    HealthReply,
+    HealthRequest,
+    UpkeepReply,
+)
 from bftfs.identifiers import NodeId
 from bftfs.server.step import Ready, Sender, Want
 from bftfs.storage import StorageView, Table, Write
@@ -53,8 +60,8 @@ class Counted(Message, tag=0x7F):
     value: int
 
 
-Request = Increment | Fetch | Adopt | HealthRequest
-Reply = Counted | Refused | HealthReply
+Request = Increment | Fetch | Adopt | HealthRequest | Announcement | DescriptionRequest
+Reply = Counted | Refused | HealthReply | UpkeepReply | DescriptionReply
 
 REQUESTS = Decoder[Request](Request)
 REPLIES = Decoder[Reply](Reply)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from bftfs import cluster
-from bftfs.cluster import ClientEntry, ClusterDescription
+from bftfs.asking.refusal import Refused
+from bftfs.cluster import ClientEntry, ClusterDescription, SignedDescription
 from bftfs.credentials import Grant
 from bftfs.crypto.keys import Identity
+from bftfs.envelope import Announcement, DescriptionReply, DescriptionRequest, UpkeepReply
 from bftfs.errors import UsageError
-from nodes.membership import LiveMembership, latest_description
+from bftfs.identifiers import NodeId
+from bftfs.server.step import Role, Sender
+from bftfs.storage import MemoryStorage
+from nodes.membership import LiveMembership, MembershipServer, latest_description
 
 LAPTOP = Identity.generate(b"l" * 32)
 DRAWS = count(1)
@@ -25,6 +31,25 @@ NEW = cluster.create(
     draw=lambda length: bytes([next(DRAWS)]) * length,
 )
 BEFORE = NEW.description.with_client(ClientEntry("laptop", LAPTOP.public_key))
+AFTER = BEFORE.without_client("laptop")
+
+
+def sender(public_key: bytes) -> Sender:
+    found = BEFORE.principal(public_key)
+    assert found is not None
+    return found
+
+
+ADMINISTRATOR = sender(NEW.administrator.public_key)
+
+
+def signed(
+    description: ClusterDescription, administrator: Identity = NEW.administrator
+) -> SignedDescription:
+    """The description as it is sent."""
+    encoded = cluster.encode(description)
+    signature = administrator.sign(cluster._SIGNED + encoded).hex().encode()
+    return SignedDescription(description, encoded, signature)
 
 
 class Machine:
@@ -46,6 +71,18 @@ class Machine:
         """Its node starts anew with what its directory has."""
         latest = latest_description(self._path, self._kept)
         self.membership = LiveMembership(self._path, self._kept, latest)
+
+    def tell(self, sent: SignedDescription) -> str:
+        """The administrator sends a description; the node's objection."""
+        step = MembershipServer(self.membership).step
+        message = Announcement(sent.encoded, sent.signature)
+        reply = step(MemoryStorage(), ADMINISTRATOR, message, b"", 0).reply
+        assert isinstance(reply, UpkeepReply)
+        return reply.error
+
+    def hear(self, sent: SignedDescription) -> None:
+        """A peer, which may lie, offers a description."""
+        self.membership.offer(sent.encoded, sent.signature, by=NodeId(1))
 
     @property
     def knows_laptop(self) -> bool:
@@ -107,16 +144,15 @@ def test_a_node_says_what_waits_for_its_restart(tmp_path: Path) -> None:
     assert not machine.membership.is_partial
 
 
-def test_a_node_says_that_a_file_is_older_than_another(tmp_path: Path) -> None:
-    after = BEFORE.without_client("laptop")
-    machine = Machine(tmp_path, after)
-    machine.copy_in(BEFORE)
-    machine.membership.refresh()
-    assert "number 1" in machine.membership.unused
-    assert "number 2" in machine.membership.unused
-    machine.copy_in(after)
-    machine.membership.refresh()
-    assert machine.membership.unused == ""
+def test_a_file_may_be_older_than_what_the_administrator_has_told(tmp_path: Path) -> None:
+    """Nobody needs to copy files to a machine whose node was told over the network."""
+    machine = Machine(tmp_path, BEFORE)
+    machine.tell(signed(BEFORE.without_client("laptop")))
+    for _ in range(2):
+        assert not machine.knows_laptop
+        assert machine.membership.unused == ""
+        assert machine.membership.serial == 2
+        machine.restart()
 
 
 def test_of_two_with_one_number_the_first_is_kept(tmp_path: Path) -> None:
@@ -128,7 +164,10 @@ def test_of_two_with_one_number_the_first_is_kept(tmp_path: Path) -> None:
         BEFORE.with_client(ClientEntry("desk", Identity.generate(b"d" * 32).public_key))
     )
     assert not machine.knows_laptop
-    assert "sign this one again" in machine.membership.unused
+    assert "sign it" in machine.membership.unused
+    machine.copy_in(replace(BEFORE, serial=3))
+    assert machine.knows_laptop
+    assert machine.membership.unused == ""
 
 
 def test_a_grant_that_narrows_cuts_off_who_has_the_old_one(tmp_path: Path) -> None:
@@ -143,6 +182,98 @@ def test_a_grant_that_narrows_cuts_off_who_has_the_old_one(tmp_path: Path) -> No
     assert now is not None
     assert now.grant == narrow.grant
     assert machine.membership.admits(now)
+
+
+# --- what is sent -----------------------------------------------------------------------------
+
+
+def replays(draw: Random, machine: Machine) -> str:
+    """Somebody brings back any description that was ever signed, or one that was not."""
+    forged = signed(replace(BEFORE, serial=99), administrator=LAPTOP)
+    sent = draw.choice([signed(NEW.description), signed(BEFORE), signed(AFTER), forged])
+    how = draw.choice(["copied", "told", "offered", "restarted"])
+    if how == "copied" and sent is not forged:
+        machine.copy_in(sent.description)
+    elif how == "told":
+        machine.tell(sent)
+    elif how == "offered":
+        machine.hear(sent)
+    else:
+        machine.restart()
+    return f"{how} {sent.description.serial}"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_replay_of_old_descriptions_brings_a_revoked_client_back(
+    tmp_path: Path, seed: int
+) -> None:
+    draw = Random(seed)
+    machine = Machine(tmp_path, BEFORE)
+    assert machine.knows_laptop
+    machine.tell(signed(AFTER))
+    before: list[str] = []
+    for _ in range(12):
+        before.append(replays(draw, machine))
+        assert not machine.knows_laptop, before
+
+
+def test_one_peer_that_has_heard_is_enough(tmp_path: Path) -> None:
+    """The others lie: they offer old descriptions, and forge new ones."""
+    machine = Machine(tmp_path, BEFORE)
+    for sent in (signed(NEW.description), signed(replace(BEFORE, serial=9), LAPTOP), signed(AFTER)):
+        machine.hear(sent)
+    assert not machine.knows_laptop
+    machine.restart()
+    assert not machine.knows_laptop
+
+
+@pytest.mark.parametrize(
+    ("sent", "objection"),
+    [
+        (signed(BEFORE), "sent an older one, number 1"),
+        (signed(replace(BEFORE, serial=2)), "sent another one, number 2"),
+        (signed(replace(BEFORE, serial=9), LAPTOP), "not signed by this cluster's administrator"),
+        (SignedDescription(AFTER, b"", b""), "not signed by this cluster's administrator"),
+        (signed(AFTER), ""),
+    ],
+)
+def test_the_administrator_is_told_what_a_node_objects_to(
+    tmp_path: Path, sent: SignedDescription, objection: str
+) -> None:
+    machine = Machine(tmp_path, AFTER)
+    found = machine.tell(sent)
+    assert objection in found
+    assert bool(found) == bool(objection)
+
+
+def test_clients_are_cut_off_before_the_administrator_hears_of_it(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, BEFORE)
+    changed = []
+    machine.membership.on_change = lambda: changed.append(machine.membership.serial)
+    machine.tell(signed(AFTER))
+    assert changed == [2]
+    machine.tell(signed(AFTER))
+    assert changed == [2]
+
+
+def test_who_may_bring_and_who_may_have_a_description(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, AFTER)
+    step = MembershipServer(machine.membership).step
+    later = signed(replace(BEFORE, serial=9))
+    bring = Announcement(later.encoded, later.signature)
+    client, peer = sender(LAPTOP.public_key), sender(NEW.nodes[1].public_key)
+    assert (client.role, peer.role) == (Role.CLIENT, Role.NODE)
+    for other in (client, peer):
+        assert isinstance(step(MemoryStorage(), other, bring, b"", 0).reply, Refused)
+    assert isinstance(step(MemoryStorage(), client, DescriptionRequest(), b"", 0).reply, Refused)
+    for other in (peer, ADMINISTRATOR):
+        reply = step(MemoryStorage(), other, DescriptionRequest(), b"", 0).reply
+        assert isinstance(reply, DescriptionReply)
+        administrator = NEW.administrator.public_key
+        found = cluster.verified(
+            reply.encoded, reply.signature, administrator=administrator, source="it"
+        )
+        assert found.description == AFTER
 
 
 def test_what_a_node_has_seen_survives_a_crash(
@@ -203,6 +334,25 @@ def test_must_fail_where_any_signed_description_is_taken(
     machine.copy_in(BEFORE.without_client("laptop"))
     assert not machine.knows_laptop
     machine.copy_in(BEFORE)
+    assert machine.knows_laptop
+
+
+@pytest.mark.parametrize("how", [Machine.tell, Machine.hear])
+def test_must_fail_where_a_lower_serial_is_taken_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: Callable[..., object]
+) -> None:
+    monkeypatch.setattr(ClusterDescription, "is_superseded_by", lambda *_: True)
+    machine = Machine(tmp_path, AFTER)
+    how(machine, signed(BEFORE))
+    assert machine.membership.latest.client(BEFORE.clients[0].client) is not None
+
+
+def test_must_fail_where_signatures_are_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_is_signed", lambda *_: True)
+    machine = Machine(tmp_path, AFTER)
+    machine.hear(signed(replace(BEFORE, serial=9), LAPTOP))
     assert machine.knows_laptop
 
 

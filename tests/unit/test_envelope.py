@@ -57,6 +57,9 @@ TAGS = {
     "ClockReply": 0x54,
     "UpkeepRequest": 0x55,
     "UpkeepReply": 0x56,
+    "Announcement": 0x57,
+    "DescriptionRequest": 0x58,
+    "DescriptionReply": 0x59,
 }
 
 

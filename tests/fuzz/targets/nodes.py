@@ -15,7 +15,7 @@ from typing import Any, get_args
 from bftfs import cluster
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.cluster import ClusterDescription, Durability
+from bftfs.cluster import ClusterDescription, Durability, SignedDescription
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import (
     REPLIES,
@@ -142,7 +142,11 @@ def _node() -> Iterator[tuple[Loop, Path, LoopTally]]:
 
         with Links(description, identities[0], decode=REPLIES.decode, persistent=False) as links:
             guarded = {kind: Guard(server, room, report) for kind, server in _servers().items()}
-            membership = LiveMembership(directory / "cluster.toml", directory / "kept", description)
+            membership = LiveMembership(
+                directory / "cluster.toml",
+                directory / "kept",
+                SignedDescription(description, b"", b""),
+            )
             connections = Connections(
                 listener=listener,
                 new_channel=lambda _: _node_end(membership.principal),

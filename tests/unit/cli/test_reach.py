@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from bftfs.cli import reach
 from bftfs.cli.main import program
 from bftfs.crypto.keys import Identity, write_identity
 from bftfs.data_directory import DataDirectory
-from bftfs.envelope import REQUESTS, UpkeepReply, UpkeepRequest, WorkStatus
+from bftfs.envelope import REQUESTS, Announcement, UpkeepReply, UpkeepRequest, WorkStatus
 from bftfs.errors import PeerFault
 from bftfs.server.step import Sender
 from bftfs.wire.channel import ServerChannel
@@ -199,3 +199,53 @@ def test_without_the_administrators_key_it_is_said_what_is_missing(
     assert reason in str(result.exception)
     result = office.bftfs("heal", "status")
     assert "or on the administrator's machine, where admin.key is" in str(result.exception)
+
+
+# --- descriptions -------------------------------------------------------------------------------
+
+
+def test_who_has_heard_of_a_revocation_and_who_has_not(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _hurry(monkeypatch)
+    heard = []
+
+    def takes(message: Announcement) -> bytes:
+        heard.append(message)
+        return encode(UpkeepReply())
+
+    office.sockets[5].close()
+    with ExitStack() as nodes:
+        for number in range(3):
+            nodes.enter_context(office.running(number, takes))
+        nodes.enter_context(
+            office.running(3, lambda _: encode(UpkeepReply("has seen number 9\nof them")))
+        )
+        nodes.enter_context(office.running(4, takes, older=True))
+        added = office.bftfs("cluster", "add-client", "alice", "--uid", "1000")
+        revoked = office.bftfs("cluster", "revoke-client", "alice")
+    assert added.return_value == revoked.return_value == 1
+    assert revoked.stdout == (
+        "Client alice may not connect any more.\nNodes 0, 1, 2 have cut it off.\n"
+    )
+    lines = revoked.stderr.splitlines()
+    assert lines[0] == "bftfs: node 3 has not heard of it: it has seen number 9\\x0aof them"
+    assert lines[1].startswith("bftfs: node 4 has not heard of it: it does not take the admin")
+    assert lines[2].startswith("bftfs: node 5 has not heard of it: it cannot be reached at tcp:")
+    assert "`bftfs cluster tell` tells all again; start node 5 on its machine" in lines[3]
+    description = cluster.load(office.directory.description)
+    last = {message.encoded for message in heard[-3:]}
+    assert last == {office.directory.description.read_bytes()}
+    assert description.serial == 2
+
+
+def test_one_node_of_others_is_spoken_of_in_the_singular(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _hurry(monkeypatch)
+    for each in office.sockets[1:]:
+        each.close()
+    with office.running(0, lambda _: encode(UpkeepReply())):
+        told = office.bftfs("cluster", "tell")
+    assert told.return_value == 1
+    assert told.stdout == "Node 0 has it.\n"

@@ -160,7 +160,8 @@ def test_who_has_an_old_description_is_named() -> None:
     (said,) = described(own, 4, 4, 4, 3, None, 4)
     assert said == (
         "node 3 has number 3, older than its peers' or this machine's, number 4: "
-        "copy cluster.toml and cluster.toml.sig to its machine"
+        "it hears from its peers within a minute, and at once by `bftfs cluster tell`, where "
+        "admin.key is"
     )
 
 

@@ -11,7 +11,7 @@ from bftfs import cluster
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Pause
-from bftfs.envelope import HealthReply
+from bftfs.envelope import DescriptionReply, HealthReply
 from bftfs.identifiers import NodeId
 from bftfs.server import comparison
 from bftfs.server.comparison import Comparison, with_a_correct_one
@@ -39,22 +39,54 @@ def test_b_liars_bring_nobody_to_believe(claimed: tuple[int, ...], b: int, belie
     assert with_a_correct_one(claimed, b=b) == believed
 
 
+class Known:
+    """What a node knows of descriptions; the serial of one that is offered is its first byte."""
+
+    def __init__(self) -> None:
+        self.serial = 2
+        self.compared: list[int] = []
+        self.offered: list[tuple[int, bytes]] = []
+
+    def offer(self, encoded: bytes, signature: bytes, *, by: NodeId) -> None:
+        self.offered.append((by, signature))
+        if signature == b"signed":
+            self.serial = max(self.serial, encoded[0])
+
+    def compare(self, peers_serial: int) -> None:
+        self.compared.append(peers_serial)
+
+
 def test_a_node_asks_the_others_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
-    rounds = [{1: report(3), 2: report(4)}, {}, {4: report(9), 5: report(8), 1: report(8)}]
+    """One liar claims much and has nothing; who has a later description is asked for it, once."""
+    rounds: list[dict[int, HealthReply]] = [
+        {1: report(2), 2: report(1)},
+        {},
+        {4: report(9), 5: report(3), 1: report(3)},
+        {4: report(9), 5: report(3), 1: report(3)},
+    ]
     asked: list[tuple[int, ...]] = []
+    wanted: list[int] = []
 
     async def reports(_peers: Peers, nodes: tuple[int, ...]) -> Any:
         asked.append(nodes)
         return rounds.pop(0)
 
+    async def ask_all(_peers: Peers, requests: Any, _judge: Any, **_: Any) -> Any:
+        [node] = requests
+        wanted.append(node)
+        return {node: DescriptionReply(b"\x03", b"forged" if node == 4 else b"signed")}
+
     monkeypatch.setattr(comparison, "health_reports", reports)
+    monkeypatch.setattr(comparison, "ask_all", ask_all)
     peers = Peers(ThresholdQuorums(DESCRIPTION.query_update))
-    work: Any = Comparison(NodeId(0), DESCRIPTION, peers, told.append).run(None)  # type: ignore[arg-type]
+    known = Known()
+    work: Any = Comparison(NodeId(0), DESCRIPTION, peers, known).run(None)  # type: ignore[arg-type]
     assert isinstance(work.send(None), Pause)
     assert not asked
     while rounds:
         assert isinstance(work.send(None), Pause)
     work.close()
-    assert asked == [(1, 2, 3, 4, 5)] * 3
-    assert told == [3, 0, 8]
+    assert asked == [(1, 2, 3, 4, 5)] * 4
+    assert known.compared == [1, 0, 3, 3]
+    assert wanted == [4, 5, 4]
+    assert known.offered == [(4, b"forged"), (5, b"signed"), (4, b"forged")]

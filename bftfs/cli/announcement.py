@@ -1,0 +1,52 @@
+"""Brings a signed description of the cluster to all nodes, and says which have heard of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+
+from bftfs.cli.reach import NodeAccess
+from bftfs.cluster import SignedDescription
+from bftfs.data_directory import DataDirectory
+from bftfs.printable import printable
+
+
+def announce(directory: DataDirectory, signed: SignedDescription, *, done: str) -> int:
+    """Tell all nodes; `done` says what those that hear of it do.
+
+    Exit code 1 if some did not hear of it. A node of this machine that does not run reads the
+    description when it starts, and is no reason for that.
+    """
+    with NodeAccess(directory, signed.description) as access:
+        deaf = access.announce(signed)
+        stopped, next_step = access.stopped, access.next_step
+    heard = [node for node in range(signed.description.n) if node not in deaf]
+    if heard:
+        click.echo(f"{_named(heard)} {done if len(heard) > 1 else _of_one(done)}.")
+    if stopped:
+        one = len(stopped) == 1
+        click.echo(
+            f"{_named(stopped)} {'does' if one else 'do'} not run here, and "
+            f"{'reads' if one else 'read'} it when started."
+        )
+    missed = {node: why for node, why in deaf.items() if node not in stopped}
+    for node, why in missed.items():
+        click.echo(f"bftfs: node {node} has not heard of it: it {printable(why)}", err=True)
+    if missed:
+        click.echo(
+            "bftfs: a node that comes up later hears of it from the others within a minute; "
+            "`bftfs cluster tell` tells all again" + (f"; {next_step}" if next_step else ""),
+            err=True,
+        )
+    return 1 if missed else 0
+
+
+def _named(nodes: Iterable[int]) -> str:
+    numbers = [str(node) for node in nodes]
+    return f"{'Node' if len(numbers) == 1 else 'Nodes'} {', '.join(numbers)}"
+
+
+def _of_one(done: str) -> str:
+    """The words for what several nodes do, for one."""
+    return done.replace("have", "has").replace("admit", "admits")
