@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -47,9 +46,13 @@ UPDATERS = (
 WRITERS = ("poisonous-writer", "partial-writer", "timestamp-racer", "impersonator")
 
 
-@pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    deployment = Deployment(tmp_path / "cluster", module="nodes")
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Six nodes that run, and know all of the clients here."""
+    path = tmp_path_factory.mktemp("attacked") / "cluster"
+    deployment = Deployment(path, module="nodes")
+    admit(deployment, UPDATERS + WRITERS)
+    deployment.start()
     yield deployment
     deployment.close()
 
@@ -166,8 +169,6 @@ def correct(deployment: Deployment) -> Iterator[Callable[[], list[Correct]]]:
 def test_clients_that_misuse_metadata_change_nothing_else(
     deployment: Deployment, correct: Callable[[], list[Correct]]
 ) -> None:
-    admit(deployment, UPDATERS)
-    deployment.start()
     clients = correct()
     first = clients[0]
     objects = (deployment.description.volume, first.root)
@@ -207,8 +208,6 @@ def test_clients_that_misuse_metadata_change_nothing_else(
 def test_clients_that_misuse_blocks_show_nobody_anything_false(
     deployment: Deployment, correct: Callable[[], list[Correct]]
 ) -> None:
-    admit(deployment, WRITERS)
-    deployment.start()
     writer, reader = correct()
     blocks = blocks_of(0)
     with attacked(deployment, WRITERS, BLOCKS):
