@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,16 @@ from tests.integration.deployment import Deployment
 
 Connect = Callable[..., BlockingNetwork]
 ZERO = NodeId(0)
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Six nodes that count, and run. Each test has counters of its own."""
+    path = tmp_path_factory.mktemp("six") / "cluster"
+    deployment = Deployment(path, module="tests.integration.counting_node")
+    deployment.start()
+    yield deployment
+    deployment.close()
 
 
 def under_trio(deployment: Deployment, main: Callable[[Network], Any], *, client: int = 0) -> None:
@@ -58,25 +68,21 @@ async def wait_for_ever() -> Conversation[None]:
 # --- both ------------------------------------------------------------------------------------
 
 
-def test_two_clients_see_each_others_counts(counting: Deployment, connect: Connect) -> None:
-    counting.start()
-    first, second = connect(counting, 0), connect(counting, 1)
-    assert first.perform(ask_all(6, Increment(b"c", 1), 6)) == 6
-    assert second.perform(ask_all(6, Increment(b"c", 1), 6)) == 6
-    for node in counting.nodes:
-        assert first.perform(ask(NodeId(node), Fetch(b"c")))[0] == Counted(2)
+def test_two_clients_see_each_others_counts(six: Deployment, connect: Connect) -> None:
+    first, second = connect(six, 0), connect(six, 1)
+    assert first.perform(ask_all(6, Increment(b"of both", 1), 6)) == 6
+    assert second.perform(ask_all(6, Increment(b"of both", 1), 6)) == 6
+    for node in six.nodes:
+        assert first.perform(ask(NodeId(node), Fetch(b"of both")))[0] == Counted(2)
 
 
-def test_large_bodies_travel_whole_in_both_directions(
-    counting: Deployment, connect: Connect
-) -> None:
-    counting.start([0])
-    network = connect(counting)
+def test_large_bodies_travel_whole_in_both_directions(six: Deployment, connect: Connect) -> None:
+    network = connect(six)
     bodies = [os.urandom(size) for size in (1, 4095, 64 * 1024, 1 * MIB, 8 * MIB)]
 
     async def there_and_back(number: int) -> Conversation[bytes]:
-        await ask(ZERO, Increment(b"%d" % number, 1), bodies[number])
-        _, body = await ask(ZERO, Fetch(b"%d" % number, True))
+        await ask(ZERO, Increment(b"body %d" % number, 1), bodies[number])
+        _, body = await ask(ZERO, Fetch(b"body %d" % number, True))
         return bytes(body)
 
     assert network.perform_many(map(there_and_back, range(5)), in_flight=5) == bodies
@@ -113,21 +119,16 @@ def test_nodes_can_be_reached_over_tcp(tmp_path: Path) -> None:
 # --- blocking --------------------------------------------------------------------------------
 
 
-def test_many_conversations_give_their_results_in_order(
-    counting: Deployment, connect: Connect
-) -> None:
-    counting.start([0])
-
+def test_many_conversations_give_their_results_in_order(six: Deployment, connect: Connect) -> None:
     async def increment(by: int) -> Conversation[int]:
-        await ask(ZERO, Increment(b"%d" % by, by))
+        await ask(ZERO, Increment(b"by %d" % by, by))
         return by
 
-    results = connect(counting).perform_many(map(increment, range(500)), in_flight=32)
+    results = connect(six).perform_many(map(increment, range(500)), in_flight=32)
     assert results == list(range(500))
 
 
-def test_no_more_conversations_run_than_are_allowed(counting: Deployment, connect: Connect) -> None:
-    counting.start([0])
+def test_no_more_conversations_run_than_are_allowed(six: Deployment, connect: Connect) -> None:
     running, most = 0, 0
 
     async def observed() -> Conversation[None]:
@@ -137,7 +138,7 @@ def test_no_more_conversations_run_than_are_allowed(counting: Deployment, connec
         await ask(ZERO, Fetch(b"c"))
         running -= 1
 
-    connect(counting).perform_many((observed() for _ in range(50)), in_flight=7)
+    connect(six).perform_many((observed() for _ in range(50)), in_flight=7)
     assert (most, running) == (7, 0)
 
 
@@ -174,24 +175,23 @@ def test_a_blocking_client_meets_a_restarted_node_again(
 # --- under trio ------------------------------------------------------------------------------
 
 
-def test_tasks_perform_conversations_side_by_side(counting: Deployment) -> None:
-    counting.start()
+def test_tasks_perform_conversations_side_by_side(six: Deployment) -> None:
     counted = [0] * 20
 
     async def main(network: Network) -> None:
         async def work(number: int) -> None:
             for _ in range(10):
                 counted[number] += await network.perform(
-                    ask_all(6, Increment(b"%d" % number, 1), 5)
+                    ask_all(6, Increment(b"task %d" % number, 1), 5)
                 )
 
         async with trio.open_nursery() as nursery:
             for number in range(20):
                 nursery.start_soon(work, number)
-        reply, _ = await network.perform(ask(ZERO, Fetch(b"0")))
+        reply, _ = await network.perform(ask(ZERO, Fetch(b"task 0")))
         assert reply == Counted(10)
 
-    under_trio(counting, main)
+    under_trio(six, main)
     assert counted == [50] * 20
 
 
