@@ -28,9 +28,13 @@ Malevolent] Four rules tell which:
   lying accuse the same one, it is convicted: no correct server's authenticators are invalid at so
   many others.
 - Of the servers in other quarrels, the smallest set that explains all quarrels is disbelieved.
+  That another one's vouchers are invalid counts only where an update has failed for that.
 - A server is contrary if its histories show, time and again, a candidate that hardly any other
   server has and that only a repair gets rid of. Under contention correct servers do this
   occasionally: divergences are counted, and each agreement takes something off the count.
+
+**Withholding.** A node that is waited for in vain, when others have vouched, may answer all else in
+time. That is remembered for a while by itself: nobody waits for its vouchers again.
 
 **Ahead of the clock.** Histories whose times are far ahead of the principal's clock do not count
 either, unless servers that cannot all be lying report such times (`query_update.observation`). A
@@ -158,6 +162,7 @@ class Peers:
         self.pages = Pace(hedge_us=HEDGE_US, patience_us=PATIENCE_US, judges_lateness=False)
         self.faults = [0] * quorums.n  # replies that a correct node does not send, so far
         self.disbelieved = NOBODY
+        self.convicted = NOBODY  # of these, those that are known to lie
         self._trusted = trusted
         self._records = tuple(_Record() for _ in range(quorums.n))
         self._last = NOBODY  # nodes that are asked last
@@ -166,6 +171,7 @@ class Peers:
         self._convicted = NOBODY
         self._watched = NOBODY  # nodes with divergences
         self._forget_us = 0
+        self._withholding: dict[NodeId, int] = {}  # until when nobody waits for their vouchers
         self._judges_from_us = 0  # until then the clock is doubted
         self.epoch = 0  # grows when the set of believed servers changes, or trust in the clock
 
@@ -255,6 +261,22 @@ class Peers:
         record = self._records[node]
         if record.lateness:
             record.lateness -= 1
+
+    def withheld(self, nodes: Nodes, now_us: int) -> None:
+        """`nodes` were waited for in vain, when others had vouched for what a client has written.
+
+        They may answer everything else: so they are remembered by themselves.
+        """
+        for node in nodes:
+            self._withholding[node] = now_us + MEMORY_US
+
+    def withholding(self, now_us: int) -> Nodes:
+        """The nodes that have withheld vouchers lately: nobody is to wait for them again."""
+        return Nodes.of(
+            node
+            for node, until_us in self._withholding.items()
+            if not is_due(until_us, now_us, MEMORY_US)
+        )
 
     def _ask_last(
         self, node: NodeId, condition: Condition, now_us: int, interval_us: int = 0
@@ -401,6 +423,7 @@ class Peers:
                 disbelieved = more
         if includes_benign(disbelieved):
             disbelieved = NOBODY
+        self.convicted = convicted & disbelieved
         if disbelieved != self.disbelieved:
             self.disbelieved = disbelieved
             self.epoch += 1

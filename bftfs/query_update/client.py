@@ -338,7 +338,7 @@ class QueryUpdateClient:
             versions = tuple(each.version for each in observed)
             raise FileSystemError(tally.refusal, method.name, versions=versions)
         self._remember(update, timestamp, message, observed)
-        if tally.unvouched:
+        if tally.fails_for_vouchers:
             await self._renew(update, tally)
         self._streaks.interrupted(names)
         update.attempts.back_off.ahead = tally.contenders

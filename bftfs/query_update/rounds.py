@@ -290,6 +290,7 @@ class UpdateTally:
     _doubting: Nodes = NOBODY  # those that culled something, and accuse nobody
     unvouched: Nodes = NOBODY  # those to which too few vouch for what the method rests on
     overdrawn: Nodes = NOBODY  # those that wait for older updates of this client
+    _accusing: tuple[tuple[NodeId, Nodes], ...] = ()  # …and whose vouchers they say are forged
     refusal = 0
     is_outdated = False
 
@@ -324,6 +325,16 @@ class UpdateTally:
     def complete(self) -> bool:
         """True if a quorum has accepted it: it is established."""
         return self.quorums.is_quorum(self.accepted) and not self.is_outdated
+
+    @property
+    def fails_for_vouchers(self) -> bool:
+        """True if too few have accepted it, and other vouchers may help."""
+        quorums, unvouched = self.quorums, self.unvouched
+        return (
+            unvouched is not NOBODY
+            and not self.complete
+            and (quorums.includes_benign(unvouched) or quorums.is_quorum(self.accepted | unvouched))
+        )
 
     def take(self, asking: Asking, node: NodeId, reply: UpdateReply) -> None:
         """Count the reply of one server."""
@@ -366,8 +377,8 @@ class UpdateTally:
         elif status is Status.UNVOUCHED:
             self.unvouched = self.unvouched.plus(node)
             forged = Nodes.known(reply.forged)
-            if not self.quorums.includes_benign(forged):
-                self.rounds.peers.accuse(node, forged, self.plan.now_us)
+            if forged and not self.quorums.includes_benign(forged):
+                self._accusing = (*self._accusing, (node, forged))
         elif status is Status.INSANE_TIME:
             self.insane = self.insane.plus(node)
         elif status is Status.TOO_MANY:
@@ -398,10 +409,16 @@ class UpdateTally:
     def conclude(self) -> None:
         """Remember which servers failed it, or accepted it and report another latest candidate.
 
+        That somebody's vouchers are forged counts if it has failed for that. Otherwise who says so
+        may be a liar, who would have others leave out a server that is needed.
+
         At a server that accepts it, the operation is the latest candidate, whatever contention has
         left before it. A server that reports another one has accepted it in vain: repair follows.
         """
         peers = self.rounds.peers
+        if self.fails_for_vouchers:
+            for accuser, forged in self._accusing:
+                peers.accuse(accuser, forged, self.plan.now_us)
         if not self.quorums.is_repairable(self.accepted):
             return
         if self.failed is NOBODY and len(set(self._reported.values())) == 1:

@@ -21,7 +21,8 @@ from functools import partial
 
 from bftfs import limits
 from bftfs.asking.ask import ask_all
-from bftfs.conversation import Compute, Delivery, Pause, Together
+from bftfs.asking.quorum import NOBODY, Nodes
+from bftfs.conversation import Compute, Delivery, Now, Pause, Together
 from bftfs.crypto.digest import authenticator_bytes
 from bftfs.errors import FileSystemError, QuorumUnavailable
 from bftfs.identifiers import BlockId, NodeId
@@ -29,7 +30,7 @@ from bftfs.read_write.messages import VersionName, VouchReply, VouchSetRequest
 from bftfs.read_write.reading import BlockRead
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of
-from bftfs.read_write.writing import encode, likely_valid, repair
+from bftfs.read_write.writing import Preferred, encode, preferred, repair
 from bftfs.wire.codec import Voucher
 
 Version = tuple[BlockId, BlockTimestamp]
@@ -46,7 +47,9 @@ async def gather(
     b nodes may answer first, each time, with what nobody else takes for theirs. So vouchers that
     seem valid are preferred; and after a refusal that has convicted nobody all nodes are heard that
     answer in time. If N - t correct nodes were among them, there would be no further one: then some
-    lack versions.
+    lack versions. Or one of the b accuses a correct node, and withholds its own voucher. So before
+    a refusal nobody is waited for if there are enough vouchers with those of suspects; and after
+    the first one nobody who was waited for in vain before.
 
     Raises QuorumUnavailable if total patience runs out, FileSystemError if a version is not there.
     """
@@ -60,8 +63,9 @@ async def gather(
         is_usable = isinstance(reply, VouchReply) and session.told(reply.lives) is not None
         return reply if is_usable and len(reply.authenticator) in (0, plain, knowing) else None
 
-    def convincing(replies: dict[NodeId, VouchReply]) -> tuple[Voucher, ...]:
-        return likely_valid(session, _vouchers(replies), (each.lives for each in replies.values()))
+    def made(replies: dict[NodeId, VouchReply], least: int = 0) -> Preferred:
+        told = (each.lives for each in replies.values())
+        return preferred(session, _vouchers(replies), told, least)
 
     is_found_out = bool(peers.disbelieved) and refused == 1
     most = thresholds.responses if not refused or is_found_out else thresholds.N
@@ -70,16 +74,24 @@ async def gather(
     if everywhere:
         await _repair(session, versions, everywhere=True)
     while True:
+        # If that does not help either, one of these may be needed after all.
+        withholding = peers.withholding(await Now()) if refused == 1 else NOBODY
+
+        def enough(replies: dict[NodeId, VouchReply], withholding: Nodes = withholding) -> bool:
+            vouchers, is_likely = made(replies, most)
+            if is_likely or len(vouchers) < thresholds.responses:
+                return is_likely
+            return not refused or not peers.quorums.everyone - Nodes.of(replies) - withholding
+
         replies = await ask_all(
-            peers,
-            requests,
-            judge,
-            patience_us=limits.WRITE_PATIENCE_US,
-            enough=lambda replies: len(convincing(replies)) >= most,
+            peers, requests, judge, patience_us=limits.WRITE_PATIENCE_US, enough=enough
         )
-        for made in (convincing(replies), _vouchers(replies)):
-            if len(made) >= thresholds.responses:
-                return made
+        if not enough(replies):
+            late = peers.quorums.everyone - Nodes.of(replies)
+            peers.withheld(late, await Now())
+        for vouchers in (made(replies).vouchers, _vouchers(replies)):
+            if len(vouchers) >= thresholds.responses:
+                return vouchers
         await _repair(session, versions, everywhere=everywhere)
         everywhere = True
         await Pause(pause_us)
@@ -87,7 +99,9 @@ async def gather(
             left_us -= pause_us + limits.WRITE_PATIENCE_US
             if left_us <= 0:
                 raise QuorumUnavailable(
-                    heard=len(made), required=thresholds.responses, subject="vouchers for a write"
+                    heard=len(vouchers),
+                    required=thresholds.responses,
+                    subject="vouchers for a write",
                 )
         pause_us = min(2 * pause_us, _PAUSE_MOST_US)
 

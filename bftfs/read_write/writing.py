@@ -178,7 +178,7 @@ class WriteRound(Gathering[Told]):
         """Of the nodes that host the version, if they were to vouch for it."""
         made, answers = self._made, self._answers
         vouchers = tuple(Voucher(node, made[node]) for node in sorted(made) if node in answers)
-        return likely_valid(self._session, vouchers, answers.values())
+        return preferred(self._session, vouchers, answers.values())[0]
 
     def _take(self, reply: Delivery) -> None:
         message = reply.message
@@ -360,23 +360,33 @@ async def _vouch(
     return await gathering.answers(hosts)
 
 
-def likely_valid(
-    session: Session, vouchers: tuple[Voucher, ...], told: Iterable[Told]
-) -> tuple[Voucher, ...]:
+class Preferred(NamedTuple):
+    """Vouchers to show, and whether nobody doubts any of them."""
+
+    vouchers: tuple[Voucher, ...]
+    is_likely: bool
+
+
+def preferred(
+    session: Session, vouchers: tuple[Voucher, ...], told: Iterable[Told], least: int = 0
+) -> Preferred:
     """Those of these vouchers that nodes will take, as far as a client can tell.
 
-    Not of a node whose vouchers others have refused; nor of a life that has ended, as b + 1 nodes
-    have told.
+    Not of a life that has ended, as b + 1 nodes have told; nor of a node that is known to lie. Nor
+    of one that is suspected, if those of others are enough, or `least`: who suspects it may lie.
     """
-    if not vouchers:
-        return ()
-    disbelieved = session.peers.disbelieved
-    begun = _begun(session, told)
-    return tuple(
+    peers, begun = session.peers, _begun(session, told) if vouchers else ()
+    possible = tuple(
         each
         for each in vouchers
-        if each.node not in disbelieved and life_of(each.authenticator) >= begun[each.node]
+        if each.node not in peers.convicted and life_of(each.authenticator) >= begun[each.node]
     )
+    likely = possible
+    if peers.disbelieved:
+        likely = tuple(each for each in possible if each.node not in peers.disbelieved)
+    if len(likely) >= max(least, session.thresholds.responses):
+        return Preferred(likely, True)
+    return Preferred(possible, False)
 
 
 def _begun(session: Session, told: Iterable[Told]) -> Told:

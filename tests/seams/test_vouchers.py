@@ -6,19 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from bftfs.asking.peers import Peers
+from bftfs.conversation import Pause
 from bftfs.filesystem import block_names
-from bftfs.filesystem.attributes import NO_CHANGES
+from bftfs.filesystem.attributes import NO_CHANGES, Changes
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import ObjectId
 from bftfs.query_update import accepting
 from bftfs.query_update.client import QueryUpdateClient
-from bftfs.query_update.messages import HistoryReply, Status
+from bftfs.query_update.messages import HistoryReply, Status, UpdateReply
+from bftfs.query_update.rounds import UpdateTally
 from bftfs.read_write import vouching, writing
 from bftfs.read_write.messages import VouchReply, WriteReply, WriteRequest
 from bftfs.read_write.timestamp import digest_of
+from bftfs.read_write.writing import Preferred
+from bftfs.server.step import Ready
 from bftfs.simulation.world import SECOND_US
 from tests.seams.false_vouchers import Forging, Withholding
 from tests.seams.world import BLOCK_BYTES, STRANGER, STRANGERS_GRANT, User, World
@@ -132,9 +137,116 @@ def test_must_fail_writers_that_learn_nothing_of_refusals(
     outlives: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (vouching, writing):
-        monkeypatch.setattr(module, "likely_valid", lambda _session, vouchers, _told: vouchers)
-    monkeypatch.setattr(Peers, "accuse", lambda *_: None)
+        monkeypatch.setattr(
+            module,
+            "preferred",
+            lambda _session, vouchers, _told, least=0: Preferred(vouchers, len(vouchers) >= least),
+        )
+    for memory in ("accuse", "withheld"):
+        monkeypatch.setattr(Peers, memory, lambda *_: None)
     assert seconds_for_writes(ONE, outlives=outlives) > 3
+
+
+# --- a liar that accuses others -------------------------------------------------------------------
+
+
+def accusing(status: Status) -> Callable[[Any], Any]:
+    """A server that never vouches, and says of each update that a correct server is a forger."""
+
+    class Accusing:
+        def __init__(self, honest: Any) -> None:
+            self._honest = honest
+
+        def step(self, *arguments: Any) -> Any:
+            ready = self._honest.step(*arguments)
+            reply = ready.reply
+            if isinstance(reply, VouchReply):
+                return Ready()
+            if isinstance(reply, UpdateReply):
+                ready.reply = replace(reply, status=status, forged=1 << 1, answer=b"")
+            return ready
+
+    return Accusing
+
+
+def seconds_beside_an_accuser(
+    status: Status, contents: str = ONE, liar: int = 3, *, contended: bool = False
+) -> float:
+    """How long eight writes take. If `contended`, another client changes the same inode always."""
+    world, user, identifier = started()
+    forge(world, liar, accusing(status))
+    other, stopped = world.user("other"), False
+
+    async def contend() -> None:
+        mode = 0
+        while not stopped:
+            mode += 1
+            await other.files.change_attributes(identifier, Changes(mode=mode % 0o777), other.who)
+            await Pause(2_000)
+
+    world.run_for(5 * SECOND_US)
+    if contended:
+        world.start(other.host, contend())
+    took_us = 0
+    for attempt in range(8):
+        since_us = world.now_us
+        user.put(identifier, f"{attempt}{contents}", within_us=20 * SECOND_US)
+        took_us += world.now_us - since_us
+        world.run_for(SECOND_US // 10)
+    stopped = True
+    return took_us / SECOND_US
+
+
+@pytest.mark.parametrize("status", [Status.UNVOUCHED, Status.CULLED])
+@pytest.mark.parametrize("contents", [ONE, TWO])
+@pytest.mark.parametrize("liar", [0, 3])
+def test_nobody_waits_for_a_node_that_accuses_others_and_does_not_vouch(
+    liar: int, contents: str, status: Status
+) -> None:
+    assert seconds_beside_an_accuser(status, contents, liar) < 0.5
+
+
+@pytest.mark.parametrize("contents", [ONE, TWO])
+@pytest.mark.parametrize("liar", [0, 3])
+def test_with_others_in_between_it_is_waited_for_once(liar: int, contents: str) -> None:
+    took = seconds_beside_an_accuser(Status.UNVOUCHED, contents, liar, contended=True)
+    assert took < 2.5
+
+
+def count_all_accusations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that have kept no update from being accepted."""
+    conclude = UpdateTally.conclude
+
+    def accuse(tally: UpdateTally) -> None:
+        for accuser, forged in tally._accusing:
+            tally.rounds.peers.accuse(accuser, forged, tally.plan.now_us)
+        conclude(tally)
+
+    monkeypatch.setattr(UpdateTally, "conclude", accuse)
+
+
+def test_must_fail_writers_that_wait_for_the_same_node_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count_all_accusations(monkeypatch)
+    once = seconds_beside_an_accuser(Status.UNVOUCHED)
+    assert 0.9 < once < 2.5
+    monkeypatch.setattr(Peers, "withheld", lambda *_: None)
+    assert seconds_beside_an_accuser(Status.UNVOUCHED) > 5
+
+
+def test_must_fail_writers_that_leave_out_whoever_is_accused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without(session: Any, vouchers: Any, told: Any, least: int = 0) -> Preferred:
+        shown = preferred(session, vouchers, told, least).vouchers
+        shown = tuple(each for each in shown if each.node not in session.peers.disbelieved)
+        return Preferred(shown, len(shown) >= max(least, session.thresholds.responses))
+
+    preferred = writing.preferred
+    for module in (vouching, writing):
+        monkeypatch.setattr(module, "preferred", without)
+    assert seconds_beside_an_accuser(Status.CULLED) > 5
 
 
 def test_must_fail_writers_that_do_not_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
