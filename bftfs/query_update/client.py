@@ -64,6 +64,7 @@ from bftfs.limits import CLOCK_SKEW_US
 from bftfs.lock import Locks
 from bftfs.query_update.effort import Outcome, Streaks
 from bftfs.query_update.history import (
+    ZERO,
     Conditioned,
     ConditionedKind,
     LogicalTimestamp,
@@ -82,6 +83,10 @@ from bftfs.wire.codec import Message, Voucher, encode
 Vouch = Callable[[int], Conversation[tuple[Voucher, ...]]]
 
 _SAME_US = CLOCK_SKEW_US // 4  # for how long an attempt is sent again unchanged
+
+
+class _WrongClock(AdmissionRefused):
+    """Servers that cannot all lie find this client's clock wrong, time and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +209,9 @@ class QueryUpdateClient:
     ) -> Answered:
         """Invoke an update. Raises FileSystemError if it refuses: then nothing has changed.
 
+        Nor has anything, or will, if nodes find the client's clock wrong (AdmissionRefused, ETIME).
+        What comes of it is not known if another OperationFailed is raised.
+
         The version's time is `not_before_us` or later: that of what it is to be consistent with.
         `vouch` gets a quorum's vouchers for what the method rests on; again if servers refuse them.
         The servers in `reaching` are asked first: one of them that is behind catches up.
@@ -278,23 +286,57 @@ class QueryUpdateClient:
     async def _update(self, update: _Ongoing) -> Answered:
         """c_increment: repair and retry until a candidate is established. [Q/U lines 300-307]"""
         try:
-            while True:
-                outcome = await self._attempt(update)
-                if isinstance(outcome, Answered):
-                    return outcome
-                if await update.attempts.go_on(outcome, update.names):
-                    continue
+            return await self._answer(update)
+        except (FileSystemError, _WrongClock):
+            answered = await self._settled(update)
+            if answered is None:
+                raise
+            return answered
+        finally:
+            for each in update.earlier:
+                self.repairs.own.pop(each.timestamp, None)
+
+    async def _answer(self, update: _Ongoing) -> Answered:
+        """Try until it is established, refused, or hopeless."""
+        while True:
+            outcome = await self._attempt(update)
+            if isinstance(outcome, Answered):
+                return outcome
+            if not await update.attempts.go_on(outcome, update.names):
                 if outcome is Outcome.WRONG_CLOCK:
-                    raise AdmissionRefused(
+                    raise _WrongClock(
                         code=errno.ETIME,
                         reason="the nodes find this client's clock too far from theirs",
                     )
                 raise ContentionExhausted(
                     attempts=update.attempts.effort.failures, subject=update.method.name
                 )
-        finally:
-            for each in update.earlier:
-                self.repairs.own.pop(each.timestamp, None)
+
+    async def _settled(self, update: _Ongoing) -> Answered | None:
+        """The answer of an earlier attempt at an update that is given up; None if none ever counts.
+
+        Copies of their requests may be on their way. So something later than what they were
+        conditioned on is established. (Not of an update whose objects are all new: no barrier can
+        be made there. But nothing is refused there at one time that is accepted at another.)
+        """
+        names, attempts = update.names, Attempts(self.repairs)
+        while update.earlier:
+            observed = [self.observations.condition_on(name) for name in names]
+            outcome: Answered | Outcome | None = Outcome.DISORDER
+            if all(each.is_orderly for each in observed):
+                outcome = await self._effect(update, observed)
+            if isinstance(outcome, Answered):
+                return outcome
+            if outcome is not None:
+                if not await attempts.go_on(outcome, names):
+                    raise ContentionExhausted(
+                        attempts=attempts.effort.failures, subject=update.method.name
+                    )
+            elif update.earlier:
+                name, version = _existing(update)
+                if version == ZERO or not await self.repairs.supersede(name, version):
+                    return None
+        return None
 
     def _remember(
         self,
@@ -510,6 +552,19 @@ class QueryUpdateClient:
         if content is None:
             raise QuorumUnavailable(heard=0, required=1, subject="a large answer")
         return content
+
+
+def _existing(update: _Ongoing) -> tuple[ObjectId, LogicalTimestamp]:
+    """An object that is not new, and the latest version that attempts were conditioned on there.
+
+    ZERO if all objects are new.
+    """
+    name, version = update.names[0], ZERO
+    for attempt in update.earlier:
+        for other, found in zip(update.names, attempt.conditioned_on, strict=True):
+            if version == ZERO or (other == name and found > version):
+                name, version = other, found
+    return name, version
 
 
 def _distinct(objects: tuple[ObjectId, ...]) -> tuple[ObjectId, ...]:

@@ -385,6 +385,18 @@ class Observations:
         entry.conditioned_on = observed
         return observed
 
+    def short_of_a_quorum(self, identifier: ObjectId) -> Observed:
+        """So few of the histories that show a version that it does not count as complete.
+
+        On these a barrier can be made, although nothing is out of order.
+        """
+        observed = self.observe(identifier)
+        shown: dict[NodeId, Known] = {}
+        for node in sharing(observed.culled, observed.version):
+            if not self._quorums.is_quorum(Nodes.of([*shown, node])):
+                shown[node] = self._entry(identifier).known[node]
+        return self._assemble(identifier, shown)
+
     def survey(self, identifier: ObjectId, reported: Mapping[NodeId, Known]) -> Classification:
         """The classification of what was `reported` to a query.
 

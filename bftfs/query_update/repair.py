@@ -144,6 +144,26 @@ class Repair:
             await attempts.go_on(outcome, names)
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"repair of {names[0].hex()}")
 
+    async def supersede(self, name: ObjectId, version: LogicalTimestamp) -> bool:
+        """Have something later than `version` established at an object: a copy, if nothing else.
+
+        Then no update that was conditioned on `version`, or on an older one, is established any
+        more, however many copies of its requests are under way. False if no barrier can be made,
+        since a single server is a quorum.
+        """
+        attempts = Attempts(self)
+        for _ in range(_MOST_STEPS):
+            await self.repair((name,), attempts.back_off)
+            if self._observe(name).version > version:
+                return True
+            shown = self.observations.short_of_a_quorum(name)
+            if not shown.culled.hosted:
+                return False
+            had_effect = await self._barrier(name, shown)
+            outcome = Outcome.PROGRESS if had_effect else Outcome.NO_PROGRESS
+            await attempts.go_on(outcome, (name,))
+        raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"a copy of {name.hex()}")
+
     async def refresh(self, names: tuple[ObjectId, ...]) -> None:
         """Ask a quorum for the replica histories of `names`, ascending."""
         rounds = self._rounds
@@ -229,9 +249,12 @@ class Repair:
         message = InlineBarrier(observed.history_set, observed.authenticators)
         return await self._send(message, (name,), "inline barrier")
 
-    async def _barrier(self, name: ObjectId) -> bool:
-        """Keep everything earlier from completing. [Q/U §4.3.2]"""
-        observed = self._observe(name)
+    async def _barrier(self, name: ObjectId, shown: Observed | None = None) -> bool:
+        """Keep everything earlier from completing. [Q/U §4.3.2]
+
+        On what is `shown`, by default on all that is known.
+        """
+        observed = shown or self._observe(name)
         conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, (observed.history_set,))
         message = Update(encode(conditioned), (observed.authenticators,), (), NodeId(0))
         return await self._send(message, (name,), "barrier")

@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 
-from bftfs.errors import FileSystemError
+from bftfs.errors import AdmissionRefused, FileSystemError
+from bftfs.filesystem import registry
+from bftfs.filesystem.objects import NoArguments
+from bftfs.filesystem.volume import Snapshot, SnapshotCreation
 from bftfs.query_update.history import ConditionedKind, decode_conditioned
 from bftfs.query_update.messages import Status, Update, UpdateReply
 from bftfs.simulation.network import Kind
-from bftfs.simulation.world import SECOND_US
+from bftfs.simulation.world import SECOND_US, START_US
 from tests.seams.test_clock_jumps import incrementing, jump
-from tests.seams.world import ROOT, User, World
-from tests.simulation.mutants import end_attempts_by_refusals
+from tests.seams.world import ROOT, VOLUME, User, World
+from tests.simulation.mutants import end_attempts_by_refusals, leave_requests_under_way
 
 HOUR_S = 3_600
 LATE_S = 100  # after this time it does not try again at the same time
@@ -102,3 +105,84 @@ def test_must_fail_clients_that_take_refusals_for_the_end(monkeypatch: pytest.Mo
     world, user, _ = refused_then_accepted(incrementing)
     answered = world.run(user.host, incrementing(user))
     assert answered.answer.value == 5, "one of the updates took effect twice"
+
+
+# --- who gives up -------------------------------------------------------------------------------
+
+
+def snapshot(user: User) -> Coroutine[Any, Any, Any]:
+    """Of a moment that is half an hour away: refused, unless the clock is ahead."""
+    soon_us = START_US + HOUR_S // 2 * SECOND_US
+    arguments = SnapshotCreation(b"made", soon_us)
+    return user.objects.update((VOLUME,), registry.CREATE_SNAPSHOT, arguments, user.who)
+
+
+def given_up(perform: Perform, *, is_set_right: bool) -> tuple[World, User, BaseException]:
+    """A user's clock is ahead by an hour: nodes refuse the times of an update, until it ends.
+
+    Perhaps his clock is set right before that. Then all clocks jump ahead by an hour, and copies
+    of the first requests arrive.
+    """
+    world = World(verifying=False)
+    user = world.user("user")
+    user.format()
+    for _ in range(2):
+        world.run(user.host, incrementing(user))
+    copies = Copies(world, user)
+    user.host.skew_us += HOUR_S * SECOND_US
+    ended = world.start(user.host, perform(user))
+    world.run_until(lambda: len(copies.replies) == world.sizes.query_update.q)
+    first = copies.requests[:]
+    assert len(first) == len(copies.replies)
+    if is_set_right:
+        user.host.skew_us = 0
+    world.run_until(lambda: bool(ended))
+    copies.requests[:] = first
+    user.host.skew_us = 0
+    jump(world, [user], HOUR_S)
+    copies.arrive()
+    world.run_for(SECOND_US)
+    assert isinstance(ended[0], AdmissionRefused | FileSystemError), ended
+    return world, user, ended[0]
+
+
+def snapshots(world: World, user: User) -> tuple[Snapshot, ...]:
+    listing = user.objects.query((VOLUME,), registry.LIST_SNAPSHOTS, NoArguments(), user.who)
+    listed: tuple[Snapshot, ...] = world.run(user.host, listing).answer.snapshots
+    return listed
+
+
+def made(world: World, user: User) -> bool:
+    """True if there is a directory of this name now."""
+    found = world.start(user.host, user.files.lookup(ROOT, b"made", user.who))
+    world.run_until(lambda: bool(found))
+    return not isinstance(found[0], FileSystemError)
+
+
+def test_what_a_client_gives_up_because_of_its_clock_never_takes_effect() -> None:
+    world, user, error = given_up(make_directory, is_set_right=False)
+    assert isinstance(error, AdmissionRefused)
+    assert error.code == errno.ETIME
+    assert not made(world, user)
+    world, user, _ = given_up(incrementing, is_set_right=False)
+    assert world.run(user.host, incrementing(user)).answer.value == 3
+
+
+def test_what_a_method_has_refused_never_takes_effect() -> None:
+    """Though it would have been permitted at the time of an earlier attempt."""
+    world, user, error = given_up(snapshot, is_set_right=True)
+    assert isinstance(error, FileSystemError)
+    assert error.code == errno.ERANGE
+    assert not snapshots(world, user)
+
+
+def test_must_fail_clients_that_give_up_with_requests_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leave_requests_under_way(monkeypatch)
+    world, user, _ = given_up(make_directory, is_set_right=False)
+    assert made(world, user), "it has been told ETIME"
+    world, user, _ = given_up(incrementing, is_set_right=False)
+    assert world.run(user.host, incrementing(user)).answer.value == 4
+    world, user, _ = given_up(snapshot, is_set_right=True)
+    assert snapshots(world, user), "it has been told ERANGE"

@@ -114,6 +114,15 @@ def end_attempts_by_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QueryUpdateClient, "_remember", remembering)
 
 
+def leave_requests_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that give up an update exclude none of its attempts."""
+
+    async def leave(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(QueryUpdateClient, "_settled", leave)
+
+
 def hold_older_versions_against_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients give up an attempt if it is not in the chain of a version, however old that is."""
     verdict = QueryUpdateClient._verdict

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bftfs.identifiers import NodeId
-from bftfs.simulation.configuration import Configuration, from_json
+from bftfs.simulation.configuration import ClientPlan, Configuration, from_json
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.scenario import run
 from bftfs.simulation.workloads.objects import ObjectMix
@@ -23,6 +23,7 @@ from tests.simulation.mutants import (
     end_attempts_by_refusals,
     hold_older_versions_against_attempts,
     hunt,
+    leave_requests_under_way,
 )
 
 DAYS_US = 10**12
@@ -47,7 +48,7 @@ def repeated(seeds: Iterable[int]) -> Iterator[Configuration]:
 
 
 def test_updates_whose_requests_are_repeated_take_effect_once() -> None:
-    for configuration in repeated((*range(6), 8, 24)):
+    for configuration in repeated((5, 8, 24)):
         report = run(configuration)
         assert report.passed, "\n".join(report.findings)
         assert report.fault_counts.jumps > 5
@@ -55,7 +56,41 @@ def test_updates_whose_requests_are_repeated_take_effect_once() -> None:
 
 def test_must_fail_clients_that_take_refusals_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     end_attempts_by_refusals(monkeypatch)
-    assert hunt(repeated((5, 8, 24)), lambda finding: "took place twice" in finding)
+    assert hunt(repeated((5, 8, 24, *range(30, 50))), lambda finding: "took place twice" in finding)
+
+
+def beside_an_early_clock(seeds: Iterable[int]) -> Iterator[Configuration]:
+    """The clock of one client is always ahead by as much as all jump: it gives its updates up."""
+    for configuration in repeated(seeds):
+        faults = replace(
+            configuration.faults,
+            network=replace(REPEATED, duplication=1.0, straggling=0.3),
+            jump_every_us=SECOND_US,
+            jumped_us=(SECOND_US // 20, 3 * SECOND_US // 10),
+        )
+        early = ClientPlan(width=4, skew_us=DAYS_US, sane=False)
+        seldom = [replace(each, think_us=(0, 2 * SECOND_US)) for each in configuration.clients]
+        yield replace(
+            configuration,
+            faults=faults,
+            clients=(early, *seldom),
+            objects=replace(LEDGER, accounts=6, updates=1.0, several=0.0),
+        )
+
+
+def test_what_clients_give_up_because_of_their_clocks_never_takes_effect() -> None:
+    for configuration in beside_an_early_clock(range(2, 5)):
+        report = run(configuration)
+        assert report.passed, "\n".join(report.findings)
+
+
+def test_must_fail_clients_that_give_up_with_requests_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leave_requests_under_way(monkeypatch)
+    assert hunt(
+        beside_an_early_clock(range(2, 20)), lambda each: "was refused, and took place" in each
+    )
 
 
 def forgetful() -> Iterator[Configuration]:

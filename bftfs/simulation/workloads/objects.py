@@ -17,7 +17,7 @@ from typing import Any
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.errors import FileSystemError
+from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem.registry import FORMAT
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
@@ -142,6 +142,19 @@ class ObjectWorkload:
         if isinstance(entry.arguments, Deposit | Transfer):
             self._labels[entry.arguments.label] = entry
 
+    def is_fenced(self, entry: ObjectEntry) -> bool:
+        """True if an update that its client gives up because of its clock may never take place.
+
+        Nothing is promised of it if all of its objects are new.
+        """
+        return entry.update and any(
+            each.update
+            and each.responded <= entry.invoked
+            and set(each.objects) & set(entry.objects)
+            for each in self.history
+            if not each.error
+        )
+
     def attempted(self, name: str, at: float) -> tuple[str, tuple[ObjectId, ...], Record]:
         """An update that a Byzantine client may make from now on: it may take place, once."""
         entry = self.draw(name, updates=1.0)
@@ -253,7 +266,9 @@ class ObjectWorkload:
         """A counter counts all increments that ended, and at most those that did not."""
         for number, count in self.last_counts.items():
             increments = [
-                entry for entry in self.history if entry.update and entry.objects == (number,)
+                entry
+                for entry in self.history
+                if entry.update and entry.objects == (number,) and not entry.error
             ]
             ended = sum(entry.responded < inf for entry in increments)
             if not ended <= count <= len(increments):
@@ -351,6 +366,10 @@ class ObjectSession:
                 if error.code != errno.EDQUOT:  # which is part of what is agreed
                     raise
                 return
+            except AdmissionRefused as error:
+                if error.code == errno.ETIME and workload.is_fenced(entry):
+                    entry.error, entry.responded = error.code, self._world.now_us
+                raise
             answer = result.answer
             entry.answer = answer if isinstance(answer, Accounts) else answer.value
             entry.timestamp, entry.responded = result.timestamp, self._world.now_us

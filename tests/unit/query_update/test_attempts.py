@@ -10,12 +10,13 @@ import pytest
 from bftfs.conversation import Pause
 from bftfs.limits import SECOND_US
 from bftfs.query_update.client import QueryUpdateClient, _Earlier
-from bftfs.query_update.counter import Increment
+from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import ZERO, Candidate, LogicalTimestamp, logical_timestamp
 from bftfs.query_update.messages import Status, Update, UpdateReply, Verdict
 from bftfs.query_update.replica import Replica
 from bftfs.server.step import Ready, Sender
 from bftfs.simulation.deployment import client_named
+from bftfs.thresholds import QueryUpdateThresholds
 from tests.builders import USER
 from tests.seams.world import World
 from tests.unit.query_update.harness import Cluster, counter_id, honest
@@ -98,3 +99,17 @@ def test_an_attempt_that_nothing_has_changed_is_sent_again() -> None:
     cluster.run(lambda: outcome.done)
     assert outcome.value().answer.value == 2
     assert not client.qu.repairs.own
+
+
+@pytest.mark.parametrize(("t", "superseded"), [(0, False), (1, True)])
+def test_a_version_is_superseded_by_a_copy(t: int, superseded: bool) -> None:
+    """Unless a single server is a quorum: no fewer can show it."""
+    cluster = Cluster(QueryUpdateThresholds.smallest(t=t, b=t))
+    client = cluster.client("X")
+    made = client.run(client.qu.update((A,), "counter.increment", Increment(), USER))
+    assert client.run(client.qu.repairs.supersede(A, made.timestamp)) is superseded
+    found = client.run(client.qu.query((A,), "counter.fetch", Fetch(), USER))
+    assert (found.timestamp > made.timestamp) is superseded
+    assert found.answer.value == 1
+    client.run(client.qu.update((A,), "counter.increment", Increment(), USER))
+    assert len(cluster.sent) < 150
