@@ -36,6 +36,8 @@ _COMMANDS = {
     "mend": ("mend", "Remove a name whose file or directory was lost."),
     "snapshot": ("retention", "Give times names."),
     "retention": ("retention", "Choose which old versions are kept."),
+    "send": ("backup", "Write a directory, as of a time, as a backup to the standard output."),
+    "receive": ("backup", "Make or bring up to date a directory from such a backup."),
     "audit": ("restore", "What a client has changed, and what others built on it."),
     "undo": ("restore", "Take back what a client has changed."),
     "cluster": ("cluster", "Make a cluster, and manage its clients."),

@@ -136,7 +136,7 @@ def create(mountpoint: str, name: str, at: str | None) -> None:
     with session_at(mountpoint) as session:
         if not name or "/" in name or says_time(name, now_us=session.now_us):
             raise UsageError(f"{name!r}: {_WHY_NOT[errno.EINVAL]}")
-        _push(session)
+        push_writes(session)
         time_us = 0 if at is None else session.time(at)
         if at is not None:
             session.require_root(f"{name}: {at}", time_us)
@@ -147,7 +147,7 @@ def create(mountpoint: str, name: str, at: str | None) -> None:
     click.echo(f"{printable(name)}: {format_time_name(made.time_us)}")
 
 
-def _push(session: CommandSession) -> None:
+def push_writes(session: CommandSession) -> None:
     """Have the mount save all writes of its programs."""
     descriptor = os.open(session.mounted.path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -365,7 +365,7 @@ def run(path: str) -> None:
             if session.who.uid in (0, each.uid)
         ]
         if found:
-            _push(session)
+            push_writes(session)
         for each in found:
             failures += not _follow(session, each)
     if not found:

@@ -80,6 +80,8 @@ _link = _tagged(b"bftfs.link")
 _inventory = _tagged(b"bftfs.inventory")
 _client = _tagged(b"bftfs.client", CLIENT_ID_BYTES)
 _FRAGMENT_KEY = _tagged(b"bftfs.fragment")(b"")
+_BACKUP_KEY = _tagged(b"bftfs.backup")(b"")
+backup_tree_digest = _tagged(b"bftfs.backuptree")
 
 
 class HashedFragment(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -107,6 +109,11 @@ def fragment_digest(fragment: Body | bytearray) -> Digest:
     if isinstance(fragment, HashedFragment):
         return fragment.digest
     return Digest(blake3(fragment, key=_FRAGMENT_KEY).digest())
+
+
+def backup_record_digest(*, previous: Digest, encoded: bytes) -> Digest:
+    """The digest behind a record of a backup: of all records so far, this one the last."""
+    return Digest(blake3(previous, key=_BACKUP_KEY).update(encoded).digest())
 
 
 def data_of(fragment: Body) -> bytes | memoryview:

@@ -1,0 +1,240 @@
+"""A tree that is sent and received is the same tree; increments compose, and can be repeated."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import stat
+from pathlib import Path
+
+import pytest
+
+from bftfs.backup.receiving import Receiving
+from bftfs.errors import UsageError
+from tests.unit.backup.trees import Trees, expected, held, receive, sent
+
+SEEDS = range(12)
+
+
+def grown(seed: int, *, times: int = 3, changes: int = 14) -> tuple[Trees, list[int]]:
+    """A tree, and the times between its changes."""
+    draw = random.Random(seed)
+    trees = Trees()
+    marks = []
+    for _ in range(times):
+        for _ in range(changes):
+            trees.change_something(draw)
+        marks.append(trees.mark())
+    return trees, marks
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_tree_is_received_as_it_was_sent(tmp_path: Path, seed: int) -> None:
+    trees, marks = grown(seed)
+    for number, mark in enumerate(marks):
+        receive(tmp_path / str(number), sent(trees, mark))
+        assert held(tmp_path / str(number)) == expected(trees.marks[mark], trees.top)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_increments_compose(tmp_path: Path, seed: int) -> None:
+    trees, marks = grown(seed)
+    backup = tmp_path / "backup"
+    before: int | None = None
+    for mark in marks:
+        receive(backup, sent(trees, mark, before))
+        assert held(backup) == expected(trees.marks[mark], trees.top)
+        before = mark
+    whole = tmp_path / "at-once"
+    receive(whole, sent(trees, marks[0]))
+    receive(whole, sent(trees, marks[-1], marks[0]))
+    assert held(whole) == held(backup)
+    assert os.listdir(whole / ".bftfs-backup") == ["state"]
+
+
+def test_an_increment_tells_only_what_has_changed(tmp_path: Path) -> None:
+    trees = Trees()
+    directory = trees.make(trees.top, b"many", stat.S_IFDIR | 0o755)
+    for number in range(200):
+        trees.make(directory, b"%d" % number, stat.S_IFREG | 0o644, b"x" * 1000)
+    one = trees.mark()
+    trees.put(trees.top, b"many", None)
+    trees.put(trees.top, b"moved", directory)
+    other = trees.mark()
+    whole, increment = sent(trees, one), sent(trees, other, one)
+    assert len(whole) > 200_000
+    assert len(increment) < 1000
+    receive(tmp_path / "b", whole)
+    number = (tmp_path / "b" / "many" / "7").stat().st_ino
+    receive(tmp_path / "b", increment)
+    assert (tmp_path / "b" / "moved" / "7").stat().st_ino == number
+    assert not (tmp_path / "b" / "many").exists()
+
+
+def test_holes_stay_holes(tmp_path: Path) -> None:
+    trees = Trees()
+    contents = bytes(3 << 20) + b"x" + bytes(5 << 20)
+    trees.make(trees.top, b"sparse", stat.S_IFREG | 0o644, contents)
+    stream = sent(trees, trees.mark())
+    assert len(stream) < 100_000
+    receive(tmp_path / "b", stream)
+    file = tmp_path / "b" / "sparse"
+    assert file.read_bytes() == contents
+    assert file.stat().st_blocks * 512 < 1 << 20
+
+
+# --- bases ------------------------------------------------------------------------------------
+
+
+def refusal(directory: Path, stream: bytes) -> str:
+    """Why a stream is not received; nothing has changed then."""
+    before = held(directory) if directory.exists() else None
+    with pytest.raises(UsageError) as refused:
+        receive(directory, stream)
+    assert (held(directory) if directory.exists() else None) == before
+    return str(refused.value)
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    trees, (one, two, three) = grown(1)
+    backup = tmp_path / "backup"
+    assert "holds no backup, and this is an increment" in refusal(backup, sent(trees, two, one))
+    assert not backup.exists(), "it leaves nothing behind"
+    receive(backup, sent(trees, one))
+    assert "send one with --from" in refusal(backup, sent(trees, three, two))
+    assert "send an increment to it" in refusal(backup, sent(trees, two))
+    other = trees.make(trees.top, b"other", stat.S_IFDIR | 0o755)
+    assert "another directory" in refusal(backup, sent(trees, trees.mark(), top=other))
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").touch()
+    assert "not empty" in refusal(full, sent(trees, one))
+    assert os.listdir(full) == ["file"]
+    (tmp_path / "a-file").touch()
+    with pytest.raises(UsageError, match="not a directory"):
+        receive(tmp_path / "a-file", sent(trees, one))
+    with pytest.raises(UsageError, match="there is no"):
+        receive(tmp_path / "not" / "there", sent(trees, one))
+
+
+def test_what_was_added_to_the_past_is_noticed(tmp_path: Path) -> None:
+    """By a client whose clock was behind, after that time was sent."""
+    trees, (one, two, _) = grown(3)
+    backup = tmp_path / "backup"
+    receive(backup, sent(trees, one))
+    late = trees.marks[one][trees.top]
+    late.entries[b"late"] = trees.make(trees.top, b"late", stat.S_IFREG | 0o600, b"late")
+    trees.marks[one][late.entries[b"late"]] = trees.things[late.entries[b"late"]]
+    assert "a client whose clock was behind" in refusal(backup, sent(trees, two, one))
+    assert "a client whose clock was behind" in refusal(backup, sent(trees, one))
+
+
+def test_to_receive_it_again_changes_nothing(tmp_path: Path) -> None:
+    trees, (one, two, _) = grown(4)
+    backup = tmp_path / "backup"
+    for stream in (sent(trees, one), sent(trees, one), sent(trees, two, one)):
+        receive(backup, stream)
+    before = held(backup)
+    again = receive(backup, sent(trees, two, one))
+    assert held(backup) == before
+    assert again.counts.files == 0
+
+
+def test_a_tree_that_somebody_has_changed_is_not_changed_further(tmp_path: Path) -> None:
+    trees = Trees()
+    inner = trees.make(trees.top, b"inner", stat.S_IFDIR | 0o755)
+    file = trees.make(inner, b"file", stat.S_IFREG | 0o644, b"one")
+    one = trees.mark()
+    trees.put(inner, b"file", None)
+    trees.put(trees.top, b"moved", file)
+    two = trees.mark()
+    backup = tmp_path / "backup"
+    receive(backup, sent(trees, one))
+    (backup / "inner" / "file").rename(backup / "elsewhere")
+    with pytest.raises(UsageError, match="is not what was received, or in the way"):
+        receive(backup, sent(trees, two, one))
+    (backup / "elsewhere").rename(backup / "inner" / "file")
+    receive(backup, sent(trees, two, one))
+    assert held(backup) == expected(trees.marks[two], trees.top)
+
+
+def test_two_receivers_do_not_work_at_the_same_time(tmp_path: Path) -> None:
+    trees, (one, *_) = grown(5)
+    backup = tmp_path / "backup"
+    stream = io.BytesIO(sent(trees, one))
+    refusals = []
+
+    def read(count: int) -> bytes:
+        if (backup / ".bftfs-backup").exists():
+            with pytest.raises(UsageError) as refused:
+                receive(backup, sent(trees, one))
+            refusals.append(str(refused.value))
+        return stream.read(count)
+
+    Receiving(backup).receive(read)
+    assert refusals
+    assert all("another `bftfs receive` is at work" in each for each in refusals)
+    assert held(backup) == expected(trees.marks[one], trees.top)
+
+
+# --- interruptions ----------------------------------------------------------------------------
+
+
+class Ended(BaseException):
+    """The program is ended here."""
+
+
+CHANGING = (
+    "rename", "replace", "mkdir", "rmdir", "link", "symlink", "mknod", "chmod", "utime", "write",
+    "unlink",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("seed", "is_killed"), [(100, True), (101, True), (102, False)])
+def test_an_interrupted_receive_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, is_killed: bool
+) -> None:
+    """Ended before each of its changes of the disk in turn, and received again.
+
+    Who is killed changes nothing any more; who is only interrupted may clear up.
+    """
+    trees, (one, two, *_) = grown(seed, times=2, changes=10)
+    streams = sent(trees, one), sent(trees, two, one)
+    wanted = [expected(trees.marks[mark], trees.top) for mark in (one, two)]
+    free = 1 << 60
+    left = free
+
+    def count(name: str) -> None:
+        original = getattr(os, name)
+
+        def change(*arguments: object, **options: object) -> object:
+            nonlocal left
+            left -= 1
+            if left == 0 or (left < 0 and is_killed):
+                raise Ended
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(os, name, change)
+
+    for name in CHANGING:
+        count(name)
+    for which, stream in enumerate(streams):
+        for end in range(1, 400):
+            backup = tmp_path / f"{which}-{end}"
+            if which:
+                receive(backup, streams[0])
+            left = end
+            try:
+                receive(backup, stream)
+            except Ended:
+                left = free
+                receive(backup, stream)
+                assert held(backup) == wanted[which]
+                continue
+            left = free
+            assert held(backup) == wanted[which]
+            break
+        else:
+            raise AssertionError("it never came to its end")
+        assert end > 20
