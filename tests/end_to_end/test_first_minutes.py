@@ -125,4 +125,4 @@ def test_an_ordinary_user_makes_a_volume_and_uses_it(home: Path) -> None:
 @pytest.mark.timeout(120, func_only=True)
 def test_an_ordinary_user_follows_readme_and_operations(home: Path) -> None:
     output = said(home, f'"{sys.executable}" -m tests.end_to_end.tour')
-    assert output.startswith("12 commands of README and 28 of operations")
+    assert output.startswith("12 commands of README, 15 of backup, 28 of operations")

@@ -1,4 +1,4 @@
-"""README and docs/operations.md show what is so: their commands are carried out, one by one."""
+"""README and the pages on backups and operations show what is so: their commands are run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_root_follows_readme_and_operations(mounting: None, outside: Path) -> No
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("12 commands of README and 28 of operations")
+    assert finished.stdout.startswith("12 commands of README, 15 of backup, 28 of operations")
 
 
 def test_what_a_page_shows_is_found() -> None:

@@ -3,9 +3,9 @@
 `python -m tests.end_to_end.tour` needs an empty HOME. It makes a cluster there and a mount, as
 `make up` does, prepares what the README presupposes, runs each command that the README shows behind
 a `$`, and compares what it prints with what the README shows. Times, uids and the home directory
-may differ. Then it runs the commands of docs/operations-nodes.md and of docs/operations.md, as far
-as they are about one machine. The first difference, and the first command that fails, end it with
-exit code 1.
+may differ. Then it runs the commands of docs/backup.md, and those of docs/operations-nodes.md and
+of docs/operations.md, as far as they are about one machine. The first difference, and the first
+command that fails, end it with exit code 1.
 """
 
 from __future__ import annotations
@@ -163,6 +163,15 @@ def follow_the_readme(tour: Tour) -> int:
     return len(commands)
 
 
+def follow_backup(tour: Tour) -> int:
+    """The commands behind a `$` of the page on backups."""
+    tour.types("mkdir photos; echo sunrise > photos/sunrise.txt")
+    commands = list(shown_in((PROJECT / "docs/backup.md").read_text()))
+    for shown in commands:
+        tour.types(shown.command)
+    return len(commands)
+
+
 def follow_operations(tour: Tour) -> int:
     """The commands in blocks, and those of the table "One machine", which ends with `down`."""
     page = (PROJECT / "docs/operations.md").read_text()
@@ -193,11 +202,15 @@ def main() -> None:
     tour.types(f"bftfs up --data {tour.data} --mount {tour.mount}", where=tour.home)
     try:
         shown = follow_the_readme(tour)
+        copied = follow_backup(tour)
         listed = follow_operations(tour)
     finally:
         if tour.data.exists():
             tour.types(f"bftfs down --data {tour.data}", where=tour.home)
-    print(f"{shown} commands of README and {listed} of operations did what they should")
+    print(
+        f"{shown} commands of README, {copied} of backup, {listed} of operations "
+        "did what they should"
+    )
 
 
 if __name__ == "__main__":
