@@ -221,8 +221,10 @@ class Engine:
                 self._set_timer(running, effect.duration_us)
                 return
             elif kind is Together:
-                self._hold(running, effect)
-                return
+                at_once = self._hold(running, effect)
+                if at_once is None or running.coroutine is None:
+                    return
+                answer, error = at_once
             elif kind is Wait:
                 running.event = effect.event
                 effect.event.attach(running, partial(self._wake, running))
@@ -258,8 +260,14 @@ class Engine:
             return None
         raise TypeError(f"a conversation awaited {effect!r}, which is no effect")
 
-    def _hold(self, parent: Running, effect: Together) -> None:
-        """Start the children of a `Together`; the parent goes on when all are done or one fails."""
+    def _hold(
+        self, parent: Running, effect: Together
+    ) -> tuple[tuple[Any, ...], BaseException | None] | None:
+        """Start the children of a `Together`; the parent goes on when all are done or one fails.
+
+        If that is so at once, gives their results or the failure: a series of many that never wait
+        needs no deeper stack than one.
+        """
         results: list[Any] = [None] * len(effect.conversations)
         remaining = len(results)
         failures: list[BaseException] = []
@@ -275,17 +283,14 @@ class Engine:
             else:
                 failures.append(error)
             if not is_starting and (failures or not remaining):
-                release()
+                self._advance(parent, *release())
 
-        def release() -> None:
+        def release() -> tuple[tuple[Any, ...], BaseException | None]:
             children, parent.children = parent.children, []
             for child in children:
                 if child.coroutine is not None:
                     child.cancel()
-            if failures:
-                self._advance(parent, None, failures[0])
-            else:
-                self._advance(parent, tuple(results))
+            return tuple(results), failures[0] if failures else None
 
         for position, thunk in enumerate(effect.conversations):
             child = Running(self, thunk(), partial(ended, position))
@@ -294,8 +299,7 @@ class Engine:
             if failures:
                 break
         is_starting = False
-        if failures or not remaining:
-            release()
+        return release() if failures or not remaining else None
 
 
 def _raise_failure(_: None, error: BaseException | None) -> None:

@@ -161,6 +161,26 @@ def test_together_of_conversations_that_never_wait(host: Host) -> None:
     assert host.outcomes == [(((), (1, 2)), None)]
 
 
+def test_a_long_series_that_never_waits_needs_no_deep_stack(host: Host) -> None:
+    async def at_once(value: int) -> int:
+        if value % 3 == 2:
+            raise ValueError(value)
+        return value
+
+    async def main() -> int:
+        total = 0
+        for number in range(9_000):
+            try:
+                (found,) = await Together((lambda number=number: at_once(number),))
+                total += found >= 0
+            except ValueError:
+                pass
+        return total
+
+    host.start(main())
+    assert host.outcomes == [(6_000, None)]
+
+
 def test_the_first_failure_cancels_the_others_and_can_be_handled(host: Host) -> None:
     closed: list[int] = []
 
