@@ -6,21 +6,25 @@ import io
 import os
 import random
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from bftfs.backup.receiving import Receiving
 from bftfs.errors import UsageError
-from tests.unit.backup.trees import Trees, expected, held, receive, sent
+from tests.unit.backup.trees import GID, UID, Trees, expected, held, receive, sent
 
 SEEDS = range(12)
 
 
-def grown(seed: int, *, times: int = 3, changes: int = 14) -> tuple[Trees, list[int]]:
+def grown(
+    seed: int, *, times: int = 3, changes: int = 14, owner: tuple[int, int] = (UID, GID)
+) -> tuple[Trees, list[int]]:
     """A tree, and the times between its changes."""
     draw = random.Random(seed)
-    trees = Trees()
+    trees = Trees(owner)
     marks = []
     for _ in range(times):
         for _ in range(changes):
@@ -51,6 +55,53 @@ def test_increments_compose(tmp_path: Path, seed: int) -> None:
     receive(whole, sent(trees, marks[-1], marks[0]))
     assert held(whole) == held(backup)
     assert os.listdir(whole / ".bftfs-backup") == ["state"]
+
+
+@contextmanager
+def ordinary_user(place: Path) -> Iterator[tuple[int, int]]:
+    """In this block, the test is not root, and `place` is its own."""
+    if os.geteuid():
+        yield os.geteuid(), os.getegid()
+        return
+    user = 1000, 1000
+    os.chown(place, *user)
+    for above in place.parents[:3]:
+        above.chmod(above.stat().st_mode | 0o011)
+    os.setegid(user[1])
+    os.seteuid(user[0])
+    try:
+        yield user
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_ordinary_user_receives_what_is_read_only(tmp_path: Path, seed: int) -> None:
+    """Directories in which their owner may not work are no obstacle, and stay so."""
+    with ordinary_user(tmp_path) as user:
+        trees, marks = grown(seed, changes=20, owner=user)
+        before: int | None = None
+        for mark in marks:
+            counts = receive(tmp_path / "b", sent(trees, mark, before)).counts
+            before = mark
+            assert not counts.refused, counts.first_refused
+    assert held(tmp_path / "b") == expected(trees.marks[marks[-1]], trees.top)
+
+
+def test_what_an_ordinary_user_may_not_set_is_counted(tmp_path: Path) -> None:
+    trees = Trees((12345, 12345))
+    device = trees.make(trees.top, b"device", stat.S_IFCHR | 0o600)
+    trees.change(device, device=os.makedev(1, 3))
+    file = trees.make(trees.top, b"file", stat.S_IFREG | 0o640, b"x")
+    trees.things[file].extended = {b"trusted.k": b"v"}
+    mark = trees.mark()
+    with ordinary_user(tmp_path):
+        counts = receive(tmp_path / "b", sent(trees, mark)).counts
+    assert counts.refused == 4, "a device, two owners, an attribute"
+    assert "the device of device: Operation not permitted" in counts.first_refused
+    assert sorted(os.listdir(tmp_path / "b")) == [".bftfs-backup", "file"]
+    assert (tmp_path / "b" / "file").stat().st_mode == stat.S_IFREG | 0o640
 
 
 def test_an_increment_tells_only_what_has_changed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
@@ -48,7 +49,8 @@ class Trees:
 
     who = None
 
-    def __init__(self) -> None:
+    def __init__(self, owner: tuple[int, int] = (UID, GID)) -> None:
+        self.owner = owner
         self.now_us = 1
         self.numbers = 0
         self.things: dict[ObjectId, Thing] = {}
@@ -62,7 +64,15 @@ class Trees:
         identifier = numbered(self.numbers, mode)
         self.now_us += 1
         attributes = Attributes(
-            mode, UID, GID, 1, len(contents), 10**18, 10**18, 0, self.now_us, contents=self.now_us
+            mode,
+            *self.owner,
+            1,
+            len(contents),
+            10**18,
+            10**18,
+            0,
+            self.now_us,
+            contents=self.now_us,
         )
         self.things[identifier] = Thing(attributes, contents)
         return identifier
@@ -161,6 +171,9 @@ class Trees:
     async def reading(self, identifier: ObjectId, time_us: int) -> Any:
         return _ReadingOf(self.marks[time_us][identifier].contents)
 
+    async def changes(self, identifier: ObjectId) -> list[Any]:
+        return []
+
 
 @dataclass
 class _At:
@@ -168,7 +181,7 @@ class _At:
 
     async def attributes(self, identifier: ObjectId, who: Any) -> Attributes:
         if identifier not in self.things:
-            raise FileSystemError(2, "not there")
+            raise FileSystemError(errno.ESTALE, "not there")
         return self.things[identifier].attributes
 
 
