@@ -163,18 +163,22 @@ class Receiving:
             tree.make((RESERVED,), stat.S_IFDIR, partial(os.mkdir, mode=_USABLE))
         descriptor = os.open(self._own, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(descriptor)
             yield
-        except BlockingIOError:
-            raise UsageError(
-                f"{self._path}: another `bftfs receive` is at work there; wait for it", exit_code=1
-            ) from None
         finally:
             os.close(descriptor)
             with suppress(OSError):  # it stays, if there is anything in it
                 self._own.rmdir()
                 if is_new:
                     self._path.rmdir()
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{self._path}: another `bftfs receive` is at work there; wait for it", exit_code=1
+            ) from None
 
     # --- what may be received here -------------------------------------------------------------
 
@@ -282,6 +286,7 @@ class Receiving:
                         self._take(tree, record)
                     continue
                 if not is_taken:
+                    _sync(self._path)  # what is marked as taken has been taken, after any crash
                     replace_file(all_taken, b"")
                     is_taken = True
                 if isinstance(record, BackupEnd):
