@@ -74,7 +74,7 @@ def said(home: Path, script: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=220,
         check=False,
         env={
             "PATH": os.environ["PATH"],
@@ -90,7 +90,7 @@ def said(home: Path, script: str) -> str:
     return finished.stdout
 
 
-@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.timeout(240, func_only=True)
 def test_an_ordinary_user_makes_a_volume_and_uses_it(home: Path) -> None:
     output = said(
         home,
@@ -122,7 +122,7 @@ def test_an_ordinary_user_makes_a_volume_and_uses_it(home: Path) -> None:
     assert lines[-1] == "exit code 2"
 
 
-@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.timeout(240, func_only=True)
 def test_an_ordinary_user_follows_readme_and_operations(home: Path) -> None:
     output = said(home, f'"{sys.executable}" -m tests.end_to_end.tour')
     assert output.startswith("12 commands of README, 15 of backup, 28 of operations")

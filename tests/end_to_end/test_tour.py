@@ -13,7 +13,7 @@ from tests.end_to_end.tour import commands_in_blocks, commands_in_table, shown_i
 from tests.end_to_end.watchdog import PROJECT
 
 
-@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.timeout(240, func_only=True)
 def test_root_follows_readme_and_operations(mounting: None, outside: Path) -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "tests.end_to_end.tour"],
@@ -21,7 +21,7 @@ def test_root_follows_readme_and_operations(mounting: None, outside: Path) -> No
         env={**os.environ, "HOME": str(outside)},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=220,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
