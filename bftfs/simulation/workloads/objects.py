@@ -142,8 +142,8 @@ class ObjectWorkload:
         if isinstance(entry.arguments, Deposit | Transfer):
             self._labels[entry.arguments.label] = entry
 
-    def is_fenced(self, entry: ObjectEntry) -> bool:
-        """True if an update that its client gives up because of its clock may never take place.
+    def never_takes_place(self, entry: ObjectEntry) -> bool:
+        """True if this update may not take place once its client gives it up, for its clock's sake.
 
         Nothing is promised of it if all of its objects are new.
         """
@@ -367,7 +367,7 @@ class ObjectSession:
                     raise
                 return
             except AdmissionRefused as error:
-                if error.code == errno.ETIME and workload.is_fenced(entry):
+                if error.code == errno.ETIME and workload.never_takes_place(entry):
                     entry.error, entry.responded = error.code, self._world.now_us
                 raise
             answer = result.answer
