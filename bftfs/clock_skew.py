@@ -11,7 +11,7 @@ from __future__ import annotations
 from bftfs.limits import CLOCK_SKEW_US, CLOCKS_AGREE_US
 
 # Nodes refuse times CLOCK_SKEW_US ahead of their clocks, which may differ from the client's.
-_AHEAD_US = CLOCK_SKEW_US // 4
+NEAR_US = CLOCK_SKEW_US // 4
 
 
 def is_due(due_us: int, now_us: int, most_us: int) -> bool:
@@ -28,7 +28,7 @@ def is_ahead(time_us: int, clock_us: int) -> bool:
     Otherwise all correct nodes take it whose clocks are at most the remaining three quarters of
     CLOCK_SKEW_US behind the client's.
     """
-    return time_us - clock_us > _AHEAD_US
+    return time_us - clock_us > NEAR_US
 
 
 def is_pushed_ahead(time_us: int, clock_us: int) -> bool:

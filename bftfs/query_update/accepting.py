@@ -44,7 +44,7 @@ import msgspec
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
-from bftfs.clock_skew import is_ahead
+from bftfs.clock_skew import NEAR_US
 from bftfs.conversation import Conversation
 from bftfs.crypto.digest import (
     AuthenticatorKeys,
@@ -567,25 +567,31 @@ class Accepting:
     def _require_barrier(
         self, request: _Request, sets: Sequence[CulledObjectHistorySet], now_us: int
     ) -> None:
-        """Refuse a barrier beyond the budget, or one that moves an object's time far ahead.
+        """Refuse a barrier beyond the budget, or one that moves an object's time ahead too often.
 
         A barrier costs everybody three rounds. The latest candidate of the history set may be
-        forged if only b servers report it. (A client that updates the object may build on it all
-        the same; so may everybody for a while after the clock was set back, up to the times of
-        before: no clock comes to these, and b servers may have what was begun then.)
+        forged if only b servers report it; or a client whose clock is fast has left it there, and
+        the server is needed. So one server's word moves an object's time ahead of the clock, but
+        seldom. (A client that updates the object may build on it at any time; so may everybody for
+        a while after the clock was set back, up to the times of before: no clock comes to these,
+        and b servers may have what was begun then.)
         """
-        barrier_us = time_of(request.timestamp)
-        before_us = self._clock.before_us(now_us)
+        author, barrier_us = request.author, time_of(request.timestamp)
+        freely_us = max(now_us + NEAR_US, self._clock.before_us(now_us) + limits.CLOCK_SKEW_US)
         for replica, shown in zip(request.replicas, sets, strict=True):
+            name = replica.object
+            beyond_us = barrier_us - max(
+                freely_us,
+                time_of(replica.history.latest) + 1,
+                shown.reached_us(self._quorums) + limits.STEPS_AHEAD_US,
+            )
             if (
-                is_ahead(barrier_us, now_us)
-                and barrier_us > before_us + limits.CLOCK_SKEW_US
-                and not self._budget.updates(replica.object, request.author)
-                and barrier_us > time_of(replica.history.latest) + 1
-                and barrier_us > shown.reached_us(self._quorums) + limits.STEPS_AHEAD_US
+                beyond_us > 0
+                and not self._budget.updates(name, author)
+                and not self._budget.move(name, beyond_us, now_us)
             ):
                 raise _Fail(Status.INSANE_TIME)
-            if not self._budget.take(replica.object, request.author, now_us):
+            if not self._budget.take(name, author, now_us):
                 raise _Fail(Status.TOO_MANY)
 
     def _require_settled(self, request: _Request, now_us: int) -> None:

@@ -99,12 +99,12 @@ class Bucket:
         """Fill it as if `time_us` more had passed."""
         self._saved_us += time_us
 
-    def take(self, now_us: int) -> bool:
-        """Take a token; False if there is none."""
+    def take(self, now_us: int, count: int = 1) -> bool:
+        """Take so many tokens; False if there are not as many."""
         self._fill(now_us)
-        if self._saved_us < self._each_us:
+        if self._saved_us < count * self._each_us:
             return False
-        self._saved_us -= self._each_us
+        self._saved_us -= count * self._each_us
         return True
 
     def owe(self, now_us: int) -> None:
@@ -143,17 +143,22 @@ class BarrierBudget:
     few. Each client begins with as many as one update earns: otherwise one attacker could spend
     the shared ones as they come, with another barrier at each server, and no new client would
     ever bar the object at all servers.
+
+    All together may also move an object's time ahead of the server's clock by a few steps, on one
+    server's word. If these came back at once, a node that forges histories could push the time on
+    at the server with the fastest clock, again and again, and the others could never follow.
     """
 
     __slots__ = ("_objects",)
 
     def __init__(self) -> None:
-        # By object: the barriers left to each client, and the bucket that all clients share.
-        self._objects: OrderedDict[ObjectId, tuple[dict[ClientId, int], Bucket]] = OrderedDict()
+        # By object: the barriers left to each client; the bucket that all clients share; the steps.
+        self._objects: OrderedDict[ObjectId, tuple[dict[ClientId, int], Bucket, Bucket]]
+        self._objects = OrderedDict()
 
     def earn(self, name: ObjectId, client: ClientId) -> None:
         """The client has updated the object."""
-        earned, others = self._of(name)
+        earned, others, _ = self._of(name)
         left = earned.get(client, limits.BARRIERS_EARNED)
         if left < limits.BARRIERS_MOST:
             earned[client] = min(left + limits.BARRIERS_EARNED, limits.BARRIERS_MOST)
@@ -167,6 +172,10 @@ class BarrierBudget:
         """Take one; False if there is none left for this client."""
         return self._take_own(name, client) or self._of(name)[1].take(now_us)
 
+    def move(self, name: ObjectId, by_us: int, now_us: int) -> bool:
+        """Move the object's time ahead; False if it has been moved too far of late."""
+        return self._of(name)[2].take(now_us, -(-by_us // limits.BARRIER_STEP_US))
+
     def charge(self, name: ObjectId, client: ClientId, now_us: int) -> None:
         """Charge the client for a barrier that other servers report; it is never refused.
 
@@ -176,18 +185,22 @@ class BarrierBudget:
             self._of(name)[1].owe(now_us)
 
     def _take_own(self, name: ObjectId, client: ClientId) -> bool:
-        earned, _ = self._of(name)
+        earned, _, _ = self._of(name)
         left = earned.get(client, limits.BARRIERS_EARNED)
         earned[client] = max(left - 1, 0)
         return left > 0
 
-    def _of(self, name: ObjectId) -> tuple[dict[ClientId, int], Bucket]:
+    def _of(self, name: ObjectId) -> tuple[dict[ClientId, int], Bucket, Bucket]:
         objects = self._objects
         found = objects.get(name)
         if found is not None:
             objects.move_to_end(name)
             return found
-        found = objects[name] = {}, Bucket(limits.SECOND_US, limits.BARRIERS_OF_OTHERS)
+        found = objects[name] = (
+            {},
+            Bucket(limits.SECOND_US, limits.BARRIERS_OF_OTHERS),
+            Bucket(limits.BARRIER_STEP_EVERY_US, limits.BARRIER_STEPS),
+        )
         if len(objects) > limits.CONTENDED_OBJECTS:
             objects.popitem(last=False)
         return found

@@ -80,11 +80,16 @@ class Observed(NamedTuple):
         """The object version that it shows."""
         return self.classification.object_candidate.timestamp
 
-    def is_pushed_ahead(self, now_us: int) -> bool:
-        """True if the latest candidate of some server has a time that others may refuse."""
-        return any(is_pushed_ahead(time_us, now_us) for time_us in self.ahead_us) or any(
-            is_pushed_ahead(time_of(history.latest), now_us) for history, _ in self.culled.hosted
-        )
+    def is_pushed_ahead(self, now_us: int, *, as_found: bool = False) -> bool:
+        """True if the latest candidate of some server has a time that others may refuse.
+
+        That others have refused it `as_found` counts more than this client's clock, unless it will
+        not come there soon.
+        """
+        latest_us = (*self.ahead_us, *(time_of(each.latest) for each, _ in self.culled.hosted))
+        if as_found:
+            return max(latest_us, default=0) - now_us <= limits.CLOCKS_AGREE_US
+        return any(is_pushed_ahead(time_us, now_us) for time_us in latest_us)
 
 
 @dataclass(slots=True)

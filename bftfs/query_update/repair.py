@@ -23,6 +23,7 @@ Tests: tests/papers/test_query_update.py, from "c_repair" on.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 
 from bftfs.asking.ask import Asking
 from bftfs.asking.quorum import NOBODY, Nodes
@@ -65,6 +66,24 @@ from bftfs.wire.codec import Message, encode
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
 _MOST_STEPS = 1_000  # of one repair; far beyond what contention can cause with back-off
 _READING, _WRITING = Effort(reads=True), Effort()
+
+
+class StepEffect(Enum):
+    """What a step of a repair has come to."""
+
+    NONE = "none"
+    DONE = "done"  # what it was to have
+    TOO_EARLY = "too early"  # its time is too far ahead of the clocks of some benign server
+
+
+_NONE, _DONE, _TOO_EARLY = StepEffect.NONE, StepEffect.DONE, StepEffect.TOO_EARLY
+
+
+def _all_of(effects: list[StepEffect]) -> StepEffect:
+    """What several steps have come to: no more than each of them."""
+    if _TOO_EARLY in effects:
+        return _TOO_EARLY
+    return _DONE if effects and _NONE not in effects else _NONE
 
 
 class Attempts:
@@ -159,8 +178,8 @@ class Repair:
             shown = self.observations.short_of_a_quorum(name)
             if not shown.culled.hosted:
                 return False
-            had_effect = await self._barrier(name, shown)
-            outcome = Outcome.PROGRESS if had_effect else Outcome.NO_PROGRESS
+            effect = await self._barrier(name, shown)
+            outcome = Outcome.PROGRESS if effect is _DONE else await self._failure(name, effect)
             await attempts.go_on(outcome, (name,))
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"a copy of {name.hex()}")
 
@@ -210,18 +229,26 @@ class Repair:
         if before.type is OperationType.BARRIER and not effort.has_looked:
             # What was observed may be histories of different moments while others succeed.
             return Outcome.INTRUSIVE
-        had_effect = await self._step(name, inline_attempts)
+        effect = await self._step(name, inline_attempts)
         after = self._observe(name)
         # What a server accepts that is disbelieved does not count: if it is needed, a step that a
         # quorum has accepted changes nothing, however often it is taken.
-        if had_effect and after.classification != before:
+        if effect is _DONE and after.classification != before:
             return Outcome.PROGRESS
-        if after.is_pushed_ahead(await Now()):
+        return await self._failure(name, effect)
+
+    async def _failure(self, name: ObjectId, effect: StepEffect) -> Outcome:
+        """Why a step has not had its effect."""
+        # This client's clock may be as far ahead as the object, and see nothing of it.
+        is_too_early = effect is _TOO_EARLY
+        if self._observe(name).is_pushed_ahead(await Now(), as_found=is_too_early):
             return Outcome.PUSHED_AHEAD
         return Outcome.NO_PROGRESS
 
-    async def _step(self, name: ObjectId, inline_attempts: dict[LogicalTimestamp, int]) -> bool:
-        """Do what classification dictates; True if that had the effect it was to have."""
+    async def _step(
+        self, name: ObjectId, inline_attempts: dict[LogicalTimestamp, int]
+    ) -> StepEffect:
+        """Do what classification dictates."""
         observed = self._observe(name)
         kind = observed.classification.type
         if kind is OperationType.COPY:
@@ -230,14 +257,14 @@ class Repair:
             return await self._bar(name)
         candidate = observed.classification.object_candidate
         if candidate.objects and await self._deduce(candidate) is not None:
-            return True
+            return _DONE
         attempts = inline_attempts.get(candidate.timestamp, 0)
         inline_attempts[candidate.timestamp] = attempts + 1
         if attempts < _INLINE_ATTEMPTS:
             return await self._inline(name, candidate)
         return await self._barrier(name)
 
-    async def _bar(self, name: ObjectId) -> bool:
+    async def _bar(self, name: ObjectId) -> StepEffect:
         """A step towards a complete barrier at an object."""
         observed = self._observe(name)
         reporting = sharing(observed.culled, observed.culled.latest)
@@ -249,7 +276,7 @@ class Repair:
         message = InlineBarrier(observed.history_set, observed.authenticators)
         return await self._send(message, (name,), "inline barrier")
 
-    async def _barrier(self, name: ObjectId, shown: Observed | None = None) -> bool:
+    async def _barrier(self, name: ObjectId, shown: Observed | None = None) -> StepEffect:
         """Keep everything earlier from completing. [Q/U §4.3.2]
 
         On what is `shown`, by default on all that is known.
@@ -259,7 +286,7 @@ class Repair:
         message = Update(encode(conditioned), (observed.authenticators,), (), NodeId(0))
         return await self._send(message, (name,), "barrier")
 
-    async def _inline(self, name: ObjectId, candidate: Candidate) -> bool:
+    async def _inline(self, name: ObjectId, candidate: Candidate) -> StepEffect:
         """Finish a repairable operation in place.
 
         If no server has the original request, the operation is probably established and has been
@@ -268,7 +295,7 @@ class Repair:
         timestamp = candidate.timestamp
         conditioned = self.own.get(timestamp) or await self._fetch(name, timestamp)
         if conditioned is None:
-            return False
+            return _NONE
         observed = self._observe(name)
         message = InlineUpdate(
             conditioned,
@@ -280,7 +307,7 @@ class Repair:
         names = candidate.objects or (name,)
         return await self._send(message, names, "inline repair")
 
-    async def _copy(self, name: ObjectId, *, for_another: bool = False) -> bool:
+    async def _copy(self, name: ObjectId, *, for_another: bool = False) -> StepEffect:
         """Copy what is to be copied; or take a step towards knowing it. [Q/U §4.3.2, §4.3.7]
 
         If it is done `for_another` object's sake, it goes no further than to the next candidate.
@@ -300,7 +327,7 @@ class Repair:
                 return await self._send_copy(barred, others)
             candidate = settled.candidate
             if candidate is INITIAL:
-                return False  # the histories of different moments have nothing in common
+                return _NONE  # the histories of different moments have nothing in common
             if candidate.timestamp in asked:
                 return await self._bar_all(name, settled, barred, for_another=for_another)
             asked.add(candidate.timestamp)
@@ -308,7 +335,7 @@ class Repair:
                 continue
             await self.refresh(candidate.objects)
             if self._observe(name).classification.type is not OperationType.COPY:
-                return False
+                return _NONE
             for other in candidate.objects:
                 observed = self._observe(other)
                 stands = observed.classification.type is OperationType.COPY
@@ -322,7 +349,7 @@ class Repair:
         barred: Mapping[ObjectId, Observed],
         *,
         for_another: bool,
-    ) -> bool:
+    ) -> StepEffect:
         """Let barriers stand at the other objects of a candidate of which nothing is known."""
         lacking = [other for other in undecided.objects if other not in barred]
         effects = [await self._bar(other) for other in lacking]
@@ -334,11 +361,11 @@ class Repair:
                     effects.append(await self._bar(other))
                 elif other != name:
                     effects.append(await self._copy(other, for_another=True))
-        return bool(effects) and all(effects)
+        return _all_of(effects)
 
     async def _send_copy(
         self, barred: Mapping[ObjectId, Observed], others: Mapping[ObjectId, Observed]
-    ) -> bool:
+    ) -> StepEffect:
         """Copy at all of the barred objects, on the evidence of the others."""
         names, evidence = tuple(sorted(barred)), tuple(sorted(others))
         everything = {**barred, **others}
@@ -359,10 +386,16 @@ class Repair:
         message = Update(encode(conditioned), authenticators, vouchers, NodeId(0))
         return await self._send(message, names, "copy")
 
-    async def _send(self, message: Message, names: tuple[ObjectId, ...], subject: str) -> bool:
-        """Send one step to a quorum for `names`, ascending; True if it is established."""
+    async def _send(
+        self, message: Message, names: tuple[ObjectId, ...], subject: str
+    ) -> StepEffect:
+        """Send one step to a quorum for `names`, ascending: it is to be established."""
         plan = await self._rounds.plan(names)
-        return (await update_round(self._rounds, plan, message, subject)).complete
+        tally = await update_round(self._rounds, plan, message, subject)
+        if tally.complete:
+            return _DONE
+        is_too_early = self._rounds.quorums.includes_benign(tally.insane)
+        return _TOO_EARLY if is_too_early else _NONE
 
     # --- asking about candidates ----------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import pytest
 from bftfs import limits
 from bftfs.conversation import Now, Pause, Receive, Send
 from bftfs.credentials import Credentials
+from bftfs.errors import ContentionExhausted
 from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.admission import BarrierBudget
 from bftfs.query_update.counter import Fetch, Increment
@@ -32,6 +33,7 @@ from bftfs.query_update.messages import (
     Update,
     UpdateReply,
 )
+from bftfs.query_update.observation import Observed
 from bftfs.query_update.replica import Replica
 from bftfs.simulation.world import SECOND_US
 from bftfs.wire.codec import encode
@@ -341,6 +343,112 @@ def test_one_object_does_not_move_the_time_of_another() -> None:
     hand.ask_all(Update(encode(conditioned), tuple(macs), (), NodeId(0)))
     latest = [Replica(node.disk, COUNTER).history.latest for node in world.nodes]
     assert max(map(time_of, latest)) < world.now_us
+
+
+# --- barriers ahead of clocks --------------------------------------------------------------------
+
+FAST_US = limits.CLOCK_SKEW_US - SECOND_US  # ahead of the nodes: as much as is allowed, nearly
+
+
+def ahead_of_clocks(world: World, hand: Hand, ahead_us: int) -> Known:
+    """What its ally forges: that it has accepted a barrier which is so far ahead."""
+    time_us = world.now_us + ahead_us
+    later = logical_timestamp(time_us=time_us, barrier=True, client=hand.client, digest=bytes(32))
+    return hand.forged(int(FORGER), COUNTER, history_of([Candidate(later, ZERO)], initial=True))
+
+
+def left_by_a_fast_clock(world: World, fast_us: int) -> None:
+    """A client with a fast clock, who updates the object for the first time, leaves it at one.
+
+    Another node is down: the one that has it is needed.
+    """
+    first, fast = world.user("first"), world.user("fast", skew_us=fast_us)
+    first.run(incrementing(first))
+    fast.run(fast.objects.query((COUNTER,), "counter.fetch", Fetch(), fast.who))
+    has_it = world.nodes[2]
+    world.ways.hold(lambda _source, target, *_: target != has_it.endpoint)
+    world.start(fast.host, incrementing(fast))
+    world.run_for(SECOND_US // 2)
+    fast.host.crash()
+    world.ways.hold(lambda *_: False)
+    left_us = time_of(Replica(has_it.disk, COUNTER).history.latest) - world.now_us
+    assert left_us > fast_us - SECOND_US
+    world.nodes[FORGER].crash(down_us=None)
+
+
+def incrementing(user: User) -> Coroutine[Any, Any, Any]:
+    return user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who)
+
+
+@pytest.mark.parametrize("skew_us", [-SECOND_US, FAST_US // 2, FAST_US])
+def test_what_a_fast_clock_has_left_stops_nobody(skew_us: int) -> None:
+    """Whoever comes has never updated the object either, and all clocks are within the bounds."""
+    world = World(verifying=False)
+    left_by_a_fast_clock(world, FAST_US)
+    newcomer = world.user("newcomer", skew_us=skew_us)
+    newcomer.run(incrementing(newcomer), within_us=5 * SECOND_US)
+
+
+def test_must_fail_where_no_barrier_is_ahead_of_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BarrierBudget, "move", lambda *_: False)
+    with pytest.raises(AssertionError, match="within 5 s"):
+        test_what_a_fast_clock_has_left_stops_nobody(FAST_US)
+
+
+def test_who_finds_the_steps_used_up_waits_and_does_not_give_up() -> None:
+    """A reader that works with a node has moved the object's time as often as it could."""
+    world = World(verifying=False)
+    reader = world.hand("reader", grant=READERS_GRANT, allies=(FORGER,))
+    ahead_us = limits.CLOCK_SKEW_US // 3
+    for _ in range(limits.BARRIER_STEPS + 1):
+        request = barrier(ahead_of_clocks(world, reader, ahead_us), FORGER)
+        replies = reader.ask(dict.fromkeys(range(int(FORGER)), (request, b"")))
+        ahead_us += SECOND_US
+    assert {reply.status for reply in replies.values()} == {Status.INSANE_TIME}
+    left_by_a_fast_clock(world, FAST_US)
+    newcomer = world.user("newcomer", skew_us=FAST_US)
+    newcomer.run(incrementing(newcomer), within_us=limits.CLOCK_SKEW_US)
+
+
+def test_must_fail_where_clients_go_by_their_own_clocks_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    by_own_clock = Observed.is_pushed_ahead
+    monkeypatch.setattr(
+        Observed, "is_pushed_ahead", lambda each, now_us, **_: by_own_clock(each, now_us)
+    )
+    with pytest.raises(ContentionExhausted):
+        test_who_finds_the_steps_used_up_waits_and_does_not_give_up()
+
+
+def test_a_node_does_not_keep_an_object_ahead_of_the_slowest_clock() -> None:
+    """It forges histories as far ahead as the node with the fastest clock takes them, again and
+    again; a reader bars there on top of them. The others need as long as clocks differ, once."""
+    world = World()
+    fastest = world.nodes[0]
+    fastest.skew_us = 5 * SECOND_US
+    reader = world.hand("reader", grant=READERS_GRANT, allies=(FORGER,))
+
+    async def push() -> None:
+        while True:
+            known = ahead_of_clocks(world, reader, fastest.skew_us + FAST_US)
+            await Send(fastest.node, barrier(known, FORGER))
+            await Pause(SECOND_US // 2)
+
+    user = world.user("user")
+    user.run(incrementing(user))
+    world.nodes[FORGER].crash(down_us=None)
+    world.start(reader.host, push())
+    world.run_for(10 * SECOND_US)
+    user.run(incrementing(user), within_us=10 * SECOND_US)
+
+
+def test_must_fail_where_a_node_moves_an_objects_time_as_it_likes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(BarrierBudget, "move", lambda *_: True)
+    with pytest.raises(AssertionError, match="within 10 s"):
+        test_a_node_does_not_keep_an_object_ahead_of_the_slowest_clock()
 
 
 # --- what must stay possible ---------------------------------------------------------------------

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from bftfs.query_update import accepting
 from bftfs.query_update.accepting import Accepting
 from bftfs.query_update.admission import BarrierBudget
 from bftfs.simulation.configuration import Configuration
@@ -45,7 +44,7 @@ def test_barriers_stay_within_the_budget(client: str) -> None:
         simulation.run()
         assert simulation.findings == []
         total += simulation.barriers.total
-    assert total > 100 * len(SEEDS)
+    assert total > 80 * len(SEEDS)
 
 
 @pytest.mark.parametrize("client", ["barrier-spammer", "racing-barrier"])
@@ -64,7 +63,7 @@ def test_must_fail_where_barriers_of_other_servers_are_not_charged(
 
 
 def test_must_fail_where_one_server_moves_an_objects_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accepting, "is_ahead", lambda *_: False)
+    monkeypatch.setattr(BarrierBudget, "move", lambda *_: True)
     assert hunt(attacks("forged-barrier"), too_far)
 
 

@@ -6,9 +6,9 @@ object: so many barriers of each client at first, as many for each update of its
 few of all clients together. Barriers that come to the node from other nodes use this budget up as
 well, but for those of healing. So these are left out where nodes heal.
 
-Nor may one server's word move an object's time far ahead: such a barrier comes from a client that
-updates the object, or follows what a correct node has accepted; or all clocks were set back, and
-had been there.
+Nor may one server's word move an object's time far ahead, but seldom: such a barrier comes from a
+client that updates the object, or follows what a correct node has accepted; or all clocks were set
+back, and had been there; or it lies within the steps that the node's budget has for this.
 
 The checker counts what nodes have committed. A node keeps its budgets in memory: after a restart
 they are whole again. When all clocks jump ahead, a node takes that for time in which barriers for
@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from bftfs import limits
-from bftfs.clock_skew import is_ahead
+from bftfs.clock_skew import NEAR_US
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.history import Candidate, client_of, time_of
 from bftfs.simulation.checkers.candidates import Acceptance, CommitRecord
@@ -34,6 +34,8 @@ class _Budget:
     since_us: int
     own: dict[ClientId, int] = field(default_factory=dict)
     shared: float = limits.BARRIERS_OF_OTHERS
+    moved_us: int = 0
+    steps: float = limits.BARRIER_STEPS
 
     def updates(self, client: ClientId) -> bool:
         """True if the client has updated the object, and not barred it as often as it may."""
@@ -56,6 +58,14 @@ class _Budget:
         most = limits.BARRIERS_OF_OTHERS
         self.shared = max(min(self.shared + gone_s, most) - 1, -most)
         return self.shared
+
+    def move(self, by_us: int, clock_us: int) -> bool:
+        """A barrier moves the object's time ahead of the clock; False if the steps are used up."""
+        gone_us = max(0, clock_us - self.moved_us)
+        self.moved_us = clock_us
+        self.steps += gone_us / limits.BARRIER_STEP_EVERY_US
+        self.steps = min(self.steps, limits.BARRIER_STEPS) - -(-by_us // limits.BARRIER_STEP_US)
+        return self.steps > -0.01
 
 
 def _time(barrier: tuple[Candidate, ObjectId, int]) -> bytes:
@@ -106,13 +116,18 @@ class BarriersRecord(CommitRecord):
             if elsewhere and self.healing:
                 continue
             budget = budgets.setdefault(identifier, _Budget(clock_us))
+            # A node that has more objects to mind forgets some, and their budgets are whole again.
+            renewed = has_jumped or len(budgets) > limits.CONTENDED_OBJECTS
             if not elsewhere:
                 self.total += 1
-                self._require_near(node, clock_us, identifier, candidate, budget)
+                beyond_us = self._moved_us(clock_us, identifier, candidate, budget)
+                if beyond_us > 0 and not budget.move(beyond_us, clock_us) and not renewed:
+                    self.find(
+                        f"node {node} has accepted a barrier {beyond_us // 1_000} ms beyond the "
+                        f"time that {identifier.hex()[-6:]} has reached"
+                    )
             left = budget.bar(client_of(candidate.timestamp), clock_us)
-            # A node that has more objects to mind forgets some, and their budgets are whole again.
-            forgets = len(budgets) > limits.CONTENDED_OBJECTS
-            if left < -0.01 and not (elsewhere or forgets or has_jumped):
+            if left < -0.01 and not (elsewhere or renewed):
                 self.find(
                     f"node {node} has accepted a barrier at {identifier.hex()[-6:]} from its "
                     f"maker, beyond the budget by {-left:.1f}"
@@ -121,28 +136,24 @@ class BarriersRecord(CommitRecord):
         if has_jumped:
             for budget in budgets.values():
                 budget.shared = limits.BARRIERS_OF_OTHERS
+                budget.steps = limits.BARRIER_STEPS
 
     def _reach(self, identifier: ObjectId, candidate: Candidate) -> None:
         reached_us = self._reached_us.get(identifier, 0)
         self._reached_us[identifier] = max(reached_us, time_of(candidate.timestamp))
 
-    def _require_near(
-        self,
-        node: NodeId,
-        clock_us: int,
-        identifier: ObjectId,
-        candidate: Candidate,
-        budget: _Budget,
-    ) -> None:
-        barrier_us = time_of(candidate.timestamp)
-        beyond_us = barrier_us - self._reached_us.get(identifier, 0) - limits.STEPS_AHEAD_US - 1
-        if (
-            is_ahead(barrier_us, clock_us)
-            and barrier_us > self.borne_us + limits.CLOCK_SKEW_US
-            and beyond_us > 0
-            and not budget.updates(client_of(candidate.timestamp))
-        ):
-            self.find(
-                f"node {node} has accepted a barrier {beyond_us // 1_000} ms beyond the time that "
-                f"{identifier.hex()[-6:]} has reached"
-            )
+    def _moved_us(
+        self, clock_us: int, identifier: ObjectId, candidate: Candidate, budget: _Budget
+    ) -> int:
+        """By how much a barrier moves the object's time ahead, on one server's word.
+
+        0 or less if it does not, or comes from a client that updates the object.
+        """
+        if budget.updates(client_of(candidate.timestamp)):
+            return 0
+        freely_us = max(
+            clock_us + NEAR_US,
+            self.borne_us + limits.CLOCK_SKEW_US,
+            self._reached_us.get(identifier, 0) + limits.STEPS_AHEAD_US + 1,
+        )
+        return time_of(candidate.timestamp) - freely_us

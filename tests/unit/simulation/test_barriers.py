@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bftfs import limits
+from bftfs.clock_skew import NEAR_US
 from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind
 from bftfs.query_update.history import ZERO, Candidate, logical_timestamp
 from bftfs.simulation.checkers.barriers import BarriersRecord
@@ -101,6 +102,15 @@ def test_barriers_far_ahead() -> None:
     assert not taken.accept(client=OTHER, time_us=far_us)
     assert not taken.accept(time_us=far_us + 1)
     assert "beyond the time" in taken.accept(time_us=2 * far_us)[0]
+
+
+def test_one_server_moves_an_objects_time_by_so_many_steps() -> None:
+    taken = Taken()
+    ahead_us = NOW_US + NEAR_US
+    for _ in range(limits.BARRIER_STEPS):
+        ahead_us += limits.SECOND_US
+        assert not taken.accept(time_us=ahead_us)
+    assert "beyond the time" in taken.accept(time_us=ahead_us + limits.SECOND_US)[0]
 
 
 def test_with_each_jump_of_all_clocks_come_barriers_for_all() -> None:
