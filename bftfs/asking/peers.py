@@ -81,7 +81,8 @@ _CONFORMITIES = 4  # this many agreements take one divergence off the count
 _DIVERGENT = DIVERGENCES * _CONFORMITIES
 _FAILURES_BORNE = 8  # failed attempts in a row, until unproven suspicions are dropped
 _FAILURES_ALONE = 3  # …if the willing nodes are no quorum
-_DOUBT_US = 2 * limits.SECOND_US  # how long the clock is doubted, if nobody said it is wrong
+# How long the clock is doubted, if nobody said it is wrong: until after the next pause for clocks.
+_DOUBT_US = 2 * limits.CLOCKS_PATIENCE_MOST_US
 
 
 class Condition(Enum):

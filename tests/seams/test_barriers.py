@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking import peers
 from bftfs.conversation import Now, Pause, Receive, Send
 from bftfs.credentials import Credentials
 from bftfs.errors import ContentionExhausted
@@ -449,6 +450,27 @@ def test_must_fail_where_a_node_moves_an_objects_time_as_it_likes(
     monkeypatch.setattr(BarrierBudget, "move", lambda *_: True)
     with pytest.raises(AssertionError, match="within 10 s"):
         test_a_node_does_not_keep_an_object_ahead_of_the_slowest_clock()
+
+
+RACED_US = 20 * SECOND_US
+
+
+def test_who_races_a_fast_clock_stops_others_for_as_long_as_clocks_differ() -> None:
+    """It leaves an update as far ahead as the node with the fastest clock takes it, and this one is
+    needed. Who comes finds it ahead of its own clock, too, and has to doubt that."""
+    world = World(verifying=False)
+    world.nodes[2].skew_us = RACED_US
+    left_by_a_fast_clock(world, RACED_US + FAST_US)
+    newcomer = world.user("newcomer")
+    newcomer.run(incrementing(newcomer), within_us=2 * RACED_US)
+
+
+def test_must_fail_where_a_doubt_ends_before_the_pause_for_clocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers, "_DOUBT_US", 2 * SECOND_US)
+    with pytest.raises(AssertionError, match="within 40 s"):
+        test_who_races_a_fast_clock_stops_others_for_as_long_as_clocks_differ()
 
 
 # --- what must stay possible ---------------------------------------------------------------------
