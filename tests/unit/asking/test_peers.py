@@ -298,4 +298,6 @@ def test_who_needs_those_that_are_ahead_doubts_its_clock() -> None:
     assert subject.is_ahead(far_us, 0)
     fail(subject, 3, NOBODY, ahead=Nodes(0b100))
     assert not subject.is_ahead(far_us, 0)
-    assert subject.is_ahead(far_us + limits.SECOND_US * 2, limits.SECOND_US * 2), "for a while"
+    paused_us = limits.CLOCKS_PATIENCE_MOST_US
+    assert not subject.is_ahead(far_us + paused_us, paused_us), "after the next pause"
+    assert subject.is_ahead(far_us + 2 * paused_us, 2 * paused_us), "and no longer"
