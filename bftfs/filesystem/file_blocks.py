@@ -370,7 +370,7 @@ class BlockWriter:
             await self._push(contents, numbers)
         except AdmissionRefused as refused:
             await self._leave_behind(contents, refused)
-            await self._push(contents, numbers)
+            await self._push(contents, numbers | _held_before(contents))
 
     async def _push(self, contents: Contents, numbers: frozenset[int]) -> None:
         await self._write_again(contents)
@@ -556,7 +556,7 @@ class BlockWriter:
     async def _cover(self, contents: Contents) -> bool:
         """One attempt; False if another one is needed."""
         await self._renew(contents)
-        await self.push(contents, ())
+        await self.push(contents, _held_before(contents))
         who, changes, writes = contents.writer, contents.changes, contents.writes
         assert who is not None, "what is unsaved has a writer"
         names = {
@@ -741,6 +741,16 @@ class BlockWriter:
                 }
         arguments = inode.Merging(first, stop, incarnation, version, covered_blocks(names))
         await self._update(contents, MERGE, arguments, who, names)
+
+
+def _held_before(contents: Contents) -> frozenset[int]:
+    """Dirty blocks before the end of what nodes have held, and no update has covered.
+
+    They were to be written again, and nodes have refused that. An update that let the file grow as
+    far would show zeros in their place.
+    """
+    blocks = -(-contents.pushed_end // contents.layout.block_bytes)
+    return frozenset(number for number in contents.dirty if number < blocks)
 
 
 def covered_blocks(names: Mapping[int, BlockName]) -> tuple[CoveredBlock, ...]:

@@ -17,6 +17,7 @@ from bftfs.asking.peers import Peers
 from bftfs.conversation import Now
 from bftfs.envelope import ClockReply, ClockRequest
 from bftfs.errors import AdmissionRefused, PastUnknown
+from bftfs.filesystem import file_blocks
 from bftfs.filesystem.file_blocks import BlockWriter
 from bftfs.filesystem.options import Options
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
@@ -504,6 +505,35 @@ def test_a_writer_that_is_at_work_when_the_clocks_go_back(jump_s: int, covers: b
     assert contents[4 * BLOCK_BYTES :] == (b"second" if covers else b"")
     done(world, other, other.putting(identifier, "again!"))
     assert user.read(identifier)[:7] == "again!."
+
+
+def written_again_when_the_clocks_go_back() -> str:
+    """A new file's bytes are written once more, since others have changed it; then all clocks jump.
+
+    What another user reads when they are covered.
+    """
+    world = World()
+    user, other = world.user("user"), world.user("other")
+    user.format()
+    identifier = user.make("file", "")
+    jump(world, [user, other], YEAR_S)
+    file = user.run(user.files.open(identifier, os.O_WRONLY, user.who))
+    store = user.files._contents
+    store.write(file, 0, b"bytes", now_ns=0)
+    user.run(store._writer.push(file.contents, tuple(file.contents.dirty)))
+    file.contents.must_ask(tuple(file.contents.uncovered))
+    jump(world, [user, other], -YEAR_S)
+    done(world, user, store._writer.cover(file.contents))
+    return other.read(identifier)
+
+
+def test_what_is_to_be_written_again_is_not_shown_as_zeros() -> None:
+    assert written_again_when_the_clocks_go_back() == "bytes"
+
+
+def test_must_fail_writers_that_let_the_file_grow_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_blocks, "_held_before", lambda _: frozenset())
+    assert written_again_when_the_clocks_go_back() == "\0" * 5
 
 
 def test_must_fail_where_writers_stay_in_the_incarnation(monkeypatch: pytest.MonkeyPatch) -> None:
