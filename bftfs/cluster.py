@@ -19,6 +19,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +40,15 @@ from bftfs.crypto.keys import (
 )
 from bftfs.durable_files import replace_file
 from bftfs.errors import ImpossibleThresholds, UsageError
-from bftfs.identifiers import OBJECT_ID_BYTES, ClientId, NodeId, ObjectId, ObjectKind, object_id
+from bftfs.identifiers import (
+    CLIENT_ID_BYTES,
+    OBJECT_ID_BYTES,
+    ClientId,
+    NodeId,
+    ObjectId,
+    ObjectKind,
+    object_id,
+)
 from bftfs.retention import format_duration, parse_duration
 from bftfs.server.step import Role, Sender
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
@@ -50,10 +59,12 @@ CLUSTER_ID_BYTES = 16
 Parsed = TypeVar("Parsed")
 
 _CLIENTS = 4096
+_PAST_CLIENTS = 4096  # that are remembered; beyond, those that were revoked first are forgotten
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also the name of a key file
 _TCP = re.compile(
     r"tcp:(?:(?P<host>[A-Za-z0-9._-]+)|\[(?P<six>[0-9A-Fa-f:.]+)\]):(?P<port>[0-9]{1,5})", re.ASCII
 )
+_END_S = 1 << 37  # beyond the year 6000: no date of ours
 _UNIX_PATH_BYTES = 107  # sun_path of Linux, without its final zero
 _SIGNATURES = 2  # in a signature file: of the description, and of the one that it replaced
 _SIGNED = b"bftfs cluster description 1\x00"
@@ -133,11 +144,22 @@ class ClientEntry:
     name: str
     public_key: bytes
     grant: Grant = field(default_factory=Grant)
+    added_s: int | None = None  # since the epoch; None: not known
 
     @property
     def client(self) -> ClientId:
         """The client's id in timestamps and accounts."""
         return client_id_of(self.public_key)
+
+
+@dataclass(frozen=True, slots=True)
+class PastClient:
+    """A client that was revoked: whose its id was, in histories."""
+
+    name: str
+    client: ClientId
+    added_s: int | None  # since the epoch; None: not known
+    revoked_s: int
 
 
 @dataclass(frozen=True)
@@ -162,6 +184,7 @@ class ClusterDescription:
     block_bytes: int = limits.BLOCK_BYTES_DEFAULT
     window_us: int = limits.DETECTION_WINDOW_US  # younger history is always kept [design §8]
     serial: int = 0
+    past_clients: tuple[PastClient, ...] = ()  # in the order in which they were revoked
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -212,15 +235,23 @@ class ClusterDescription:
 
     def with_client(self, entry: ClientEntry) -> ClusterDescription:
         """This description with one more client."""
-        return replace(self, clients=(*self.clients, entry), serial=self.serial + 1)
+        past = tuple(each for each in self.past_clients if each.client != entry.client)
+        clients = (*self.clients, entry)
+        return replace(self, clients=clients, past_clients=past, serial=self.serial + 1)
 
-    def without_client(self, name: str) -> ClusterDescription:
-        """This description without the client called `name`."""
-        remaining = tuple(entry for entry in self.clients if entry.name != name)
-        if len(remaining) == len(self.clients):
+    def without_client(self, name: str, *, at_s: int) -> ClusterDescription:
+        """This description without the client called `name`, which is revoked at `at_s`."""
+        entry = next((entry for entry in self.clients if entry.name == name), None)
+        if entry is None:
             known = ", ".join(entry.name for entry in self.clients) or "none"
             raise UsageError(f"there is no client {name!r}; the clients are: {known}")
-        return replace(self, clients=remaining, serial=self.serial + 1)
+        past = PastClient(entry.name, entry.client, entry.added_s, at_s)
+        return replace(
+            self,
+            clients=tuple(each for each in self.clients if each is not entry),
+            past_clients=(*self.past_clients, past)[-_PAST_CLIENTS:],
+            serial=self.serial + 1,
+        )
 
     def is_superseded_by(self, other: ClusterDescription) -> bool:
         """True if a machine that has seen this description replaces it by `other`.
@@ -262,6 +293,8 @@ def _validate(description: ClusterDescription) -> None:
         _parsed(f"members[{position}].address", member.address, parse_address)
     for entry in description.clients:
         _validate_client(entry)
+    for past in description.past_clients:
+        _validate_name(past.name)
     _distinct("address", ((m.address, f"member {m.node}") for m in description.members))
     _distinct("name", ((c.name, f"client {c.name!r}") for c in description.clients))
     keys = [
@@ -273,6 +306,13 @@ def _validate(description: ClusterDescription) -> None:
     for key, owner in keys:
         if not is_public_key(key):
             raise UsageError(f"the public key of {owner} is not valid; copy the key again")
+    _distinct(
+        "id",
+        (
+            *((c.client, f"client {c.name!r}") for c in description.clients),
+            *((c.client, f"past client {c.name!r}") for c in description.past_clients),
+        ),
+    )
 
 
 def _validate_sizes(description: ClusterDescription) -> None:
@@ -300,6 +340,10 @@ def _validate_sizes(description: ClusterDescription) -> None:
         raise UsageError(
             "the detection window is a number of whole seconds, at most a hundred years"
         )
+    if len(description.past_clients) > _PAST_CLIENTS:
+        raise UsageError(
+            f"{len(description.past_clients)} past clients; at most {_PAST_CLIENTS} are remembered"
+        )
     size = description.block_bytes
     if size & (size - 1) or not limits.BLOCK_BYTES_MIN <= size <= limits.BLOCK_BYTES_MAX:
         raise UsageError(
@@ -309,12 +353,16 @@ def _validate_sizes(description: ClusterDescription) -> None:
         )
 
 
-def _validate_client(entry: ClientEntry) -> None:
-    if not _NAME.fullmatch(entry.name):
+def _validate_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{entry.name!r} is not a name for a client; use 1 to 64 letters, digits, dots, dashes "
+            f"{name!r} is not a name for a client; use 1 to 64 letters, digits, dots, dashes "
             "and underscores, and begin with a letter or digit"
         )
+
+
+def _validate_client(entry: ClientEntry) -> None:
+    _validate_name(entry.name)
     if entry.grant.subtree != "/":
         raise UsageError(
             f"client {entry.name!r}: nodes cannot hold a client to the subtree "
@@ -544,6 +592,14 @@ class _ClientTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     uids: tuple[int, ...] | None = None
     gids: tuple[int, ...] = ()
     squash_root: bool = False
+    added: datetime | None = None
+
+
+class _PastTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    name: str
+    id: str
+    revoked: datetime
+    added: datetime | None = None
 
 
 class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -563,6 +619,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     root: str
     members: tuple[_MemberTable, ...] = ()
     clients: tuple[_ClientTable, ...] = ()
+    past_clients: tuple[_PastTable, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def encode(description: ClusterDescription) -> bytes:
@@ -593,11 +650,18 @@ def encode(description: ClusterDescription) -> bytes:
                 entry.grant.uids,
                 entry.grant.gids,
                 entry.grant.squash_root,
+                _date(entry.added_s),
             )
             for entry in description.clients
         ),
+        past_clients=tuple(
+            _PastTable(each.name, each.client.hex(), _moment(each.revoked_s), _date(each.added_s))
+            for each in description.past_clients
+        )
+        or msgspec.UNSET,
     )
-    return (_COMMENT + tomli_w.dumps(msgspec.to_builtins(document))).encode()
+    tables = msgspec.to_builtins(document, builtin_types=(datetime,))
+    return (_COMMENT + tomli_w.dumps(tables)).encode()
 
 
 def decode(encoded: bytes, *, source: str) -> ClusterDescription:
@@ -656,8 +720,18 @@ def _described(document: _Document) -> ClusterDescription:
                 each.name,
                 _octets(f"clients[{at}].public_key", each.public_key, PUBLIC_KEY_BYTES),
                 Grant(each.uids, each.write, each.subtree, each.gids, each.squash_root),
+                _seconds(f"clients[{at}].added", each.added),
             )
             for at, each in enumerate(document.clients)
+        ),
+        past_clients=tuple(
+            PastClient(
+                each.name,
+                ClientId(_octets(f"past_clients[{at}].id", each.id, CLIENT_ID_BYTES)),
+                _seconds(f"past_clients[{at}].added", each.added),
+                _seconds(f"past_clients[{at}].revoked", each.revoked) or 0,
+            )
+            for at, each in enumerate(document.past_clients or ())
         ),
         volume=_object_id("volume", document.volume, ObjectKind.VOLUME),
         root=_object_id("root", document.root, ObjectKind.DIRECTORY),
@@ -674,6 +748,23 @@ def _parsed(name: str, text: str, parse: Callable[[str], Parsed]) -> Parsed:
         return parse(text)
     except UsageError as error:
         raise UsageError(f"{name}: {error.message}") from None
+
+
+def _moment(since_epoch_s: int) -> datetime:
+    return datetime.fromtimestamp(since_epoch_s, UTC)
+
+
+def _date(since_epoch_s: int | None) -> datetime | None:
+    return None if since_epoch_s is None else _moment(since_epoch_s)
+
+
+def _seconds(name: str, moment: datetime | None) -> int | None:
+    """Seconds since the epoch. Raises UsageError, which names the field."""
+    if moment is None:
+        return None
+    if moment.tzinfo is None or not 0 <= (seconds := moment.timestamp()) < _END_S:
+        raise UsageError(f"{name} = {moment}: write a time such as 2026-11-23T15:00:00Z")
+    return int(seconds)
 
 
 def _octets(name: str, digits: str, length: int) -> bytes:

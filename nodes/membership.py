@@ -43,7 +43,7 @@ from bftfs.identifiers import NodeId
 from bftfs.server.step import Ready, Role, Sender
 from bftfs.storage import StorageView
 
-_OF_CLIENTS = {"clients", "serial"}  # the fields that nodes take over at once
+_OF_CLIENTS = {"clients", "past_clients", "serial"}  # the fields that nodes take over at once
 RESTART = "more than its clients has changed in its cluster description: restart the node to use it"
 
 

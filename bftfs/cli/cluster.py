@@ -6,6 +6,7 @@ a whole cluster and a mount on this machine.
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -25,13 +26,16 @@ from bftfs import cluster as description_files
 from bftfs import limits
 from bftfs.cli import processes
 from bftfs.cli.announcement import announce
-from bftfs.cli.options import data_option, data_words, new_data_option
+from bftfs.cli.client_table import clients_table, day, facts, groups_shown, users_shown
+from bftfs.cli.options import data_option, data_words, json_option, new_data_option
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
 from bftfs.credentials import Grant
 from bftfs.crypto import keys
+from bftfs.crypto.digest import client_id_of
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
+from bftfs.known_clients import SHORT_DIGITS, client_called, known_clients
 from bftfs.retention import format_duration, parse_duration
 from bftfs.runtime.sockets import unconnected
 
@@ -113,11 +117,24 @@ def _with_new_client(
 ) -> ClusterDescription:
     key = directory.client_key(name)
     identity = keys.Identity.generate(os.urandom(32))
-    description = description.with_client(ClientEntry(name, identity.public_key, grant))
+    entry = ClientEntry(name, identity.public_key, grant, int(time.time()))
+    description = description.with_client(entry)
     key.parent.mkdir(exist_ok=True)
     key.parent.chmod(0o700)
+    _put_aside(key, description)
     keys.write_identity(key, identity)
     return description
+
+
+def _put_aside(key: Path, description: ClusterDescription) -> None:
+    """Rename the key of a revoked client, whose name is given to another one."""
+    if not key.exists():
+        return
+    client = client_id_of(public_key=keys.read_identity(key).public_key)
+    if any(past.client == client for past in description.past_clients):
+        aside = key.with_name(f"{key.stem}:{client.hex()[:SHORT_DIGITS]}.key")
+        key.replace(aside)
+        click.echo(f"The key of the {key.stem} that was revoked is now {aside}")
 
 
 @cluster.command()
@@ -237,7 +254,7 @@ def add_client(
     signed = description_files.store(directory.description, description, administrator)
     click.echo(
         f"Client {name}: key in {directory.client_key(name)}\n"
-        f"It may act as uid {_users_shown(grant)}, with groups {_groups_shown(grant)}."
+        f"It may act as uid {users_shown(grant)}, with groups {groups_shown(grant)}."
     )
     click.echo("Give the client that file, cluster.toml, cluster.toml.sig and volume.key.")
     return announce(directory, signed, done="admit it")
@@ -268,33 +285,48 @@ def _groups_of(uid: int) -> list[int]:
     return os.getgrouplist(user.pw_name, user.pw_gid)
 
 
-def _listed(numbers: tuple[int, ...] | None) -> str:
-    return "any" if numbers is None else ", ".join(map(str, numbers)) or "none"
-
-
-def _users_shown(grant: Grant) -> str:
-    return _listed(grant.uids) + (" (root as nobody)" if grant.squash_root else "")
-
-
-def _groups_shown(grant: Grant) -> str:
-    return _listed(None if grant.uids is None else grant.gids)
-
-
 @cluster.command("revoke-client")
 @data_option
 @click.argument("name")
-def revoke_client(directory: DataDirectory, name: str) -> int:
-    """Revoke client NAME's right to connect, at once.
+@click.option("--yes", is_flag=True, help=f"Also the client of this machine, {DEFAULT_CLIENT}.")
+def revoke_client(directory: DataDirectory, name: str, yes: bool) -> int:
+    """Revoke the right to connect of client NAME (or its id, or NAME:ID), at once.
 
     All nodes are told, wherever they run. Exit code 1 if some of them could not be reached.
 
     Example: bftfs cluster revoke-client alice
     """
-    description = description_files.load(directory.description).without_client(name)
+    description = description_files.load(directory.description)
     administrator = keys.read_identity(directory.administrator_key)
+    entry = _present_client(description, name)
+    if entry.name == DEFAULT_CLIENT and not yes:
+        raise UsageError(
+            f"client {DEFAULT_CLIENT} is the one with which `bftfs up` mounts on this machine; to "
+            "revoke it nevertheless, say --yes"
+        )
+    description = description.without_client(entry.name, at_s=int(time.time()))
     signed = description_files.store(directory.description, description, administrator)
-    click.echo(f"Client {name} may not connect any more.")
+    click.echo(f"Client {entry.name} may not connect any more.")
     return announce(directory, signed, done="have cut it off")
+
+
+def _present_client(description: ClusterDescription, text: str) -> ClientEntry:
+    """The client to revoke; a `UsageError` that says so if it was revoked."""
+    for entry in description.clients:
+        if entry.name == text:
+            return entry
+    client = client_called(description, text)
+    present = description.client(client)
+    if present is not None:
+        return present
+    for past in description.past_clients:
+        if past.client == client:
+            raise UsageError(
+                f"client {past.name} ({client.hex()[:SHORT_DIGITS]}) was revoked on "
+                f"{day(past.revoked_s)}; `bftfs cluster tell` tells all nodes again",
+                exit_code=1,
+            )
+    raise UsageError(f"{text}: there is no such client; `bftfs cluster clients` lists them")
 
 
 @cluster.command()
@@ -342,12 +374,23 @@ def show(directory: DataDirectory) -> None:
     for member in description.members:
         table.add_row(str(member.node), member.address)
     console.print(table)
-    table = Table("client", "uids", "gids", "may write")
-    for entry in description.clients:
-        grant = entry.grant
-        uids, gids = _users_shown(grant), _groups_shown(grant)
-        table.add_row(entry.name, uids, gids, "yes" if grant.write else "no")
-    console.print(table)
+    clients = known_clients(description)
+    console.print(clients_table(tuple(c for c in clients if c.grant is not None), dated=False))
+
+
+@cluster.command()
+@data_option
+@json_option
+def clients(directory: DataDirectory, as_json: bool) -> None:
+    """List the clients, present and revoked: ids, rights, and when each was added and revoked.
+
+    Example: bftfs cluster clients
+    """
+    known = known_clients(description_files.load(directory.description))
+    if as_json:
+        click.echo(json.dumps([facts(each) for each in known], indent=2))
+    else:
+        Console(highlight=False).print(clients_table(known, dated=True))
 
 
 @click.group()

@@ -33,6 +33,7 @@ from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
+from bftfs.known_clients import labels_of
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.runtime import clock
 from bftfs.runtime.blocking import BlockingNetwork
@@ -106,6 +107,7 @@ class CommandSession:
         self.who = grant_of(self.description, identity).claimable(me)
         self.now_us = clock.now_us()
         self.view = Viewpoint(self.files, self.history, self.who, self.now_us)
+        self._labels = labels_of(self.description)
         self._keys: dict[ClientId, str] | None = None  # of clients, by id
 
     def __enter__(self) -> Self:
@@ -147,20 +149,21 @@ class CommandSession:
         return time_us
 
     def client_name(self, client: ClientId) -> str:
-        """The client's name in the cluster; for a revoked one, the name of its key on this machine.
+        """The client's name, with its id where others have had that name; else its id.
 
-        If there is none, the beginning of its id.
+        For one that was revoked before descriptions remembered it: the name of its key, if it is
+        on this machine.
         """
-        entry = self.description.client(client)
-        if entry is not None:
-            return entry.name
+        label = self._labels.get(client)
+        if label is not None:
+            return label
         if self._keys is None:
             self._keys = {}
             for key in self.directory.client_key("*").parent.glob("*.key"):
                 with suppress(OSError, UsageError):
                     name = client_id_of(public_key=read_identity(key).public_key)
                     self._keys[name] = key.stem
-        return self._keys.get(client, client.hex()[:12])
+        return self._keys.get(client, client.hex())
 
     # --- paths -------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from typing import Final
 
 import click
 
+from bftfs import known_clients
 from bftfs.cli.command_session import (
     CommandSession,
     Located,
@@ -33,7 +34,7 @@ from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import read_identity
 from bftfs.errors import FileSystemError, OperationFailed, UsageError
 from bftfs.filesystem.time_names import format_time_name
-from bftfs.identifiers import CLIENT_ID_BYTES, ClientId
+from bftfs.identifiers import ClientId
 from bftfs.limits import NAME_BYTES
 from bftfs.printable import printable, printable_lines
 from bftfs.restoration.changes import ChangeLog, read_changes, unreadable
@@ -42,7 +43,6 @@ from bftfs.restoration.telling import audit_report
 from bftfs.restoration.undo import Undo
 from bftfs.restoration.viewpoint import Reading
 
-_ID_DIGITS: Final = 8
 _PAUSE_US: Final = 5_000_000
 
 
@@ -323,10 +323,20 @@ def _if_permitted(action: Callable[[], None]) -> bool:
 
 # --- audit ----------------------------------------------------------------------------------
 
+_whose = click.option(
+    "--client",
+    required=True,
+    help="Whose changes: a client's name, id (or its beginning), or NAME:ID; also if revoked.",
+)
+
 
 @click.command()
 @click.argument("path", metavar="[PATH]", default=".")
-@click.option("--client", required=True, help="Whose changes: a client's name or id.")
+@click.option(
+    "--client",
+    required=True,
+    help="Whose changes: a client's name, id, or NAME:ID; revoked or not.",
+)
 @click.option("--since", required=True, help="A time: '2 hours ago', 2026-11-21T10:02 …")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def audit(path: str, client: str, since: str, as_json: bool) -> None:
@@ -362,7 +372,11 @@ def audit(path: str, client: str, since: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("path", metavar="[PATH]", default=".")
-@click.option("--client", required=True, help="Whose changes: a client's name or id.")
+@click.option(
+    "--client",
+    required=True,
+    help="Whose changes: a client's name, id, or NAME:ID; revoked or not.",
+)
 @click.option("--since", required=True, help="A time: '2 hours ago', 2026-11-21T10:02 …")
 @click.option("--dry-run", "-n", is_flag=True, help="Only say what would be done.")
 def undo(path: str, client: str, since: str, dry_run: bool) -> int:
@@ -431,20 +445,11 @@ def _read_changes(session: CommandSession, path: str, client: str, since: str) -
 
 
 def client_called(session: CommandSession, text: str) -> ClientId:
-    """The client of that name, known or revoked; or the client whose id begins with `text`."""
-    named = {entry.name: entry.client for entry in session.description.clients}
-    if text in named:
-        return named[text]
-    key = session.directory.client_key(text)
-    if "/" not in text and key.exists():  # it was revoked, and its key is still here
-        return client_id_of(public_key=read_identity(key).public_key)
-    if len(text) >= _ID_DIGITS and all(digit in "0123456789abcdef" for digit in text):
-        for client in named.values():
-            if client.hex().startswith(text):
-                return client
-        if len(text) == 2 * CLIENT_ID_BYTES:
-            return ClientId(bytes.fromhex(text))
-    raise UsageError(
-        f"{text}: no client is called so; there are {', '.join(named)}. A client that was "
-        "revoked is named by its whole id (32 digits), which `bftfs log --json` shows"
-    )
+    """The client that `text` names: present or past, or one whose key is still here."""
+    description = session.description
+    if all(each.name != text for each in known_clients.known_clients(description)):
+        key = session.directory.client_key(text)
+        if "/" not in text and key.exists():
+            # It was revoked before descriptions remembered that.
+            return client_id_of(public_key=read_identity(key).public_key)
+    return known_clients.client_called(description, text)

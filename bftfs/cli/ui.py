@@ -26,6 +26,7 @@ from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.errors import UsageError
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId
+from bftfs.known_clients import labels_of
 from bftfs.printable import printable
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.runtime import clock
@@ -53,8 +54,8 @@ class SessionSource:
 
     @property
     def clients(self) -> list[str]:
-        """The names of the cluster's clients."""
-        return [entry.name for entry in self._session.description.clients]
+        """What the cluster's clients are called, the revoked ones included."""
+        return list(labels_of(self._session.description).values())
 
     def perform(self, conversation: Conversation[Result]) -> Result:
         """The result of a conversation with the nodes."""

@@ -333,6 +333,19 @@ def test_a_client_that_is_revoked_is_stopped_at_once(
         )
         assert audit["changes"], "who was revoked can be audited"
         subprocess.run(["umount", "-l", mount], check=False)
+    known = json.loads(bftfs("cluster", "clients", "--data", cluster.data, "--json"))
+    [revoked] = [each["id"] for each in known if each["name"] == "eve"]
+
+    # Its name is given to somebody else, who is somebody else.
+    bftfs("cluster", "add-client", "--data", cluster.data, "eve", "--any-uid")
+    words = ("--since", "1 hour ago")
+    refused = fails("audit", directory, "--client", "eve", *words)
+    assert f"eve:{revoked[:12]} (revoked)" in refused
+    for whose in (revoked, revoked[:12], f"eve:{revoked[:8]}"):
+        assert "0 changes" not in bftfs("audit", directory, "--client", whose, *words)
+    assert f" eve:{revoked[:12]} " in bftfs("log", directory / "before")
+    assert ", 0 conflicts" in bftfs("undo", directory, "--client", revoked[:12], *words)
+    assert os.listdir(directory) == []
     assert "no client is called so" in fails(
         "audit", directory, "--client", "bob", "--since", since
     )

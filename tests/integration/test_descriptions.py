@@ -57,7 +57,7 @@ def test_a_node_with_old_files_hears_from_its_peers_and_admits_nobody_again(
     ):
         key.parent.mkdir(exist_ok=True)
         write_identity(key, identity)
-    counting.describe(counting.description.without_client("client1"))
+    counting.describe(counting.description.without_client("client1", at_s=7))
     counting.start()
     network = connect(counting, 0)
     assert fetched(counting, connect, 1) == Counted(0), "it does not know better"

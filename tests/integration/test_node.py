@@ -329,7 +329,7 @@ def test_a_running_node_cuts_off_a_client_whose_right_was_taken(
     taken, kept = peer(0), peer(1)
     taken.greet()
     kept.greet()
-    description = counting.description.without_client("client0")
+    description = counting.description.without_client("client0", at_s=7)
     if grant is not None:
         entry = ClientEntry("client0", counting.clients[0].public_key, grant)
         description = description.with_client(entry)

@@ -1,6 +1,7 @@
 """Any text is a cluster description or a mistake that is explained; nothing else happens."""
 
 import tomllib
+from dataclasses import replace
 from itertools import count
 
 import tomli_w
@@ -11,6 +12,7 @@ from bftfs import cluster
 from bftfs.credentials import Grant
 from bftfs.crypto.keys import Identity
 from bftfs.errors import UsageError
+from bftfs.identifiers import ClientId
 
 FUZZ = settings(max_examples=200, deadline=None, derandomize=True)
 
@@ -28,6 +30,11 @@ DESCRIPTION = NEW.description.with_client(
     cluster.ClientEntry(
         "laptop", Identity.generate(entropy(32)).public_key, Grant(uids=(1000,), gids=(1000, 10))
     )
+)
+DESCRIPTION = replace(
+    DESCRIPTION,
+    clients=(replace(DESCRIPTION.clients[0], added_s=1_790_000_000),),
+    past_clients=(cluster.PastClient("old", ClientId(entropy(16)), 5, 1_790_000_000),),
 )
 DOCUMENT = tomllib.loads(cluster.encode(DESCRIPTION).decode())
 
@@ -62,7 +69,8 @@ def test_any_bytes(encoded: bytes) -> None:
 @given(st.data())
 def test_any_change_of_one_field(data: st.DataObject) -> None:
     document = tomllib.loads(tomli_w.dumps(DOCUMENT))
-    table = data.draw(st.sampled_from([document, document["members"][3], document["clients"][0]]))
+    tables = document["members"][3], document["clients"][0], document["past_clients"][0]
+    table = data.draw(st.sampled_from([document, *tables]))
     field = data.draw(st.sampled_from(sorted(table)) | st.text(max_size=5))
     if field in table and data.draw(st.booleans()):
         del table[field]

@@ -31,7 +31,7 @@ NEW = cluster.create(
     draw=lambda length: bytes([next(DRAWS)]) * length,
 )
 BEFORE = NEW.description.with_client(ClientEntry("laptop", LAPTOP.public_key))
-AFTER = BEFORE.without_client("laptop")
+AFTER = BEFORE.without_client("laptop", at_s=7)
 
 
 def sender(public_key: bytes) -> Sender:
@@ -99,7 +99,7 @@ def moved(description: ClusterDescription) -> ClusterDescription:
 def test_a_revocation_takes_effect(tmp_path: Path) -> None:
     machine = Machine(tmp_path, BEFORE)
     assert machine.knows_laptop
-    machine.copy_in(BEFORE.without_client("laptop"))
+    machine.copy_in(BEFORE.without_client("laptop", at_s=7))
     assert not machine.knows_laptop
 
 
@@ -107,7 +107,7 @@ def test_a_revocation_takes_effect_beside_a_new_address(tmp_path: Path) -> None:
     """A node that was not restarted goes on with the old address; that is no reason to admit."""
     machine = Machine(tmp_path, BEFORE)
     machine.copy_in(moved(BEFORE))
-    machine.copy_in(moved(BEFORE).without_client("laptop"))
+    machine.copy_in(moved(BEFORE).without_client("laptop", at_s=7))
     assert not machine.knows_laptop
 
 
@@ -115,7 +115,7 @@ def test_a_revocation_takes_effect_beside_a_new_address(tmp_path: Path) -> None:
 def test_an_older_description_brings_nobody_back(tmp_path: Path, restarts: bool) -> None:
     """A backup, or somebody's configuration management, puts the old files back."""
     machine = Machine(tmp_path, BEFORE)
-    machine.copy_in(BEFORE.without_client("laptop"))
+    machine.copy_in(BEFORE.without_client("laptop", at_s=7))
     assert not machine.knows_laptop
     machine.copy_in(BEFORE)
     if restarts:
@@ -125,7 +125,7 @@ def test_an_older_description_brings_nobody_back(tmp_path: Path, restarts: bool)
 
 def test_an_older_description_widens_no_grant(tmp_path: Path) -> None:
     narrow = replace(BEFORE.clients[0], grant=Grant(uids=(1000,), write=False))
-    machine = Machine(tmp_path, BEFORE.without_client("laptop").with_client(narrow))
+    machine = Machine(tmp_path, BEFORE.without_client("laptop", at_s=7).with_client(narrow))
     machine.copy_in(BEFORE)  # which was signed before
     sender = machine.membership.principal(LAPTOP.public_key)
     assert sender is None or not sender.grant.write
@@ -133,10 +133,10 @@ def test_an_older_description_widens_no_grant(tmp_path: Path) -> None:
 
 def test_a_node_says_what_waits_for_its_restart(tmp_path: Path) -> None:
     machine = Machine(tmp_path, BEFORE)
-    machine.copy_in(BEFORE.without_client("laptop"))
+    machine.copy_in(BEFORE.without_client("laptop", at_s=7))
     machine.membership.refresh()
     assert not machine.membership.is_partial
-    machine.copy_in(moved(BEFORE.without_client("laptop").with_client(BEFORE.clients[0])))
+    machine.copy_in(moved(BEFORE.without_client("laptop", at_s=7).with_client(BEFORE.clients[0])))
     assert machine.knows_laptop
     assert machine.membership.is_partial
     machine.restart()
@@ -147,7 +147,7 @@ def test_a_node_says_what_waits_for_its_restart(tmp_path: Path) -> None:
 def test_a_file_may_be_older_than_what_the_administrator_has_told(tmp_path: Path) -> None:
     """Nobody needs to copy files to a machine whose node was told over the network."""
     machine = Machine(tmp_path, BEFORE)
-    machine.tell(signed(BEFORE.without_client("laptop")))
+    machine.tell(signed(BEFORE.without_client("laptop", at_s=7)))
     for _ in range(2):
         assert not machine.knows_laptop
         assert machine.membership.unused == ""
@@ -158,7 +158,7 @@ def test_a_file_may_be_older_than_what_the_administrator_has_told(tmp_path: Path
 def test_of_two_with_one_number_the_first_is_kept(tmp_path: Path) -> None:
     """The administrator has worked on two machines, and neither knew of the other."""
     machine = Machine(tmp_path, BEFORE)
-    machine.copy_in(BEFORE.without_client("laptop"))
+    machine.copy_in(BEFORE.without_client("laptop", at_s=7))
     assert not machine.knows_laptop
     machine.copy_in(
         BEFORE.with_client(ClientEntry("desk", Identity.generate(b"d" * 32).public_key))
@@ -175,7 +175,7 @@ def test_a_grant_that_narrows_cuts_off_who_has_the_old_one(tmp_path: Path) -> No
     machine = Machine(tmp_path, BEFORE)
     before = machine.membership.principal(LAPTOP.public_key)
     assert before is not None
-    machine.copy_in(moved(BEFORE.without_client("laptop").with_client(narrow)))
+    machine.copy_in(moved(BEFORE.without_client("laptop", at_s=7).with_client(narrow)))
     machine.membership.refresh()
     assert not machine.membership.admits(before)
     now = machine.membership.principal(LAPTOP.public_key)
@@ -280,7 +280,7 @@ def test_what_a_node_has_seen_survives_a_crash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At any moment of its being kept: the older or the newer one is there, signed."""
-    after = BEFORE.without_client("laptop")
+    after = BEFORE.without_client("laptop", at_s=7)
     rename = Path.replace
     for survived in range(3):
         directory = tmp_path / str(survived)
@@ -331,7 +331,7 @@ def test_must_fail_where_any_signed_description_is_taken(
 ) -> None:
     monkeypatch.setattr(ClusterDescription, "is_superseded_by", lambda *_: True)
     machine = Machine(tmp_path, BEFORE)
-    machine.copy_in(BEFORE.without_client("laptop"))
+    machine.copy_in(BEFORE.without_client("laptop", at_s=7))
     assert not machine.knows_laptop
     machine.copy_in(BEFORE)
     assert machine.knows_laptop
@@ -358,7 +358,7 @@ def test_must_fail_where_signatures_are_not_checked(
 
 def test_must_fail_where_nothing_is_kept(tmp_path: Path) -> None:
     machine = Machine(tmp_path, BEFORE)
-    machine.copy_in(BEFORE.without_client("laptop"))
+    machine.copy_in(BEFORE.without_client("laptop", at_s=7))
     assert not machine.knows_laptop
     machine.copy_in(BEFORE)
     (tmp_path / "description.toml").unlink()

@@ -14,6 +14,7 @@ from bftfs.cluster import (
     ClusterDescription,
     Durability,
     NewCluster,
+    PastClient,
     TcpAddress,
     UnixAddress,
     parse_address,
@@ -139,13 +140,13 @@ def test_authenticators_work_between_all_nodes() -> None:
 
 def test_descriptions_have_an_order() -> None:
     grown = DESCRIPTION.with_client(ClientEntry("desk", STRANGER.public_key))
-    shrunk = grown.without_client("desk")
+    shrunk = grown.without_client("desk", at_s=7)
     in_order = (NEW.description, DESCRIPTION, grown, shrunk)
     for earlier, later in combinations(in_order, 2):
         assert earlier.is_superseded_by(later)
         assert not later.is_superseded_by(earlier)
     assert not grown.is_superseded_by(grown)
-    assert not grown.is_superseded_by(replace(DESCRIPTION.without_client("laptop")))
+    assert not grown.is_superseded_by(replace(DESCRIPTION.without_client("laptop", at_s=7)))
     elsewhere = new_cluster(first=100).description
     assert not DESCRIPTION.is_superseded_by(replace(elsewhere, serial=9))
 
@@ -159,11 +160,15 @@ def test_clients_come_and_go() -> None:
     grown = DESCRIPTION.with_client(ClientEntry("desk", STRANGER.public_key))
     assert [entry.name for entry in grown.clients] == ["laptop", "desk"]
     assert grown.digest != DESCRIPTION.digest
-    shrunk = grown.without_client("desk")
-    assert replace(shrunk, serial=DESCRIPTION.serial) == DESCRIPTION
-    assert replace(shrunk, serial=DESCRIPTION.serial).digest == DESCRIPTION.digest
+    shrunk = grown.without_client("desk", at_s=7)
+    [past] = shrunk.past_clients
+    assert past == PastClient("desk", grown.clients[1].client, None, 7)
+    as_before = replace(shrunk, serial=DESCRIPTION.serial, past_clients=())
+    assert as_before == DESCRIPTION
+    assert as_before.digest == DESCRIPTION.digest
+    assert replace(shrunk.with_client(grown.clients[1]), serial=grown.serial) == grown
     with pytest.raises(UsageError, match="there is no client 'desk'; the clients are: laptop"):
-        DESCRIPTION.without_client("desk")
+        DESCRIPTION.without_client("desk", at_s=7)
     with pytest.raises(UsageError, match="have the same name"):
         DESCRIPTION.with_client(ClientEntry("laptop", STRANGER.public_key))
     with pytest.raises(UsageError, match="have the same public key"):
@@ -358,7 +363,10 @@ def test_toml_keeps_everything() -> None:
     other = new_cluster(
         addresses=["tcp:[::1]:7000"], t=0, b=0, durability=Durability.INTERVAL, block_bytes=4096
     ).description.with_client(ClientEntry("all", STRANGER.public_key))
-    for description in (DESCRIPTION, other, NEW.description):
+    dated = DESCRIPTION.with_client(ClientEntry("desk", STRANGER.public_key, added_s=1_790_000_000))
+    past = dated.without_client("desk", at_s=1_790_000_001)
+    unknown = DESCRIPTION.without_client("laptop", at_s=1_790_000_000)
+    for description in (DESCRIPTION, other, NEW.description, dated, past, unknown):
         assert cluster.decode(cluster.encode(description), source="here") == description
 
 

@@ -1,7 +1,8 @@
-"""`bftfs cluster add-client`: whom a new client may act as."""
+"""`bftfs cluster`: whom a new client may act as; clients that are revoked, and listed."""
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 from pathlib import Path
@@ -110,3 +111,69 @@ def test_root_has_to_say_whom_it_means(
     monkeypatch.setattr(os, "getuid", lambda: 0)
     with pytest.raises(UsageError, match="`--any-uid` for all users, root included"):
         added(directory)
+
+
+# --- revoked ----------------------------------------------------------------------------------
+
+
+def said(directory: DataDirectory, *words: str) -> str:
+    """What `bftfs cluster …` says; its mistake, if it is one."""
+    done = CliRunner().invoke(
+        cluster.cluster, [*words, "--data", str(directory.path)], standalone_mode=False
+    )
+    if isinstance(done.exception, UsageError):
+        return done.exception.message
+    assert done.exception is None, done.exception
+    return done.output
+
+
+def test_a_revoked_client_is_remembered_when_its_name_is_given_again(
+    directory: DataDirectory,
+) -> None:
+    added(directory, name="laptop")
+    key = directory.client_key("laptop").read_bytes()
+    first = description_files.load(directory.description).clients[-1].client.hex()
+    assert "Client laptop may not connect any more" in said(directory, "revoke-client", "laptop")
+    _, words = added(directory, name="laptop")
+    aside = directory.client_key(f"laptop:{first[:12]}")
+    assert f"The key of the laptop that was revoked is now {aside}" in words
+    assert aside.read_bytes() == key
+    description = description_files.load(directory.description)
+    [past] = description.past_clients
+    assert (past.name, past.client.hex()) == ("laptop", first)
+    assert description.clients[-1].client.hex() != first
+
+    listed = {each["id"]: each for each in json.loads(said(directory, "clients", "--json"))}
+    assert listed[first]["revoked_s"] >= listed[first]["added_s"] > 0
+    assert listed[description.clients[-1].client.hex()]["revoked_s"] is None
+    table = said(directory, "clients")
+    assert first[:12] in table
+    assert "revoked" in table
+    assert all(len(line) <= 80 for line in table.splitlines())
+    assert first[:12] not in said(directory, "show")
+
+    again = said(directory, "revoke-client", first[:12])
+    assert f"client laptop ({first[:12]}) was revoked on 2" in again
+    assert "may not connect any more" in said(directory, "revoke-client", "laptop")
+    assert len(description_files.load(directory.description).past_clients) == 2
+    assert "several clients are called so" in said(directory, "revoke-client", "laptop")
+
+
+def test_a_key_that_belongs_to_a_present_client_stays(directory: DataDirectory) -> None:
+    added(directory, name="laptop")
+    key = directory.client_key("laptop").read_bytes()
+    assert "have the same name" in said(directory, "add-client", "laptop")
+    assert directory.client_key("laptop").read_bytes() == key
+
+
+def test_who_revokes_the_client_of_this_machine_has_to_mean_it(directory: DataDirectory) -> None:
+    refused = said(directory, "revoke-client", "local")
+    assert "client local is the one with which `bftfs up` mounts on this machine" in refused
+    assert "say --yes" in refused
+    assert description_files.load(directory.description).past_clients == ()
+    assert "may not connect any more" in said(directory, "revoke-client", "local", "--yes")
+
+
+def test_whom_nobody_knows_cannot_be_revoked(directory: DataDirectory) -> None:
+    assert "no client is called so; there are local:" in said(directory, "revoke-client", "nobody")
+    assert "there is no such client" in said(directory, "revoke-client", "0f" * 16)

@@ -304,7 +304,7 @@ def test_an_impostor_gets_no_request(world: World) -> None:
 
 
 def test_a_client_that_the_node_does_not_know_is_told_so(world: World, now: list[int]) -> None:
-    node = ScriptedNode(world.description.without_client("me"), world.identity)
+    node = ScriptedNode(world.description.without_client("me", at_s=7), world.identity)
     for _ in range(2):  # at every attempt
         world.ask()
         world.links.turn()
