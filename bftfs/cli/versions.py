@@ -24,12 +24,12 @@ from bftfs.cli.command_session import (
 from bftfs.cli.options import json_option
 from bftfs.errors import UsageError
 from bftfs.filesystem import registry
-from bftfs.filesystem.file_history import Change
+from bftfs.filesystem.file_history import UNSEEN, Change
 from bftfs.filesystem.operations import FoundObject
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ObjectId
 from bftfs.printable import printable
-from bftfs.restoration.telling import UNSEEN, said
+from bftfs.restoration.telling import said
 
 _CONTENT_METHODS = frozenset((registry.WRITE, registry.TRUNCATE, registry.CREATE))
 

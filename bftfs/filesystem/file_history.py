@@ -67,6 +67,8 @@ VERSIONS_SEARCHED: Final = 1024  # of one object, for the times of a directory a
 _TOGETHER: Final = 32  # conversations that are held at the same time
 
 ENTRY_PREFIX: Final = b"e"
+UNSEEN: Final = registry.UNCHANGING | {registry.MERGE}  # what nobody would call a change
+
 CHANGES_SHOWN: Final = (ATTRIBUTES_KEY, ENTRY_PREFIX)
 
 _KEPT_US: Final = 1 << 62  # for ever
@@ -285,6 +287,8 @@ class History:
     ) -> Moments:
         """Times at which something in or below a directory changed, the latest first.
 
+        That something was read, or rearranged, is no change.
+
         The search covers the objects that are or were named below it, as far as `who` may read
         them. It is bounded: it takes the latest `versions` of each object, and at most so many
         `objects`, those nearest to the directory first; OBJECTS_SEARCHED and VERSIONS_SEARCHED if
@@ -301,7 +305,7 @@ class History:
                 [partial(self._changes_if_permitted, each, who, versions) for each in level]
             )
             changes = [change for visited in visits for change in visited]
-            times.update(change.time_us for change in changes)
+            times.update(each.time_us for each in changes if each.operation.method not in UNSEEN)
             for visited in visits:
                 if len(visited) >= versions:
                     since_us = max(since_us, visited[-1].time_us)

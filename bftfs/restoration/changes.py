@@ -33,7 +33,7 @@ from bftfs.errors import FileSystemError, NoLongerKept, VersionUnrecoverable
 from bftfs.filesystem.block_names import BlockName, CoveredBlock
 from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_blocks import version_of
-from bftfs.filesystem.file_history import Change, in_batches
+from bftfs.filesystem.file_history import UNSEEN, Change, in_batches
 from bftfs.filesystem.inode import Merging, Truncation, Writing
 from bftfs.filesystem.operations import FoundObject
 from bftfs.filesystem.registry import (
@@ -518,6 +518,8 @@ def audited(log: ChangeLog) -> tuple[list[Changed], list[Changed]]:
                 # An operation on several objects is listed with the one that it is about.
                 if change.timestamp not in own or identifier == _subject(change):
                     own[change.timestamp] = identifier, change
+            elif change.operation.method in UNSEEN:
+                continue  # who has only read it has built nothing on it
             elif begun_us < change.time_us and (not is_directory or changed & names):
                 built[change.timestamp] = identifier, change
     return ([own[each] for each in sorted(own)], [built[each] for each in sorted(built)])

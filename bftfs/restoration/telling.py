@@ -16,8 +16,6 @@ from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import LogicalTimestamp
 from bftfs.restoration.changes import ChangeLog, Slot, audited
 
-UNSEEN: Final = registry.UNCHANGING | {registry.MERGE}  # what nobody would call a change
-
 
 def _changed_attributes(arguments: Any) -> str:
     words = []

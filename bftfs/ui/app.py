@@ -16,7 +16,7 @@ from flask import typing as flask_typing
 from markupsafe import Markup, escape
 from werkzeug.exceptions import HTTPException
 
-from bftfs.errors import BftfsError, FileSystemError, UsageError
+from bftfs.errors import BftfsError, FileSystemError, OperationFailed, UsageError
 from bftfs.filesystem.file_history import Moments
 from bftfs.filesystem.time_names import format_time_name, local
 from bftfs.printable import printable
@@ -109,11 +109,15 @@ class Pages:
         above = source.perform(find(view, names[:-1], time_us))
         name = source.perform(tree.name_shown(view, above.identifier, names[-1]))
         kind = tree.kind_of_object(found.attributes)
-        text = None
+        text, why_none = None, "They are not text."
         if kind in ("file", "symlink"):
-            contents = source.perform(tree.beginning(view, found, time_us, tree.TEXT_SHOWN))
-            is_whole = len(contents) >= found.attributes.size
-            text = tree.text_in(contents, is_whole=is_whole)
+            try:
+                contents = source.perform(tree.beginning(view, found, time_us, tree.TEXT_SHOWN))
+            except (FileSystemError, OperationFailed) as failure:
+                why_none = f"They cannot be read: {printable(str(failure))}."
+            else:
+                is_whole = len(contents) >= found.attributes.size
+                text = tree.text_in(contents, is_whole=is_whole)
         return render_template(
             "file.html",
             **common,
@@ -123,6 +127,7 @@ class Pages:
             times=tree.times_shown(versions.moments(name), time_us),
             lines=None if text is None else text.removesuffix("\n").split("\n") if text else [],
             text_shown=tree.TEXT_SHOWN,
+            why_none=why_none,
             client_name=source.client_name,
             change=source.perform(tree.last_change(view, found.identifier, time_us)),
         )
@@ -350,6 +355,8 @@ def _problem_of_ours(error: BftfsError) -> flask_typing.ResponseReturnValue:
     if error.code in _NOT_FOUND:
         at = _argument("at")
         when = f"at {at}" if at else "now"
+        if not _argument("path"):
+            return _problem(404, f"There was no file system {when}: that is before it was made.")
         return _problem(404, f"Nothing is at this path {when}; its directory shows other times.")
     if error.code in _NOT_PERMITTED:
         return _problem(403, "You may not read this: `bftfs ui` asks as the user who runs it.")

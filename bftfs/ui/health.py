@@ -36,9 +36,13 @@ class Sample:
 
     @property
     def counts(self) -> str:
-        """How many nodes are in which state, in words."""
-        said = [f"{self.states.count(each)} {each}" for each in _HEIGHTS if each in self.states]
-        return ", ".join(said) or "not known"
+        """Which nodes are in which state, in words."""
+        said = [f"{self.states.count('ok')} ok"] if self.states else ["not known"]
+        for state in ("degraded", "down"):
+            nodes = [str(node) for node, each in enumerate(self.states) if each == state]
+            if nodes:
+                said.append(f"node{'s' * (len(nodes) > 1)} {', '.join(nodes)} {state}")
+        return ", ".join(said)
 
 
 @dataclass(frozen=True, slots=True)

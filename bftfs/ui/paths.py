@@ -27,9 +27,13 @@ def path_text(names: Names) -> str:
 def names_in(text: str) -> Names:
     """The names in such a text; a `UsageError` if no file can have them."""
     names = tuple(each for each in unquote_to_bytes(text).split(b"/") if each)
-    if len(names) > _DEEPEST or any(len(each) > NAME_BYTES or b"\0" in each for each in names):
+    if len(names) > _DEEPEST or not all(map(_is_possible, names)):
         raise UsageError(f"{text[:200]}: no path is as long as that, or has such names")
     return names
+
+
+def _is_possible(name: bytes) -> bool:
+    return len(name) <= NAME_BYTES and b"\0" not in name and name not in (b".", b"..")
 
 
 async def find(view: Viewpoint, names: Names, time_us: int | None) -> FoundObject:

@@ -11,11 +11,10 @@ from typing import Final, NamedTuple
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.file_history import Change, Moments, in_batches
+from bftfs.filesystem.file_history import UNSEEN, Change, Moments, in_batches
 from bftfs.filesystem.operations import FoundObject
 from bftfs.identifiers import ObjectId
 from bftfs.limits import KIB
-from bftfs.restoration.telling import UNSEEN
 from bftfs.restoration.viewpoint import Viewpoint
 
 ENTRIES_SHOWN: Final = 100  # on a page

@@ -78,7 +78,7 @@ def told(cluster: Cluster, playground: Path) -> Iterator[Told]:
     (team / "sub").mkdir(parents=True)
     (team / "bread.txt").write_text(CREATED)
     (team / HOSTILE).write_text("inside\n")
-    bftfs("cluster", "add-client", "--data", cluster.data, "thief")
+    bftfs("cluster", "add-client", "--data", cluster.data, "--any-uid", "thief")
     before_theft = now()
     (team / "bread.txt").write_text(REWRITTEN)
     with cluster.mount(playground / "thief", "client=thief") as mount:
@@ -164,8 +164,9 @@ def pages(told: Told) -> list[str]:
 
 
 def awaited(page: Any, pattern: str) -> None:
-    """Wait until the heading says so."""
+    """Wait until the heading says so, and scripts have done their part."""
     playwright.expect(page.locator("#shown-title")).to_have_text(re.compile(pattern))
+    page.wait_for_load_state()
 
 
 # --- by mouse -------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from bftfs.conversation import Now
 from bftfs.filesystem.attributes import NO_CHANGES, Changes
 from bftfs.filesystem.block_names import CoveredBlock, covered
 from bftfs.filesystem.file_history import History
-from bftfs.filesystem.inode import Writing
+from bftfs.filesystem.inode import Access, Writing
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
-from bftfs.filesystem.registry import WRITE
+from bftfs.filesystem.registry import ACCESSED, WRITE
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update.past_reading import PastReader
 from bftfs.read_write.timestamp import BlockTimestamp
@@ -119,6 +119,12 @@ class User(ClusterClient):
             await self.files.release(file)
 
         self.run(put(self.find(path)))
+
+    def touch(self, path: str) -> None:
+        """Note that the file has been read."""
+        arguments = Access(self.cluster.now_us * 1000)
+        update = self.objects.update((self.find(path),), ACCESSED, arguments, CREDENTIALS)
+        self.run(update)
 
     def mkdir(self, path: str) -> None:
         self.run(self.files.make_directory(*self._place(path), 0o700, CREDENTIALS))

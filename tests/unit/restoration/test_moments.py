@@ -30,6 +30,12 @@ def test_few_moments_are_all_listed(stage: Any) -> None:
     assert listed(stage) == sorted(map(format_time_name, changed(stage)))
 
 
+def test_that_a_file_was_read_is_no_change(stage: Any) -> None:
+    before = changed(stage)
+    stage.honest.touch("a")
+    assert changed(stage) == before
+
+
 def test_of_many_it_says_since_when_all_are_listed(
     stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,13 @@ def test_what_is_no_text_is_not_shown(browser: Browser, stage: Stage) -> None:
     assert "It is empty" in words(browser.page(path="a"))
 
 
+def test_what_cannot_be_read_has_versions_all_the_same(browser: Browser, stage: Stage) -> None:
+    stage.intruder.cover("a", stage.intruder.poison("a"), end=4096)
+    said = words(browser.page(path="a"))
+    assert "They cannot be read: EIO" in said
+    assert "create a" in said
+
+
 def test_hostile_names_are_shown_and_lead_to_their_files(browser: Browser, stage: Stage) -> None:
     stage.honest.write(HOSTILE, "inside\n")
     page = browser.page()
@@ -379,7 +386,9 @@ def test_problems_are_pages(browser: Browser, monkeypatch: pytest.MonkeyPatch) -
     assert "is no time" in words(browser.page(at="x\x1b", code=400))
     assert "give a number" in words(browser.page(page="-1", code=400))
     assert "no path is as long" in words(browser.page(path="a/" * 300, code=400))
-    assert "no path is as long" in words(browser.page(path="%00", code=400))
+    for path in ("%00", "d/..", "."):
+        assert "no path is as long" in words(browser.page(path=path, code=400))
+    assert "There was no file system" in words(browser.page(at="2000", code=404))
 
     def fail(*_: object) -> None:
         raise QuorumUnavailable(heard=2, required=5, subject="a<b>")
