@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ DAYS_US = 10**12
 
 
 def jumping(
-    kind: str, seeds: range, *, client: str | None = None, operations: int = 60
+    kind: str, seeds: Iterable[int], *, client: str | None = None, operations: int = 60
 ) -> Iterator[Configuration]:
     """Nodes and a client crash; half of the operations are left when the clocks are right."""
     for seed in seeds:
@@ -63,7 +63,7 @@ def test_must_fail_where_an_object_has_to_wait_for_the_clocks(
 ) -> None:
     monkeypatch.setattr(CulledObjectHistorySet, "reached_us", lambda *_: 0)
     assert hunt(
-        jumping("objects", range(97, 99), operations=20), lambda each: each.startswith("progress:")
+        jumping("objects", [96, 22], operations=20), lambda each: each.startswith("progress:")
     )
 
 
