@@ -12,7 +12,7 @@ import click
 
 from bftfs.backup.receiving import Receiving
 from bftfs.backup.sending import BackupSource, Sending
-from bftfs.cli.command_session import CommandSession, Located, absolute, file_kind, session_at
+from bftfs.cli.command_session import CommandSession, Located, absolute, session_at
 from bftfs.cli.progress import Progress
 from bftfs.cli.restore import quoted
 from bftfs.cli.retention import push_writes
@@ -20,6 +20,7 @@ from bftfs.errors import UsageError
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.limits import MIB
 from bftfs.printable import printable
+from bftfs.restoration.telling import file_kind
 from bftfs.runtime import clock
 
 

@@ -351,12 +351,3 @@ def session_of(data: Path, *, client: str, read_only: bool = False) -> CommandSe
     directory = DataDirectory.existing(data.absolute())
     whole = Mounted(Path("/"), "", FILE_SYSTEM_TYPE, str(directory.path))
     return CommandSession(whole, directory, client, read_only=read_only)
-
-
-def file_kind(attributes: Attributes) -> str:
-    """The kind of an object, in a word."""
-    return {
-        stat.S_IFREG: "file",
-        stat.S_IFDIR: "directory",
-        stat.S_IFLNK: "symlink",
-    }.get(stat.S_IFMT(attributes.mode), "special file")

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.cli.command_session import CommandSession, Located, file_kind, session_at, session_of
+from bftfs.cli.command_session import CommandSession, Located, session_at, session_of
 from bftfs.cli.options import json_option
 from bftfs.data_directory import DEFAULT_CLIENT
 from bftfs.errors import UsageError
@@ -33,6 +33,7 @@ from bftfs.query_update.history import ZERO, time_of
 from bftfs.query_update.inspection import Copy, ObjectReport
 from bftfs.read_write import inspection as block_inspection
 from bftfs.read_write.inspection import BlockReport, Fragment
+from bftfs.restoration.telling import file_kind
 from bftfs.server.comparison import health_reports
 
 _WIDTH = 200  # columns, if the output is no terminal

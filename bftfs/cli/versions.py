@@ -17,7 +17,6 @@ from bftfs.cli.command_session import (
     CommandSession,
     Located,
     absolute,
-    file_kind,
     refusals_explained,
     session_at,
 )
@@ -29,7 +28,7 @@ from bftfs.filesystem.operations import FoundObject
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ObjectId
 from bftfs.printable import printable
-from bftfs.restoration.telling import said
+from bftfs.restoration.telling import file_kind, said
 
 _CONTENT_METHODS = frozenset((registry.WRITE, registry.TRUNCATE, registry.CREATE))
 

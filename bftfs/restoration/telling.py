@@ -1,4 +1,4 @@
-"""Operations in words, and what a client has changed, as `bftfs log`, `audit` and `ui` tell it."""
+"""Objects and operations in words, and what a client has changed, for commands and pages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ from operator import itemgetter
 from typing import Any, Final
 
 from bftfs.filesystem import object_types, registry
+from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import LogicalTimestamp
 from bftfs.restoration.changes import ChangeLog, Slot, audited
+
+
+def file_kind(attributes: Attributes) -> str:
+    """The kind of an object, in a word."""
+    return {
+        stat.S_IFREG: "file",
+        stat.S_IFDIR: "directory",
+        stat.S_IFLNK: "symlink",
+    }.get(stat.S_IFMT(attributes.mode), "special file")
 
 
 def _changed_attributes(arguments: Any) -> str:

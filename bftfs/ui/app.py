@@ -20,7 +20,7 @@ from bftfs.errors import BftfsError, FileSystemError, OperationFailed, UsageErro
 from bftfs.filesystem.file_history import Moments
 from bftfs.filesystem.time_names import format_time_name, local
 from bftfs.printable import printable
-from bftfs.restoration.telling import said
+from bftfs.restoration.telling import file_kind, said
 from bftfs.ui import differences, fragments, health, tree
 from bftfs.ui.auditing import ROWS_SHOWN, audit_shown
 from bftfs.ui.gate import COOKIE, HEADERS, Gate
@@ -108,7 +108,7 @@ class Pages:
         names = common["names"]
         above = source.perform(find(view, names[:-1], time_us))
         name = source.perform(tree.name_shown(view, above.identifier, names[-1]))
-        kind = tree.kind_of_object(found.attributes)
+        kind = file_kind(found.attributes)
         text, why_none = None, "They are not text."
         if kind in ("file", "symlink"):
             try:

@@ -11,9 +11,10 @@ from typing import Final, NamedTuple
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.operations import FoundObject
 from bftfs.limits import MIB
+from bftfs.restoration.telling import file_kind
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.ui.paths import Names, find
-from bftfs.ui.tree import beginning, kind_of_object, text_in
+from bftfs.ui.tree import beginning, text_in
 
 TEXT_BYTES: Final = MIB  # of a file that is compared
 LINES_COMPARED: Final = 2000  # on each side, or as many pairs of lines; not those at both ends
@@ -59,7 +60,7 @@ async def side(view: Viewpoint, names: Names, time_us: int | None) -> Side:
             raise
         return Side(None, why="nothing was at this path")
     attributes = found.attributes
-    kind = kind_of_object(attributes)
+    kind = file_kind(attributes)
     if kind not in ("file", "symlink"):
         return Side(found, None, f"it was a {kind}, which has no text")
     if attributes.size > TEXT_BYTES:

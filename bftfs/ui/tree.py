@@ -15,6 +15,7 @@ from bftfs.filesystem.file_history import UNSEEN, Change, Moments, in_batches
 from bftfs.filesystem.operations import FoundObject
 from bftfs.identifiers import ObjectId
 from bftfs.limits import KIB
+from bftfs.restoration.telling import file_kind
 from bftfs.restoration.viewpoint import Viewpoint
 
 ENTRIES_SHOWN: Final = 100  # on a page
@@ -27,15 +28,6 @@ _NAMES_TOGETHER: Final = 512  # asked for at once
 _LOOKED_AT: Final = 8  # versions, for the last one that people would call a change
 _OBJECTS_SEARCHED: Final = 256  # below a directory, for its times of change
 _VERSIONS_SEARCHED: Final = 256
-
-
-def kind_of_object(attributes: Attributes) -> str:
-    """The kind of an object, in a word."""
-    return {
-        stat.S_IFREG: "file",
-        stat.S_IFDIR: "directory",
-        stat.S_IFLNK: "symlink",
-    }.get(stat.S_IFMT(attributes.mode), "special file")
 
 
 # --- a directory ------------------------------------------------------------------------------
@@ -52,7 +44,7 @@ class EntryShown:
     @property
     def kind(self) -> str:
         """What it is, in a word."""
-        return "not readable" if self.attributes is None else kind_of_object(self.attributes)
+        return "not readable" if self.attributes is None else file_kind(self.attributes)
 
 
 @dataclass(frozen=True, slots=True)
