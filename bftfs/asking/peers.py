@@ -28,13 +28,10 @@ Malevolent] Four rules tell which:
   lying accuse the same one, it is convicted: no correct server's authenticators are invalid at so
   many others.
 - Of the servers in other quarrels, the smallest set that explains all quarrels is disbelieved.
-  That another one's vouchers are invalid counts only where an update has failed for that.
+  That another one's vouchers are invalid counts only where b + 1 have refused an update for such.
 - A server is contrary if its histories show, time and again, a candidate that hardly any other
   server has and that only a repair gets rid of. Under contention correct servers do this
   occasionally: divergences are counted, and each agreement takes something off the count.
-
-**Withholding.** A node that is waited for in vain, when others have vouched, may answer all else in
-time. That is remembered for a while by itself: nobody waits for its vouchers again.
 
 **Ahead of the clock.** Histories whose times are far ahead of the principal's clock do not count
 either, unless servers that cannot all be lying report such times (`query_update.observation`). A
@@ -172,7 +169,6 @@ class Peers:
         self._convicted = NOBODY
         self._watched = NOBODY  # nodes with divergences
         self._forget_us = 0
-        self._withholding: dict[NodeId, int] = {}  # until when nobody waits for their vouchers
         self._judges_from_us = 0  # until then the clock is doubted
         self.epoch = 0  # grows when the set of believed servers changes, or trust in the clock
 
@@ -262,22 +258,6 @@ class Peers:
         record = self._records[node]
         if record.lateness:
             record.lateness -= 1
-
-    def withheld(self, nodes: Nodes, now_us: int) -> None:
-        """`nodes` were waited for in vain, when others had vouched for what a client has written.
-
-        They may answer everything else: so they are remembered by themselves.
-        """
-        for node in nodes:
-            self._withholding[node] = now_us + MEMORY_US
-
-    def withholding(self, now_us: int) -> Nodes:
-        """The nodes that have withheld vouchers lately: nobody is to wait for them again."""
-        return Nodes.of(
-            node
-            for node, until_us in self._withholding.items()
-            if not is_due(until_us, now_us, MEMORY_US)
-        )
 
     def _ask_last(
         self, node: NodeId, condition: Condition, now_us: int, interval_us: int = 0

@@ -328,13 +328,12 @@ class UpdateTally:
 
     @property
     def fails_for_vouchers(self) -> bool:
-        """True if too few have accepted it, and other vouchers may help."""
-        quorums, unvouched = self.quorums, self.unvouched
-        return (
-            unvouched is not NOBODY
-            and not self.complete
-            and (quorums.includes_benign(unvouched) or quorums.is_quorum(self.accepted | unvouched))
-        )
+        """True if benign servers have failed it because too few vouchers are valid.
+
+        Without those that may all be lying it is complete, or it can be repaired: that needs no
+        vouchers.
+        """
+        return self.quorums.includes_benign(self.unvouched) and not self.complete
 
     def take(self, asking: Asking, node: NodeId, reply: UpdateReply) -> None:
         """Count the reply of one server."""
@@ -410,7 +409,7 @@ class UpdateTally:
         """Remember which servers failed it, or accepted it and report another latest candidate.
 
         That somebody's vouchers are forged counts if it has failed for that. Otherwise who says so
-        may be a liar, who would have others leave out a server that is needed.
+        may be a liar, and have others leave out a server that is needed.
 
         At a server that accepts it, the operation is the latest candidate, whatever contention has
         left before it. A server that reports another one has accepted it in vain: repair follows.

@@ -21,8 +21,7 @@ from functools import partial
 
 from bftfs import limits
 from bftfs.asking.ask import ask_all
-from bftfs.asking.quorum import NOBODY, Nodes
-from bftfs.conversation import Compute, Delivery, Now, Pause, Together
+from bftfs.conversation import Compute, Delivery, Pause, Together
 from bftfs.crypto.digest import authenticator_bytes
 from bftfs.errors import FileSystemError, QuorumUnavailable
 from bftfs.identifiers import BlockId, NodeId
@@ -47,9 +46,8 @@ async def gather(
     b nodes may answer first, each time, with what nobody else takes for theirs. So vouchers that
     seem valid are preferred; and after a refusal that has convicted nobody all nodes are heard that
     answer in time. If N - t correct nodes were among them, there would be no further one: then some
-    lack versions. Or one of the b accuses a correct node, and withholds its own voucher. So before
-    a refusal nobody is waited for if there are enough vouchers with those of suspects; and after
-    the first one nobody who was waited for in vain before.
+    lack versions. One of the b may also accuse a correct node, and withhold its own voucher. So
+    before a refusal nobody is waited for if there are enough vouchers with those of suspects.
 
     Raises QuorumUnavailable if total patience runs out, FileSystemError if a version is not there.
     """
@@ -67,6 +65,10 @@ async def gather(
         told = (each.lives for each in replies.values())
         return preferred(session, _vouchers(replies), told, least)
 
+    def enough(replies: dict[NodeId, VouchReply]) -> bool:
+        vouchers, is_likely = made(replies, most)
+        return is_likely or (not refused and len(vouchers) >= thresholds.responses)
+
     is_found_out = bool(peers.disbelieved) and refused == 1
     most = thresholds.responses if not refused or is_found_out else thresholds.N
     left_us, pause_us = session.patience_total_us, _PAUSE_US
@@ -74,21 +76,9 @@ async def gather(
     if everywhere:
         await _repair(session, versions, everywhere=True)
     while True:
-        # If that does not help either, one of these may be needed after all.
-        withholding = peers.withholding(await Now()) if refused == 1 else NOBODY
-
-        def enough(replies: dict[NodeId, VouchReply], withholding: Nodes = withholding) -> bool:
-            vouchers, is_likely = made(replies, most)
-            if is_likely or len(vouchers) < thresholds.responses:
-                return is_likely
-            return not refused or not peers.quorums.everyone - Nodes.of(replies) - withholding
-
         replies = await ask_all(
             peers, requests, judge, patience_us=limits.WRITE_PATIENCE_US, enough=enough
         )
-        if not enough(replies):
-            late = peers.quorums.everyone - Nodes.of(replies)
-            peers.withheld(late, await Now())
         for vouchers in (made(replies).vouchers, _vouchers(replies)):
             if len(vouchers) >= thresholds.responses:
                 return vouchers
