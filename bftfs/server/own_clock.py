@@ -161,13 +161,21 @@ class OwnClock:
         return -(-self._latest_us // unit_us) * unit_us
 
     def before_us(self, now_us: int) -> int:
-        """The latest time that more than t + b servers tell, this one included; 0: there is none.
+        """What the clock of a server has borne that took something before they were set back.
 
-        More than t of these do not lie: that many clocks are wrong only if all have jumped.
+        That is the latest time that more than t + b servers tell, this one included, and what it
+        may have been beyond that; 0: there is none. More than t of these do not lie: that many
+        clocks are wrong only if all have jumped.
+
+        The server's clock was within `limits.CLOCKS_AGREE_US` of those that confirmed it. From then
+        on it may have gone on, or jumped unnoticed, until the next comparison. And what they tell
+        is as of a minute before, if they have crashed.
         """
         told_us = sorted((self.borne_us(now_us), *self._borne_us), reverse=True)
         most = self._t + self._b
-        return told_us[most] if len(told_us) > most else 0
+        if len(told_us) <= most or not told_us[most]:
+            return 0
+        return told_us[most] + limits.BORNE_BEYOND_US
 
     @property
     def remembered(self) -> bytes:

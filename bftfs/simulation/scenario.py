@@ -405,7 +405,8 @@ class Simulation:
     def _note_clock(self, clock_us: int) -> None:
         """All clocks jump in this run: how far ahead do nodes let objects go?"""
         ahead_us = clock_us - START_US
-        borne_us = clock_us + ahead_us // 2 + SECOND_US  # its clock was that early, within a batch
+        borne_us = clock_us + ahead_us // 2 + limits.BORNE_BEYOND_US
+        borne_us += SECOND_US  # its clock was that early, within a batch
         self._bounds.borne_us = max(self._bounds.borne_us, borne_us)
         self.barriers.borne_us = self._bounds.borne_us
 

@@ -164,6 +164,41 @@ def test_an_object_with_an_incomplete_update_is_not_frozen(restarts: bool, late_
     done(world, other, incrementing(other))
 
 
+@pytest.mark.parametrize("jump_s", [3_600, 3_660])
+def test_what_a_fast_clock_took_in_a_jump_is_not_frozen(jump_s: int) -> None:
+    """A server is nearly five minutes ahead of those that confirm its clock, and the author of an
+    incomplete update as much ahead of that. What they tell is hardly rounded up at these jumps."""
+    world = World(verifying=False, compares_clocks=True)
+    user, other = world.user("user"), world.user("other")
+    done(world, user, incrementing(user))
+    fast = world.nodes[2]
+    fast.skew_us = 290 * SECOND_US
+    jump(world, [user, other], jump_s)
+    world.run_for(90 * SECOND_US)
+    done(world, user, incrementing(user))
+    user.host.skew_us += 585 * SECOND_US
+    world.ways.hold(lambda _source, target, *_: target != fast.endpoint)
+    world.start(user.host, incrementing(user))
+    world.run_for(SECOND_US)
+    world.ways.hold(lambda *_: False)
+    user.host.crash()
+    jump(world, [other], -jump_s)
+    fast.skew_us = 0
+    latest = Replica(fast.disk, COUNTER).history.latest
+    assert time_of(latest) - world.now_us > (jump_s + 580) * SECOND_US
+    world.nodes[5].crash(down_us=None)
+    world.run_for(90 * SECOND_US)
+    done(world, other, incrementing(other))
+
+
+def test_must_fail_where_nodes_bear_with_no_more_than_others_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "BORNE_BEYOND_US", 0)
+    with pytest.raises(AssertionError, match="it waits"):
+        test_what_a_fast_clock_took_in_a_jump_is_not_frozen(3_600)
+
+
 def test_must_fail_where_nodes_forget_what_time_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OwnClock, "before_us", lambda *_: 0)
     with pytest.raises(AssertionError):
