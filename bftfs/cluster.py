@@ -49,6 +49,7 @@ from bftfs.identifiers import (
     ObjectKind,
     object_id,
 )
+from bftfs.printable import as_word
 from bftfs.retention import format_duration, parse_duration
 from bftfs.server.step import Role, Sender
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
@@ -476,14 +477,15 @@ def read(path: Path, *, administrator: bytes | None = None) -> SignedDescription
     description = decode(encoded, source=str(path))
     if administrator is not None and administrator != description.administrator:
         raise UsageError(
-            f"{path} names another administrator than the one this machine trusts; "
+            f"{as_word(path)} names another administrator than the one this machine trusts; "
             "get the description from your administrator again"
         )
     for line in signatures.split()[:_SIGNATURES]:
         if _is_signed(encoded, line, description.administrator):
             return SignedDescription(description, encoded, line)
     raise UsageError(
-        f"{path} is not signed by its administrator: {signature_path(path)} does not match; "
+        f"{as_word(path)} is not signed by its administrator: {as_word(signature_path(path))} "
+        "does not match; "
         "if you have changed the file, run `bftfs cluster sign`, else get both files again"
     )
 
@@ -515,7 +517,7 @@ def store(
     """Sign the description, and replace the one in `path` by it."""
     if administrator.public_key != description.administrator:
         raise UsageError(
-            f"the key given is not that of the administrator whom {path} names; "
+            f"the key given is not that of the administrator whom {as_word(path)} names; "
             "give the `admin.key` that was made with the cluster"
         )
     encoded = encode(description)
@@ -546,7 +548,8 @@ def keep(path: Path, signed: SignedDescription) -> None:
         replace_file(path, signed.encoded)
     except OSError as error:
         raise UsageError(
-            f"cannot write {path}: {error.strerror}; check that its directory exists and is yours"
+            f"cannot write {as_word(path)}: {error.strerror}; check that its directory exists "
+            "and is yours"
         ) from error
 
 
@@ -560,10 +563,11 @@ def _read(path: Path, what: str, next_step: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise UsageError(f"there is no {what} {path}; {next_step}") from error
+        raise UsageError(f"there is no {what} {as_word(path)}; {next_step}") from error
     except OSError as error:
         raise UsageError(
-            f"cannot read the {what} {path}: {error.strerror}; check the path and its permissions"
+            f"cannot read the {what} {as_word(path)}: {error.strerror}; check the path and "
+            "its permissions"
         ) from error
 
 

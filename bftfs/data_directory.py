@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bftfs.errors import UsageError
+from bftfs.printable import as_word
 
 DEFAULT_CLIENT = "local"
 
@@ -65,8 +66,10 @@ class DataDirectory:
         directory = cls(path)
         if not directory.has_cluster():
             raise UsageError(
-                f"{path}: no cluster here (cluster.toml is missing); say with --data or BFTFS_DATA "
-                f"where it is, or make one with `bftfs up --data {path} --mount DIR` or `bftfs "
+                f"{as_word(path)}: no cluster here (cluster.toml is missing); say with --data "
+                "or BFTFS_DATA "
+                f"where it is, or make one with `bftfs up --data {as_word(path)} --mount DIR` "
+                "or `bftfs "
                 "cluster init`"
             )
         return directory
@@ -79,7 +82,8 @@ class DataDirectory:
             return False
         except OSError as error:
             raise UsageError(
-                f"{self.path}: cannot be looked into ({error.strerror}); run this as its owner, or "
+                f"{as_word(self.path)}: cannot be looked into ({error.strerror}); run this as "
+                "its owner, or "
                 "choose another directory with --data"
             ) from None
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import click
 
 from bftfs.errors import BftfsError
-from bftfs.printable import printable, printable_lines
+from bftfs.printable import as_word, printable, printable_lines
 
 
 def exit_code_of(work: Callable[[], object], *, program: str = "bftfs") -> int:
@@ -28,7 +28,7 @@ def exit_code_of(work: Callable[[], object], *, program: str = "bftfs") -> int:
         print(printable_lines(f"{program}: {failure}"), file=sys.stderr, flush=True)
         return failure.exit_code
     except PermissionError as error:
-        what = error.filename or "something it needs"
+        what = as_word(error.filename) if error.filename else "something it needs"
         print(
             printable(f"{program}: {what}: {error.strerror}; run this as its owner or as root"),
             file=sys.stderr,

@@ -21,6 +21,7 @@ from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.limits import SECOND_US
+from bftfs.printable import as_word
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader
 from bftfs.read_write.client import ReadWriteClient
@@ -62,8 +63,9 @@ def identity_of(directory: DataDirectory, client: str) -> Identity:
             else "there is none here: copy yours from the administrator's machine"
         )
         raise UsageError(
-            f"{key}: there is no key of a client named {client}; {others}; or `bftfs cluster "
-            f"add-client --data {directory.path} {client}` makes one, where `admin.key` is"
+            f"{as_word(key)}: there is no key of a client named {client}; {others}; or `bftfs "
+            "cluster "
+            f"add-client --data {as_word(directory.path)} {client}` makes one, where `admin.key` is"
         )
     return read_identity(key)
 
@@ -77,7 +79,8 @@ def credentials_of(
     key = directory.client_key(options.client)
     if description.client(client_id_of(public_key=identity.public_key)) is None:
         raise UsageError(
-            f"{key}: the cluster does not know this key (any more); ask its administrator to run "
+            f"{as_word(key)}: the cluster does not know this key (any more); ask its "
+            "administrator to run "
             f"`bftfs cluster add-client {options.client}`, and copy the new cluster.toml here"
         )
     return description, identity

@@ -19,6 +19,7 @@ import click
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
 from bftfs.exit_code import exit_code_of
+from bftfs.printable import as_word
 from bftfs.runtime import supervisor
 from mount.mountpoint import prepare, require_fuse, resolved
 from mount.options import MountOptions, parse
@@ -109,7 +110,7 @@ def _mount(data: Path, mountpoint: Path, options: MountOptions, *, foreground: b
     require_fuse(allow_other=options.allow_other)
     mountpoint = resolved(mountpoint)
     if prepare(mountpoint):
-        print(f"{mountpoint}: removed a mount whose process had died", file=sys.stderr)
+        print(f"{as_word(mountpoint)}: removed a mount whose process had died", file=sys.stderr)
 
     def work(ready: Callable[[], None]) -> int:
         # Imported here: without libfuse, pyfuse3 cannot be imported, and the user is told why.
@@ -127,7 +128,7 @@ def _mount(data: Path, mountpoint: Path, options: MountOptions, *, foreground: b
     if foreground:
 
         def ready() -> None:
-            print(f"{mountpoint}: mounted; Ctrl-C unmounts it", flush=True)
+            print(f"{as_word(mountpoint)}: mounted; Ctrl-C unmounts it", flush=True)
             supervisor.tell(supervisor.READY)
 
         return work(ready)

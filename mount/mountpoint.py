@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bftfs.errors import UsageError
+from bftfs.printable import as_word
 
 DEVICE = Path("/dev/fuse")
 CONFIGURATION = Path("/etc/fuse.conf")
@@ -122,8 +123,8 @@ def prepare(path: Path) -> bool:
     if mounted is not None and mounted.kind == FILE_SYSTEM_TYPE:
         if not _is_dead(path):
             raise UsageError(
-                f"{path}: {mounted.source} is mounted there already; "
-                f"run `umount {path}` first, or choose another directory"
+                f"{as_word(path)}: {as_word(mounted.source)} is mounted there already; "
+                f"run `umount {as_word(path)}` first, or choose another directory"
             )
         detach(path)
         cleaned = True
@@ -131,19 +132,26 @@ def prepare(path: Path) -> bool:
         status = path.stat()
         entries = next(iter(os.scandir(path)), None) if stat.S_ISDIR(status.st_mode) else None
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such directory; make it with `mkdir -p {path}`") from None
+        raise UsageError(
+            f"{as_word(path)}: no such directory; make it with `mkdir -p {as_word(path)}`"
+        ) from None
     except OSError as error:
         dead = error.errno == errno.ENOTCONN
-        step = f"run `umount {path}` and try again" if dead else "choose another directory"
-        raise UsageError(f"{path}: {error.strerror}; {step}") from None
+        step = f"run `umount {as_word(path)}` and try again" if dead else "choose another directory"
+        raise UsageError(f"{as_word(path)}: {error.strerror}; {step}") from None
     if not stat.S_ISDIR(status.st_mode):
-        raise UsageError(f"{path}: is not a directory; choose an empty directory to mount on")
+        raise UsageError(
+            f"{as_word(path)}: is not a directory; choose an empty directory to mount on"
+        )
     if entries is not None:
         raise UsageError(
-            f"{path}: is not empty, and its files would be hidden; choose an empty directory"
+            f"{as_word(path)}: is not empty, and its files would be hidden; choose an empty "
+            "directory"
         )
     if not os.access(path, os.W_OK):
-        raise UsageError(f"{path}: you may not write there; choose a directory of your own")
+        raise UsageError(
+            f"{as_word(path)}: you may not write there; choose a directory of your own"
+        )
     return cleaned
 
 

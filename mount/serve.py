@@ -36,6 +36,7 @@ from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.time_names import parse_time_name
 from bftfs.limits import MIB, SECOND_US
+from bftfs.printable import as_word
 from bftfs.runtime import supervisor
 from bftfs.runtime.network import Network
 from bftfs.runtime.process import collect_rarely, keep_freed_memory, log_file
@@ -111,14 +112,14 @@ async def _reach(
             try:
                 await network.perform(_require_root_directory(files, options, who))
             except OperationFailed as failure:
-                raise UsageError(f"{directory.path}: {failure}", exit_code=1) from None
+                raise UsageError(f"{as_word(directory.path)}: {failure}", exit_code=1) from None
             nursery.cancel_scope.cancel()
         return
     silent = "; ".join(f"node {node}: {why}" for node, why in network.links.unreachable())
     raise UsageError(
-        f"{directory.path}: the cluster does not answer: {network.links.open} of "
+        f"{as_word(directory.path)}: the cluster does not answer: {network.links.open} of "
         f"{description.n} nodes are connected ({silent or 'but too slow'}); "
-        f"start the others, and see `bftfs status --data {directory.path}`",
+        f"start the others, and see `bftfs status --data {as_word(directory.path)}`",
         exit_code=1,
     )
 
@@ -130,7 +131,7 @@ async def _say_who_is_waited_for(network: Network, directory: DataDirectory) -> 
     while True:
         waiting = str(network.links.waiting_for() or "")
         if waiting not in ("", said):
-            print(f"bftfs: {directory.path}: {waiting}", file=sys.stderr, flush=True)
+            print(f"bftfs: {as_word(directory.path)}: {waiting}", file=sys.stderr, flush=True)
             said = waiting
         await trio.sleep(1.0)
 
@@ -179,7 +180,8 @@ def open_log(path: Path, **facts: object) -> Iterator[FilteringBoundLogger]:
         file = path.open("ab", buffering=0)
     except OSError as error:
         raise UsageError(
-            f"{path}: cannot write the mount's log ({error.strerror}); make this file writable",
+            f"{as_word(path)}: cannot write the mount's log ({error.strerror}); make this "
+            "file writable",
             exit_code=1,
         ) from None
     with file:
@@ -292,7 +294,7 @@ class Mount:
             except RuntimeError as error:
                 reason = said() or str(error)
                 raise UsageError(
-                    f"{self._mountpoint}: cannot be mounted: {reason}", exit_code=1
+                    f"{as_word(self._mountpoint)}: cannot be mounted: {reason}", exit_code=1
                 ) from None
         self._log.info("mounted", options=sorted(options))
 
@@ -362,7 +364,7 @@ class Mount:
             return
         self._log.error("unsynced data is lost: the cluster does not answer")
         raise UsageError(
-            f"{self._mountpoint}: unmounted, but the cluster did not take all data in "
+            f"{as_word(self._mountpoint)}: unmounted, but the cluster did not take all data in "
             f"{GOODBYE_PATIENCE_S:.0f} s; writes that were neither synced nor closed are lost",
             exit_code=1,
         )

@@ -23,6 +23,7 @@ from typing import Any
 from bftfs import limits
 from bftfs.cluster import Durability, parse_address
 from bftfs.errors import UsageError
+from bftfs.printable import as_word
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 
 SIZE_BYTES_MIN = 16 * limits.MIB
@@ -78,11 +79,13 @@ class NodeConfiguration:
         except FileNotFoundError:
             settings = {}
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"{path}: cannot be read: {error}; correct or remove it") from None
+            raise UsageError(
+                f"{as_word(path)}: cannot be read: {error}; correct or remove it"
+            ) from None
         try:
             return cls._from(settings, durability=durability, metrics=metrics)
         except UsageError as error:
-            raise UsageError(f"{path}: {error.message}") from None
+            raise UsageError(f"{as_word(path)}: {error.message}") from None
 
     @classmethod
     def _from(

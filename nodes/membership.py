@@ -40,6 +40,7 @@ from bftfs.crypto.digest import Body
 from bftfs.envelope import DescriptionReply, DescriptionRequest, UpkeepReply
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
+from bftfs.printable import as_word
 from bftfs.server.step import Ready, Role, Sender
 from bftfs.storage import StorageView
 
@@ -57,13 +58,15 @@ def latest_description(path: Path, kept: Path) -> SignedDescription:
         latest = cluster.read(kept)
     except UsageError as mistake:
         raise UsageError(
-            f"{kept}, the latest cluster description that this node has seen, cannot be used "
-            f"({mistake.message}); if {path} is the latest one there is, remove {kept}"
+            f"{as_word(kept)}, the latest cluster description that this node has seen, cannot be "
+            f"used ({mistake.message}); if {as_word(path)} is the latest one there is, remove "
+            f"{as_word(kept)}"
         ) from mistake
     known, described = latest.description, given.description
     if (known.cluster_id, known.administrator) != (described.cluster_id, described.administrator):
         raise UsageError(
-            f"{path} describes another cluster than {kept}, which this node belongs to; "
+            f"{as_word(path)} describes another cluster than {as_word(kept)}, which this node "
+            "belongs to; "
             "give the node its own directory, or the description of its cluster"
         )
     if not known.is_superseded_by(described):
@@ -152,7 +155,8 @@ class LiveMembership:
             self._use(signed)
         elif described.serial == latest.serial and described.digest != latest.digest:
             self.unused = (
-                f"{self._path} is not used: it is number {described.serial} of the descriptions, "
+                f"{as_word(self._path)} is not used: it is number {described.serial} of the "
+                "descriptions, "
                 f"and the node has seen another one with this number ({self._kept}); put the "
                 "changes of both into one, and sign it (`bftfs cluster sign`)"
             )

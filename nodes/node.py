@@ -27,6 +27,7 @@ from bftfs.envelope import Announcement, DescriptionRequest, HealthRequest, Upke
 from bftfs.errors import DamagedRow, UsageError
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.limits import CONNECTIONS, MIB
+from bftfs.printable import as_word
 from bftfs.query_update.messages import Update
 from bftfs.runtime import supervisor
 from bftfs.runtime.links import Links
@@ -318,7 +319,7 @@ def _note_pid(path: Path) -> None:
     try:
         path.write_text(f"{os.getpid()}\n")
     except OSError as error:
-        raise UsageError(f"{path}: it cannot be written ({error.strerror})") from None
+        raise UsageError(f"{as_word(path)}: it cannot be written ({error.strerror})") from None
 
 
 def _number_of(
@@ -327,7 +328,7 @@ def _number_of(
     sender = description.principal(identity.public_key)
     if sender is None or sender.node is None:
         raise UsageError(
-            f"{directory.key} is not the key of any node in the cluster description; "
+            f"{as_word(directory.key)} is not the key of any node in the cluster description; "
             "give the node the directory that was made with this cluster"
         )
     return sender.node

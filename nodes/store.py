@@ -47,6 +47,7 @@ from bftfs.cluster import Durability
 from bftfs.errors import BftfsError, UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
+from bftfs.printable import as_word
 from bftfs.server.room import Figures
 from bftfs.storage import Table, Write
 from nodes import store_directory
@@ -235,7 +236,9 @@ class Store:
             try:
                 store = cls(path, environment, head, lock, durability, limit)
             except OSError as error:
-                raise UsageError(f"{path}: the store cannot be opened ({error.strerror})") from None
+                raise UsageError(
+                    f"{as_word(path)}: the store cannot be opened ({error.strerror})"
+                ) from None
             undo.pop_all()
             undo.callback(store._release)
             store._recover()

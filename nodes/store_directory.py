@@ -29,6 +29,7 @@ from bftfs.durable_files import replace_file, sync_directory
 from bftfs.errors import BftfsError, UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import MIB
+from bftfs.printable import as_word
 from bftfs.server.recovery import Recovery, Stage
 from bftfs.storage import Table
 
@@ -61,7 +62,7 @@ class StoreError(BftfsError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{as_word(self.path)}: {self.reason}"
 
 
 class StoreFull(StoreError):
@@ -89,7 +90,7 @@ class NeedsCheckpoint(StepAgain):
 
 def unusable(path: Path, reason: str) -> UsageError:
     """The error of a node that was started on a store that cannot be used."""
-    return UsageError(f"{path}: {advice(reason)}")
+    return UsageError(f"{as_word(path)}: {advice(reason)}")
 
 
 def advice(reason: str) -> str:
@@ -125,14 +126,17 @@ def lock(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock_file(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     except OSError as error:
-        raise UsageError(f"{path}: the store cannot be opened ({error.strerror})") from None
+        raise UsageError(
+            f"{as_word(path)}: the store cannot be opened ({error.strerror})"
+        ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
         os.close(descriptor)
         raise UsageError(
-            f"{path}: the store is in use by process {holder or '(unknown)'}; stop that node first"
+            f"{as_word(path)}: the store is in use by process {holder or '(unknown)'}; stop "
+            "that node first"
         ) from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
@@ -158,7 +162,7 @@ def create(path: Path, *, owner: bytes, map_bytes: int) -> None:
         new.rename(path)
         sync_directory(path.parent)
     except (OSError, lmdb.Error) as error:
-        raise UsageError(f"{path}: the store cannot be made ({error})") from error
+        raise UsageError(f"{as_word(path)}: the store cannot be made ({error})") from error
 
 
 def open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
@@ -175,7 +179,7 @@ def open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
     except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
         raise unusable(path, f"it is damaged ({error})") from error
     except lmdb.Error as error:
-        raise UsageError(f"{path}: the store cannot be opened ({error})") from error
+        raise UsageError(f"{as_word(path)}: the store cannot be opened ({error})") from error
 
 
 def read_head(path: Path, environment: lmdb.Environment, *, owner: bytes) -> Head:
@@ -197,12 +201,12 @@ def read_head(path: Path, environment: lmdb.Environment, *, owner: bytes) -> Hea
         raise unusable(path, f"it is damaged ({error})") from error
     if form != b"%d" % FORMAT:
         raise UsageError(
-            f"{path}: this store has format {_text(form)}, and this program reads format "
+            f"{as_word(path)}: this store has format {_text(form)}, and this program reads format "
             f"{FORMAT}; run the version of bftfs that wrote it"
         )
     if found != owner:
         raise UsageError(
-            f"{path}: this store belongs to {_text(found)}, not to {_text(owner)}; "
+            f"{as_word(path)}: this store belongs to {_text(found)}, not to {_text(owner)}; "
             "give the node its own directory back"
         )
     if checkpoint is None or key is None:
@@ -257,7 +261,8 @@ def resumed(directory: NodeDirectory, *, alone: bool = False) -> Recovery:
     except (OSError, ValueError):
         if not forgotten:
             raise UsageError(
-                f"{directory.recovery}: it does not say what the node has forgotten; move the "
+                f"{as_word(directory.recovery)}: it does not say what the node has forgotten; "
+                "move the "
                 "store away and start the node again: it rebuilds its store"
             ) from None
         stage, life = Stage.LOST, 0

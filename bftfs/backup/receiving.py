@@ -58,6 +58,7 @@ from bftfs.durable_files import replace_file
 from bftfs.errors import UsageError
 from bftfs.filesystem import acl
 from bftfs.filesystem.time_names import format_time_name, format_utc
+from bftfs.printable import as_word
 
 VERSIONS: Final = "versions"  # beside `incoming`: earlier versions of files
 
@@ -84,7 +85,7 @@ class ReceivedState:
 
     @property
     def shown(self) -> str:
-        return f"{self.path} as of {format_time_name(self.at_us)}"
+        return f"{as_word(self.path)} as of {format_time_name(self.at_us)}"
 
 
 @dataclass(slots=True)
@@ -128,7 +129,8 @@ class Receiving:
             if state is not None and _is_there(header, state):
                 if end.tree.hex() != state.tree:
                     raise UsageError(
-                        f"{self._path}: holds another state of {state.shown}: a client whose clock "
+                        f"{as_word(self._path)}: holds another state of {state.shown}: a "
+                        "client whose clock "
                         "was behind has added to it since; receive the new one into an empty "
                         "directory",
                         exit_code=1,
@@ -156,9 +158,11 @@ class Receiving:
             self._path.mkdir(mode=_USABLE)
         except FileExistsError:
             if not self._path.is_dir():
-                raise UsageError(f"{self._path}: not a directory; name one") from None
+                raise UsageError(f"{as_word(self._path)}: not a directory; name one") from None
         except FileNotFoundError:
-            raise UsageError(f"{self._path}: there is no {self._path.parent}; make it") from None
+            raise UsageError(
+                f"{as_word(self._path)}: there is no {as_word(self._path.parent)}; make it"
+            ) from None
         with _Tree(self._path) as tree:
             tree.make((RESERVED,), stat.S_IFDIR, partial(os.mkdir, mode=_USABLE))
         descriptor = os.open(self._own, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -177,7 +181,8 @@ class Receiving:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
-                f"{self._path}: another `bftfs receive` is at work there; wait for it", exit_code=1
+                f"{as_word(self._path)}: another `bftfs receive` is at work there; wait for it",
+                exit_code=1,
             ) from None
 
     # --- what may be received here -------------------------------------------------------------
@@ -190,38 +195,44 @@ class Receiving:
         if state is None:
             if header.is_increment:
                 raise UsageError(
-                    f"{self._path}: holds no backup, and this is an increment to one as of {at}; "
+                    f"{as_word(self._path)}: holds no backup, and this is an increment to one "
+                    f"as of {at}; "
                     "receive that first, or send a whole one (without --from)",
                     exit_code=1,
                 )
             if set(os.listdir(self._path)) - {os.fsdecode(RESERVED)}:
                 raise UsageError(
-                    f"{self._path}: not empty; receive a whole backup into an empty or new "
+                    f"{as_word(self._path)}: not empty; receive a whole backup into an empty "
+                    "or new "
                     "directory",
                     exit_code=1,
                 )
             return
         if not state.is_of(header):
             raise UsageError(
-                f"{self._path}: holds a backup of another directory, {state.shown}; receive this "
+                f"{as_word(self._path)}: holds a backup of another directory, {state.shown}; "
+                "receive this "
                 "one elsewhere",
                 exit_code=1,
             )
         if not header.is_increment:
             raise UsageError(
-                f"{self._path}: holds {state.shown}; send an increment to it (`bftfs send --from "
+                f"{as_word(self._path)}: holds {state.shown}; send an increment to it (`bftfs "
+                "send --from "
                 f"{format_time_name(state.at_us)}`), or receive this one into an empty directory",
                 exit_code=1,
             )
         if header.from_us != state.at_us:
             raise UsageError(
-                f"{self._path}: holds {state.shown}, and this is an increment to what was there as "
+                f"{as_word(self._path)}: holds {state.shown}, and this is an increment to "
+                "what was there as "
                 f"of {at}; send one with --from {format_time_name(state.at_us)}",
                 exit_code=1,
             )
         if header.base.hex() != state.tree:
             raise UsageError(
-                f"{self._path}: the increment rests on another state of {state.shown}: a client "
+                f"{as_word(self._path)}: the increment rests on another state of "
+                f"{state.shown}: a client "
                 "whose clock was behind has added to it since; receive a whole backup into an "
                 "empty directory",
                 exit_code=1,
@@ -419,7 +430,7 @@ class Receiving:
         except OSError as error:
             if error.errno not in _MAY_NOT:
                 raise
-            shown = "/".join(map(os.fsdecode, path)) or "."
+            shown = as_word(b"/".join(path) or b".")
             self.counts.refused += 1
             self.counts.first_refused = (
                 self.counts.first_refused or f"{what} of {shown}: {error.strerror}"
@@ -527,7 +538,7 @@ class _Tree:
 
     def changed(self, path: Names) -> UsageError:
         """What is at a path is not what the plan needs: somebody has changed the received tree."""
-        shown = self._path.joinpath(*map(os.fsdecode, path))
+        shown = as_word(self._path.joinpath(*map(os.fsdecode, path)))
         return UsageError(
             f"{shown}: is not what was received, or in the way; put it right and receive again, or "
             "receive a whole backup into an empty directory",

@@ -14,12 +14,11 @@ from bftfs.backup.receiving import Receiving
 from bftfs.backup.sending import BackupSource, Sending
 from bftfs.cli.command_session import CommandSession, Located, absolute, session_at
 from bftfs.cli.progress import Progress
-from bftfs.cli.restore import quoted
 from bftfs.cli.retention import push_writes
 from bftfs.errors import UsageError
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.limits import MIB
-from bftfs.printable import printable
+from bftfs.printable import as_word
 from bftfs.restoration.telling import file_kind
 from bftfs.runtime import clock
 
@@ -78,7 +77,7 @@ def send(path: str, base: str | None, history: bool) -> None:
                 raise UsageError(
                     f"the backup cannot be written: {error.strerror}", exit_code=1
                 ) from None
-    shown = printable(f"{located.path}")
+    shown = as_word(located.path)
     lost = f", {sending.lost_versions} versions are no longer kept" * bool(sending.lost_versions)
     click.echo(
         f"{shown}: as of {format_time_name(at_us)}: {sending.objects} changes, "
@@ -87,7 +86,7 @@ def send(path: str, base: str | None, history: bool) -> None:
     )
     click.echo(
         f"send what changes from now on with: bftfs send --from {format_time_name(at_us)} "
-        f"{quoted(str(located.path))}",
+        f"{as_word(located.path)}",
         err=True,
     )
 
@@ -127,22 +126,18 @@ def receive(directory: Path) -> None:
             raise
         except OSError as error:
             raise UsageError(
-                f"{error.filename or full}: {error.strerror}; the same command goes on",
+                f"{as_word(error.filename or full)}: {error.strerror}; the same command goes on",
                 exit_code=1,
             ) from None
     counts = receiving.counts
     click.echo(
-        printable(
-            f"{full}: {state.shown}: {counts.files} files, {counts.file_bytes / MIB:.1f} MiB"
-            + f", {counts.versions} earlier versions" * bool(counts.versions)
-        )
+        f"{as_word(full)}: {state.shown}: {counts.files} files, {counts.file_bytes / MIB:.1f} MiB"
+        + f", {counts.versions} earlier versions" * bool(counts.versions)
     )
     if counts.refused:
         click.echo(
-            printable(
-                f"bftfs: {counts.refused} attributes could not be set here, the first: "
-                f"{counts.first_refused}"
-            ),
+            f"bftfs: {counts.refused} attributes could not be set here, the first: "
+            f"{counts.first_refused}",
             err=True,
         )
 

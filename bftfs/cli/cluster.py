@@ -36,6 +36,7 @@ from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.known_clients import SHORT_DIGITS, client_called, known_clients
+from bftfs.printable import as_word
 from bftfs.retention import format_duration, parse_duration
 from bftfs.runtime.sockets import unconnected
 
@@ -79,7 +80,8 @@ def create_cluster(
     processes.require_writable(directory.path, purpose="the cluster's files")
     if directory.has_cluster():
         raise UsageError(
-            f"{directory.path}: there is a cluster already; start it with `bftfs up`, or choose "
+            f"{as_word(directory.path)}: there is a cluster already; start it with `bftfs "
+            "up`, or choose "
             "another directory"
         )
     directory.path.chmod(0o700)
@@ -194,12 +196,13 @@ def init(
         window_us=parse_duration(window),
     )
     click.echo(
-        f"Cluster of {description.n} nodes described in {directory.description}\n"
+        f"Cluster of {description.n} nodes described in {as_word(directory.description)}\n"
         "On the machine of each node I, with a copy of these files:\n"
-        f"  bftfs node run --data {directory.path}/nodes/I --cluster {directory.description}\n"
+        f"  bftfs node run --data {as_word(directory.path)}/nodes/I --cluster "
+        f"{as_word(directory.description)}\n"
         "On each client's machine, as root or with `user_allow_other` in /etc/fuse.conf:\n"
-        f"  bftfs mount --data {directory.path} MOUNTPOINT\n"
-        f"Keep {directory.administrator_key} where nobody else can read it."
+        f"  bftfs mount --data {as_word(directory.path)} MOUNTPOINT\n"
+        f"Keep {as_word(directory.administrator_key)} where nobody else can read it."
     )
 
 
@@ -253,7 +256,7 @@ def add_client(
     description = _with_new_client(directory, description, name, grant)
     signed = description_files.store(directory.description, description, administrator)
     click.echo(
-        f"Client {name}: key in {directory.client_key(name)}\n"
+        f"Client {name}: key in {as_word(directory.client_key(name))}\n"
         f"It may act as uid {users_shown(grant)}, with groups {groups_shown(grant)}."
     )
     click.echo("Give the client that file, cluster.toml, cluster.toml.sig and volume.key.")
@@ -350,7 +353,7 @@ def sign(directory: DataDirectory) -> int:
     description = replace(edited, serial=edited.serial + 1)
     administrator = keys.read_identity(directory.administrator_key)
     signed = description_files.store(directory.description, description, administrator)
-    click.echo(f"Signed {directory.description}, number {description.serial}")
+    click.echo(f"Signed {as_word(directory.description)}, number {description.serial}")
     return announce(directory, signed, done="have it")
 
 
@@ -464,7 +467,7 @@ def up(
             b=b,
             durability=Durability(durability or Durability.SYNC.value),
         )
-        click.echo(f"Made a cluster of {description.n} nodes in {directory.path}")
+        click.echo(f"Made a cluster of {description.n} nodes in {as_word(directory.path)}")
     begun = start_nodes(directory, description)
     for node, why in begun.failed.items():
         click.echo(f"bftfs: node {node} {why}", err=True)
@@ -479,12 +482,13 @@ def up(
     is_new = processes.mount_cluster(directory, mountpoint, options=options)
     data = data_words(directory)
     click.echo(
-        f"{'Mounted' if is_new else 'Already mounted'} at {mountpoint}\n"
+        f"{'Mounted' if is_new else 'Already mounted'} at {as_word(mountpoint)}\n"
         "\n"
         "Try next:\n"
-        f"  echo hello > {mountpoint}/hello && cat {mountpoint}/hello\n"
+        f"  echo hello > {as_word(mountpoint)}/hello && cat {as_word(mountpoint)}/hello\n"
         f"  bftfs status{data}\n"
-        f"  kill -9 $(cat {directory.node(0).pid})   # any one node; the files stay readable and "
+        f"  kill -9 $(cat {as_word(directory.node(0).pid)})   # any one node; the files stay "
+        "readable and "
         "writable; `bftfs up` again restarts it\n"
         f"  bftfs down{data}   # the data stays"
     )
@@ -570,7 +574,7 @@ def down(directory: DataDirectory, destroy: bool) -> None:
     description = description_files.load(directory.description)
     for mountpoint in processes.mounts_of(directory):
         processes.unmount_path(directory, mountpoint)
-        click.echo(f"Unmounted {mountpoint}")
+        click.echo(f"Unmounted {as_word(mountpoint)}")
     processes.await_end_of_mounts(directory)
     running = processes.running_nodes(directory, description)
     for number, pid in running.items():
@@ -580,7 +584,7 @@ def down(directory: DataDirectory, destroy: bool) -> None:
                 f"node {number} (process {pid}) does not stop; see its log {node.log}",
                 exit_code=1,
             )
-    click.echo(f"Stopped {len(running)} nodes; the data is in {directory.path}")
+    click.echo(f"Stopped {len(running)} nodes; the data is in {as_word(directory.path)}")
     if destroy:
         shutil.rmtree(directory.path)
-        click.echo(f"Deleted {directory.path}")
+        click.echo(f"Deleted {as_word(directory.path)}")

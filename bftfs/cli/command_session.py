@@ -28,12 +28,12 @@ from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.known_clients import labels_of
+from bftfs.printable import as_word
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.runtime import clock
 from bftfs.runtime.blocking import BlockingNetwork
@@ -52,10 +52,15 @@ class Located:
     """An object at a time (None: now), and the path that was asked for."""
 
     path: Path  # in the mount, as it was given
-    shown: str  # the path with its time
+    given: str  # the path with its time, exactly
     identifier: ObjectId
     attributes: Attributes
     time_us: int | None
+
+    @property
+    def shown(self) -> str:
+        """The path with its time, to be printed."""
+        return as_word(self.given)
 
     @property
     def node(self) -> FoundObject:
@@ -90,7 +95,8 @@ class CommandSession:
             self.description, identity = credentials_of(directory, options)
         except PermissionError as error:
             raise UsageError(
-                f"{error.filename}: you may not read the mount's key; run this as its owner or as "
+                f"{as_word(error.filename)}: you may not read the mount's key; run this as "
+                "its owner or as "
                 "root"
             ) from None
         self.mounted = mounted
@@ -182,7 +188,8 @@ class CommandSession:
 
     def locate_at(self, path: Path, time_us: int | None) -> Located:
         """The object at a path at a time (None: now)."""
-        shown = str(path) if time_us is None else f"{path}@{format_time_name(time_us)}"
+        given = str(path) if time_us is None else f"{path}@{format_time_name(time_us)}"
+        shown = as_word(given)
         files = self.view.at(time_us)
         with refusals_explained(shown, _REASONS_NOW if time_us is None else _REASONS):
             try:
@@ -192,7 +199,7 @@ class CommandSession:
                 if time_us is not None:
                     self.require_root(shown, time_us)
                 raise
-        return Located(path, shown, identifier, attributes, time_us)
+        return Located(path, given, identifier, attributes, time_us)
 
     def steps(self, files: FileSystem, path: Path) -> Iterator[tuple[str, ObjectId]]:
         """The objects that lead to a path, with their names, and its own."""
@@ -219,7 +226,7 @@ class CommandSession:
         """The names that lead from the root of the mount to `path`."""
         names = path.relative_to(self.mounted.path).parts
         if ".history" in names:
-            raise UsageError(f"{path}: name the time as PATH@TIME instead of by .history")
+            raise UsageError(f"{as_word(path)}: name the time as PATH@TIME instead of by .history")
         return names
 
     def find(self, path: Path) -> tuple[ObjectId, int | None]:
@@ -230,7 +237,7 @@ class CommandSession:
             so_far /= name
             encoded = os.fsencode(name)
             if gone_us is None:
-                with refusals_explained(str(path)):
+                with refusals_explained(as_word(path)):
                     try:
                         found = self.perform(self.files.lookup(identifier, encoded, self.who))
                         identifier = found.identifier
@@ -241,8 +248,8 @@ class CommandSession:
             last = last_removal(self.changes(identifier), encoded)
             if last is None:
                 raise UsageError(
-                    f"{so_far}: nothing ever had this name; `bftfs log {so_far.parent}` lists the "
-                    "names that were there",
+                    f"{as_word(so_far)}: nothing ever had this name; `bftfs log "
+                    f"{as_word(so_far.parent)}` lists the names that were there",
                     exit_code=1,
                 )
             identifier, removed_us = last
@@ -293,7 +300,7 @@ class CommandSession:
         attributes = node.attributes
         if stat.S_ISLNK(attributes.mode):
             target = self.perform(self.view.link_target(node.identifier, time_us))
-            return f"symlink to {shown(target)}\n"
+            return f"symlink to {as_word(target)}\n"
         if not attributes.is_regular or attributes.size > TEXT_BYTES:
             return None
         contents = self.perform(self.view.contents(node.identifier, time_us))
@@ -329,7 +336,8 @@ def session_at(given: str) -> CommandSession:
     mounted = containing(absolute(given)) or containing(absolute(given.rpartition("@")[0] or given))
     if mounted is None:
         raise UsageError(
-            f"{given}: not in a mount of bftfs; `bftfs mount` or `bftfs up` makes one, and "
+            f"{as_word(given)}: not in a mount of bftfs; `bftfs mount` or `bftfs up` makes "
+            "one, and "
             "/proc/mounts lists those of this machine"
         )
     directory = DataDirectory.existing(Path(mounted.source))

@@ -27,7 +27,7 @@ from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.registry import GET_ATTRIBUTES
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.limits import SECOND_US
-from bftfs.printable import printable
+from bftfs.printable import as_word, printable
 from bftfs.query_update import inspection as object_inspection
 from bftfs.query_update.history import ZERO, time_of
 from bftfs.query_update.inspection import Copy, ObjectReport
@@ -73,10 +73,14 @@ def inspect(path: str, data: Path | None, client: str, blocks: str | None, as_js
     opened = session_at(path) if data is None else session_of(data, client=client)
     with opened as session:
         if data is not None and not path.startswith("/"):
-            raise UsageError(f"{path}: with --data, a path begins with /, the root of all files")
+            raise UsageError(
+                f"{as_word(path)}: with --data, a path begins with /, the root of all files"
+            )
         located = session.locate(path)
         if located.time_us is not None:
-            raise UsageError(f"{path}: inspect shows what is stored now; leave out the time")
+            raise UsageError(
+                f"{as_word(path)}: inspect shows what is stored now; leave out the time"
+            )
         report = inspected(session, located, _range(blocks))
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -139,7 +143,7 @@ def inspected(
             in_flight=_IN_FLIGHT,
         )
     return {
-        "path": located.shown,
+        "path": located.given,
         "kind": file_kind(located.attributes),
         "size": located.attributes.size,
         "n": description.n,
@@ -237,7 +241,7 @@ def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = _WIDTH
-    console.print(f"{printable(report['path'])}: {report['kind']}, {report['size']} bytes")
+    console.print(f"{as_word(report['path'])}: {report['kind']}, {report['size']} bytes")
     nodes = [f"node {node}" for node in range(report["n"])]
     console.print(_objects_table(report, nodes))
     console.print("survives: the number of further nodes that may fail without harm")
@@ -264,7 +268,7 @@ def _objects_table(report: dict[str, Any], nodes: list[str]) -> Table:
     table = Table("object", "version", *nodes, "survives", box=SIMPLE)
     for row in report["objects"]:
         table.add_row(
-            printable(row["name"]),
+            as_word(row["name"]),
             _shown(row["version"]) or "(initial)",
             *("ok" if each["has"] == Copy.LATEST.value else each["has"] for each in row["nodes"]),
             _survives(row["survives"]),
@@ -308,7 +312,7 @@ def _survives(more: int) -> str:
 
 
 def sentences(report: dict[str, Any]) -> Iterator[str]:
-    """Why something is degraded, and what readers pass over. Names in them are not `printable`."""
+    """Why something is degraded, and what readers pass over. Nodes' words are not `printable`."""
     yield from _reasons(report)
     yield from _passed_over(report)
 
@@ -326,7 +330,7 @@ def _passed_over(report: dict[str, Any]) -> Iterator[str]:
 
 def _reasons(report: dict[str, Any]) -> Iterator[str]:
     """The reasons for degradation, each once, with the objects and blocks concerned."""
-    places = [(f"object {row['name']}", row) for row in report["objects"]]
+    places = [(f"object {as_word(row['name'])}", row) for row in report["objects"]]
     places += [(f"block {row['number']}", row) for row in report["blocks"]]
     where: dict[str, list[str]] = {}
     for place, row in places:

@@ -10,6 +10,7 @@ import click
 
 from bftfs.cli.command_session import absolute, refusals_explained, session_at
 from bftfs.errors import UsageError
+from bftfs.printable import as_word
 
 _WHY_NOT = MappingProxyType(
     {
@@ -36,10 +37,10 @@ def mend(path: str) -> None:
     with session_at(path) as session:
         full = absolute(path)
         if full == session.mounted.path:
-            raise UsageError(f"{full}: this is the whole file system, and no name in it")
+            raise UsageError(f"{as_word(full)}: this is the whole file system, and no name in it")
         parent = session.locate_at(full.parent, None)
-        with refusals_explained(str(full), _WHY_NOT):
+        with refusals_explained(as_word(full), _WHY_NOT):
             session.perform(
                 session.files.mend(parent.identifier, os.fsencode(full.name), session.who)
             )
-    click.echo(f"{full}: removed; nothing was left of what it stood for")
+    click.echo(f"{as_word(full)}: removed; nothing was left of what it stood for")

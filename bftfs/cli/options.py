@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from bftfs.data_directory import DataDirectory
+from bftfs.printable import as_word
 from mount.mountpoint import containing
 
 DATA_VARIABLE: Final = "BFTFS_DATA"
@@ -38,7 +39,9 @@ def data_in_use() -> Path:
 
 def data_words(directory: DataDirectory) -> str:
     """The words ` --data DIR` for a command's example, if they are needed for this directory."""
-    return "" if directory.path == data_in_use().absolute() else f" --data {directory.path}"
+    return (
+        "" if directory.path == data_in_use().absolute() else f" --data {as_word(directory.path)}"
+    )
 
 
 def _data_option(opened: Callable[[Path], DataDirectory]) -> Callable[[Any], Any]:

@@ -26,6 +26,7 @@ from bftfs.data_directory import DataDirectory, NodeDirectory
 from bftfs.errors import UsageError
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import NodeId
+from bftfs.printable import as_word
 from bftfs.runtime import clock
 from mount.mountpoint import (
     FILE_SYSTEM_TYPE,
@@ -115,14 +116,17 @@ def require_writable(directory: Path, *, purpose: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise UsageError(
-            f"{directory}: is not a directory; give another one for {purpose}"
+            f"{as_word(directory)}: is not a directory; give another one for {purpose}"
         ) from None
     except OSError as error:
         raise UsageError(
-            f"{directory}: cannot be made ({error.strerror}); give another one for {purpose}"
+            f"{as_word(directory)}: cannot be made ({error.strerror}); give another one for "
+            f"{purpose}"
         ) from None
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise UsageError(f"{directory}: not writable; give another directory for {purpose}")
+        raise UsageError(
+            f"{as_word(directory)}: not writable; give another directory for {purpose}"
+        )
 
 
 # --- mounts ---------------------------------------------------------------------------------
@@ -179,7 +183,7 @@ def mount(
     if foreground:
         os.execv(command[0], [*command, "--foreground"])
     if not mount_cluster(directory, mountpoint, options=options):
-        raise UsageError(f"{mountpoint}: this cluster is mounted there already")
+        raise UsageError(f"{as_word(mountpoint)}: this cluster is mounted there already")
 
 
 def _time_of_mount(text: str) -> int | None:
@@ -202,7 +206,9 @@ def unmount(mountpoint: Path) -> None:
         if mounted.kind == FILE_SYSTEM_TYPE and mounted.path == mountpoint:
             unmount_path(DataDirectory(Path(mounted.source)), mountpoint)
             return
-    raise UsageError(f"{mountpoint}: no bftfs is mounted there; /proc/mounts lists all mounts")
+    raise UsageError(
+        f"{as_word(mountpoint)}: no bftfs is mounted there; /proc/mounts lists all mounts"
+    )
 
 
 def _command(directory: DataDirectory, mountpoint: Path, options: str) -> list[str]:
@@ -222,7 +228,9 @@ def mount_cluster(directory: DataDirectory, mountpoint: Path, *, options: str) -
     outcome = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
     if outcome.returncode < 0:
         raise UsageError(
-            f"{mountpoint}: the mount process was killed; see {directory.mount_log}", exit_code=1
+            f"{as_word(mountpoint)}: the mount process was killed; see "
+            f"{as_word(directory.mount_log)}",
+            exit_code=1,
         )
     if outcome.returncode != 0:
         raise click.exceptions.Exit(1)
@@ -277,7 +285,7 @@ def unmount_path(directory: DataDirectory, mountpoint: Path) -> None:
     )
     if outcome.returncode != 0:
         raise UsageError(
-            f"{mountpoint}: {outcome.stderr.strip() or 'cannot be unmounted'}; "
+            f"{as_word(mountpoint)}: {outcome.stderr.strip() or 'cannot be unmounted'}; "
             "end the programs that use it (`fuser -vm` lists them) and try again",
             exit_code=1,
         )
@@ -297,8 +305,9 @@ def await_end_of_mounts(directory: DataDirectory, mountpoint: Path | None = None
     ]:
         if time.monotonic() > deadline:
             raise UsageError(
-                f"{writing[0].mountpoint}: unmounted, but its process {writing[0].pid} still "
-                f"writes; see {directory.mount_log}",
+                f"{as_word(writing[0].mountpoint)}: unmounted, but its process "
+                f"{writing[0].pid} still "
+                f"writes; see {as_word(directory.mount_log)}",
                 exit_code=1,
             )
         time.sleep(0.02)

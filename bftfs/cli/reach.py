@@ -22,6 +22,7 @@ from bftfs.envelope import REPLIES, Announcement, UpkeepReply, UpkeepRequest
 from bftfs.errors import NotAdmitted, UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import SECOND_US
+from bftfs.printable import as_word
 from bftfs.runtime.blocking import BlockingNetwork
 from nodes.control import ControlFailed, NoControlSocket, send_request
 
@@ -72,7 +73,8 @@ class NodeAccess:
                 self._administrator = administrator
             else:
                 self._why_not = (
-                    f"{directory.administrator_key} is not the key of this cluster's administrator"
+                    f"{as_word(directory.administrator_key)} is not the key of this cluster's "
+                    "administrator"
                 )
         self._network: BlockingNetwork | None = None
         self._silent: dict[int, str] = {}  # nodes that did not obey, and why

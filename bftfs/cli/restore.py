@@ -36,7 +36,7 @@ from bftfs.errors import FileSystemError, OperationFailed, UsageError
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId
 from bftfs.limits import NAME_BYTES
-from bftfs.printable import printable, printable_lines
+from bftfs.printable import as_word, printable, printable_lines
 from bftfs.restoration.changes import ChangeLog, read_changes, unreadable
 from bftfs.restoration.restore import Counts, PathStatus, Restoring
 from bftfs.restoration.telling import audit_report
@@ -62,28 +62,29 @@ def restore(path: str, target: Path | None, delete: bool) -> None:
         located = session.locate(path)
         if located.time_us is None:
             raise UsageError(
-                f"{path}: give a time, as in {path}@yesterday; `bftfs log` shows the versions"
+                f"{as_word(path)}: give a time, as in {as_word(f'{path}@yesterday')}; `bftfs log` "
+                "shows the versions"
             )
         destination = located.path if target is None else target.absolute()
         before = format_time_name(int(time.time() * 1e6))
         words = f"restore{' --delete' * delete}"
-        to = "" if target is None else f" --to {quoted(str(target))}"
+        to = "" if target is None else f" --to {as_word(target)}"
         at = f"{located.path}@{format_time_name(located.time_us)}"
-        back = f"bftfs restore --delete {quoted(f'{destination}@{before}')}"
+        back = f"bftfs restore --delete {as_word(f'{destination}@{before}')}"
         is_new = not os.path.lexists(destination)
         counts = restore_tree(
             session,
             located,
             destination,
             delete=delete,
-            go_on=f"bftfs {words} {quoted(at)}{to}",
-            go_back=f"rm -r {quoted(str(destination))}" if is_new else back if not to else None,
+            go_on=f"bftfs {words} {as_word(at)}{to}",
+            go_back=f"rm -r {as_word(destination)}" if is_new else back if not to else None,
         )
-    shown = printable(str(destination))
+    shown = as_word(destination)
     click.echo(f"{shown}: as of {format_time_name(located.time_us)}: {counts}")
     if target is None and counts:
         words = "restore --delete" if located.attributes.is_directory else "restore"
-        click.echo(f"undo it with: bftfs {words} {quoted(f'{destination}@{before}')}")
+        click.echo(f"undo it with: bftfs {words} {as_word(f'{destination}@{before}')}")
 
 
 @click.command()
@@ -106,7 +107,8 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
         _, gone_us = session.find(full)
         if gone_us is None:
             raise UsageError(
-                f"{path}: exists; use `bftfs restore {path}@TIME` to bring back an older version"
+                f"{as_word(path)}: exists; use `bftfs restore {as_word(f'{path}@TIME')}` to bring "
+                "back an older version"
             )
         located = _last_seen(session, full, gone_us)
         destination = full if target is None else target.absolute()
@@ -119,12 +121,12 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
             staged,
             delete=False,
             go_on="the same command",
-            go_back=f"rm -r {quoted(str(staged))}" if is_ours else None,
+            go_back=f"rm -r {as_word(staged)}" if is_ours else None,
         )
         if is_staged:
             staged.rename(destination)
     click.echo(
-        f"{printable(str(destination))}: as it was when it was removed, "
+        f"{as_word(destination)}: as it was when it was removed, "
         f"{format_time_name(gone_us)}: {counts}"
     )
 
@@ -172,14 +174,7 @@ def _list_removed(session: CommandSession, path: Path) -> None:
     removed = [(last_removal(changes, name), name) for name in newest if newest[name] is None]
     rows = [(last[1], os.fsdecode(name)) for last, name in removed if last is not None]
     for gone_us, shown in sorted(rows, reverse=True):
-        click.echo(f"{format_time_name(gone_us)}  {printable(str(path / shown))}")
-
-
-def quoted(text: str) -> str:
-    """A word for the shell; with the shell's escapes if it may not be printed as it is."""
-    if printable(text) == text:
-        return "'" + text.replace("'", "'\\''") + "'"
-    return "$'" + printable(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
+        click.echo(f"{format_time_name(gone_us)}  {as_word(path / shown)}")
 
 
 def restore_tree(
@@ -208,7 +203,7 @@ def restore_tree(
                 session.perform(restoring.restore(located.node, delete=delete))
         except OSError as error:
             raise UsageError(
-                f"{error.filename or target}: {error.strerror}; {so_far()}", exit_code=1
+                f"{as_word(error.filename or target)}: {error.strerror}; {so_far()}", exit_code=1
             ) from None
         except KeyboardInterrupt:
             click.echo(printable_lines(f"\nbftfs: {so_far()}"), err=True)
@@ -363,7 +358,7 @@ def audit(path: str, client: str, since: str, as_json: bool) -> None:
             uid = "?" if row["uid"] is None else row["uid"]
             click.echo(
                 f"  {row['time']}  {row['client']:<12} uid {uid:<5} "
-                f"{row['operation']:<28} {row['path']}"
+                f"{row['operation']:<28} {as_word(row['path'])}"
             )
 
 
@@ -432,7 +427,7 @@ def _read_changes(session: CommandSession, path: str, client: str, since: str) -
                 read_changes(
                     session.view,
                     root.identifier,
-                    path=printable(str(root.path)),
+                    path=str(root.path),
                     client=whose,
                     since_us=since_us,
                     told=progress,

@@ -26,7 +26,7 @@ from bftfs.filesystem.schedule import Rule, parse_rules
 from bftfs.filesystem.time_names import format_time_name, format_utc
 from bftfs.filesystem.volume import LABEL_BYTES, PATH_BYTES, Made, Schedule, ScheduleSetting
 from bftfs.identifiers import ObjectId
-from bftfs.printable import printable
+from bftfs.printable import as_word
 from bftfs.retention import Policy, format_duration, parse_policy
 
 # --- retention --------------------------------------------------------------------------------
@@ -50,9 +50,9 @@ def show(path: str, as_json: bool) -> None:
         policy = session.perform(session.history.retention(located.identifier, session.who))
         window = format_duration(session.description.window_us)
     if as_json:
-        click.echo(json.dumps({"path": located.shown, "policy": str(policy), "window": window}))
+        click.echo(json.dumps({"path": located.given, "policy": str(policy), "window": window}))
         return
-    click.echo(f"{printable(located.shown)}: {policy}")
+    click.echo(f"{located.shown}: {policy}")
     click.echo(f"the detection window is {window}: younger versions are always kept")
 
 
@@ -82,7 +82,7 @@ def set_(path: str, policy: str, only: bool) -> None:
             changed = list(dict.fromkeys(node.identifier for node in found))
         refused = _apply(session, changed, chosen)
     done = len(changed) - refused
-    click.echo(f"{printable(located.shown)}: {chosen} ({done} objects)")
+    click.echo(f"{located.shown}: {chosen} ({done} objects)")
     if chosen.longest_us is not None and chosen.longest_us < window_us:
         click.echo(
             f"the detection window is {format_duration(window_us)}: younger versions are kept "
@@ -135,16 +135,16 @@ def create(mountpoint: str, name: str, at: str | None) -> None:
     """
     with session_at(mountpoint) as session:
         if not name or "/" in name or says_time(name, now_us=session.now_us):
-            raise UsageError(f"{name!r}: {_WHY_NOT[errno.EINVAL]}")
+            raise UsageError(f"{as_word(name)}: {_WHY_NOT[errno.EINVAL]}")
         push_writes(session)
         time_us = 0 if at is None else session.time(at)
         if at is not None:
-            session.require_root(f"{name}: {at}", time_us)
-        with refusals_explained(name, _WHY_NOT):
+            session.require_root(f"{as_word(name)}: {at}", time_us)
+        with refusals_explained(as_word(name), _WHY_NOT):
             made = session.perform(
                 session.history.create_snapshot(os.fsencode(name), session.who, time_us=time_us)
             )
-    click.echo(f"{printable(name)}: {format_time_name(made.time_us)}")
+    click.echo(f"{as_word(name)}: {format_time_name(made.time_us)}")
 
 
 def push_writes(session: CommandSession) -> None:
@@ -184,8 +184,8 @@ def list_(mountpoint: str, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        by = f"  (schedule of {printable(str(row['schedule']))})" if row["schedule"] else ""
-        click.echo(f"{row['time']}  uid {row['uid']:<5} {printable(str(row['name']))}{by}")
+        by = f"  (schedule of {as_word(str(row['schedule']))})" if row["schedule"] else ""
+        click.echo(f"{row['time']}  uid {row['uid']:<5} {as_word(str(row['name']))}{by}")
 
 
 @snapshot.command()
@@ -196,7 +196,7 @@ def delete(mountpoint: str, name: str) -> None:
 
     Example: bftfs snapshot delete . before-the-upgrade
     """
-    with session_at(mountpoint) as session, refusals_explained(name, _WHY_NOT):
+    with session_at(mountpoint) as session, refusals_explained(as_word(name), _WHY_NOT):
         session.perform(session.history.delete_snapshot(os.fsencode(name), session.who))
 
 
@@ -267,10 +267,10 @@ def _set_schedule(
             f"or longer than {LABEL_BYTES} bytes); choose another beginning with --name"
         )
     setting = ScheduleSetting(located.identifier, label, place[:PATH_BYTES], rules)
-    with refusals_explained(str(located.path), _WHY_NOT_SCHEDULED):
+    with refusals_explained(as_word(located.path), _WHY_NOT_SCHEDULED):
         session.perform(session.history.set_schedule(setting, session.who))
     click.echo(
-        f"{printable(str(located.path))}: {', '.join(map(str, rules))}; "
+        f"{as_word(located.path)}: {', '.join(map(str, rules))}; "
         "`bftfs snapshot run` makes what is due"
     )
 
@@ -288,12 +288,13 @@ def _remove_schedule(session: CommandSession, path: str) -> None:
     found = at_path or [each for each in own if each.path == place]
     if not found:
         raise UsageError(
-            f"{full}: you have no schedule for it; `bftfs snapshot schedule` lists all", exit_code=1
+            f"{as_word(full)}: you have no schedule for it; `bftfs snapshot schedule` lists all",
+            exit_code=1,
         )
-    with refusals_explained(str(full), _WHY_NOT_SCHEDULED):
+    with refusals_explained(as_word(full), _WHY_NOT_SCHEDULED):
         session.perform(session.history.delete_schedule(found[0], session.who))
     click.echo(
-        f"{printable(str(full))}: no schedule any more; its {len(found[0].made)} snapshots stay "
+        f"{as_word(full)}: no schedule any more; its {len(found[0].made)} snapshots stay "
         "(`bftfs snapshot delete` removes one)"
     )
 
@@ -337,7 +338,7 @@ def _list_schedules(session: CommandSession, found: list[Schedule], *, as_json: 
     for row, each in zip(rows, found, strict=True):
         latest = f", the latest of {row['latest']}" if each.made else ""
         click.echo(
-            f"{printable(str(row['path']))}  uid {each.uid}: {row['rules']} "
+            f"{as_word(str(row['path']))}  uid {each.uid}: {row['rules']} "
             f"({len(each.made)} snapshots{latest})"
         )
     if not rows:
@@ -376,7 +377,7 @@ def run(path: str) -> None:
 
 def _follow(session: CommandSession, each: Schedule) -> bool:
     """Follow one schedule, and say what it changed. False if that failed."""
-    shown = printable(_path_of(session, each))
+    shown = as_word(_path_of(session, each))
     history, who = session.history, session.who
     try:
         session.perform(session.files.attributes(each.directory, who))
@@ -394,9 +395,9 @@ def _follow(session: CommandSession, each: Schedule) -> bool:
         click.echo(f"bftfs: {shown}: {why}", err=True)
         return False
     if followed.made is not None:
-        click.echo(f"{shown}: made {printable(os.fsdecode(followed.made.name))}")
+        click.echo(f"{shown}: made {as_word(followed.made.name)}")
     for name in followed.removed:
-        click.echo(f"{shown}: removed {printable(os.fsdecode(name))}")
+        click.echo(f"{shown}: removed {as_word(name)}")
     return True
 
 

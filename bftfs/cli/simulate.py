@@ -18,6 +18,7 @@ from rich.progress import Progress, TextColumn
 
 import bftfs
 from bftfs.errors import ImpossibleThresholds, UsageError
+from bftfs.printable import as_word
 from bftfs.simulation.campaign import (
     CampaignPlan,
     CampaignRecord,
@@ -234,7 +235,9 @@ def _replay(path: Path, most_runs: int) -> Generator[SeedOutcome, None, None]:
     try:
         configuration = from_json(path.read_bytes())
     except (*UNREADABLE, ImpossibleThresholds) as error:
-        raise UsageError(f"{path}: not the configuration of a simulation: {error}") from error
+        raise UsageError(
+            f"{as_word(path)}: not the configuration of a simulation: {error}"
+        ) from error
     yield examine(configuration, most_runs=most_runs)
 
 

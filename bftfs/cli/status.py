@@ -25,7 +25,7 @@ from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import NotAdmitted, UsageError
 from bftfs.filesystem.attributes import inode_number
-from bftfs.printable import printable
+from bftfs.printable import as_word, printable
 from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.server.comparison import health_reports, with_a_correct_one
 from mount.access import identity_of
@@ -396,7 +396,7 @@ def tell(report: dict[str, Any], console: Console) -> None:
     for line in sentences(report):
         console.print(line, soft_wrap=soft)
     for mounted in report["mounts"]:
-        where = printable(mounted["mountpoint"])
+        where = as_word(mounted["mountpoint"])
         console.print(f"mounted at {where} by process {mounted['pid']}", soft_wrap=soft)
 
 

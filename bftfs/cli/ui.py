@@ -27,7 +27,7 @@ from bftfs.errors import UsageError
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId
 from bftfs.known_clients import labels_of
-from bftfs.printable import printable
+from bftfs.printable import as_word, printable
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.runtime import clock
 from bftfs.ui.source import Result
@@ -84,7 +84,7 @@ class SessionSource:
     def undo_command(self, names: tuple[bytes, ...], client: str, since_us: int) -> str:
         """The command that takes back what a client has changed."""
         where = "MOUNTPOINT" if self._mountpoint is None else ""
-        path, label = restore.quoted(self._path(names)), restore.quoted(client)
+        path, label = as_word(self._path(names)), as_word(client)
         return f"bftfs undo {where}{path} --client {label} --since {format_time_name(since_us)}"
 
     def inspected(self, names: tuple[bytes, ...], first: int, count: int) -> dict[str, Any]:

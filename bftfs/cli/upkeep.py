@@ -29,7 +29,7 @@ from bftfs.data_directory import DataDirectory
 from bftfs.envelope import UpkeepRequest, Verb, WorkStatus
 from bftfs.errors import UsageError
 from bftfs.limits import KIB, MIB
-from bftfs.printable import printable, printable_lines
+from bftfs.printable import as_word, printable, printable_lines
 
 _WATCH_S = 0.5
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)i?b?(?:/s)?", re.IGNORECASE)
@@ -171,7 +171,8 @@ def _numbers(
     if not here:
         which = "no node" if node is None else f"node {node}"
         raise UsageError(
-            f"{directory.path}: {which} {'has its' if node is not None else 'has'} files here; "
+            f"{as_word(directory.path)}: {which} {'has its' if node is not None else 'has'} "
+            "files here; "
             "run this where the node runs, or on the administrator's machine, where admin.key is"
         )
     return here

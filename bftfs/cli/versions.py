@@ -27,7 +27,7 @@ from bftfs.filesystem.file_history import UNSEEN, Change
 from bftfs.filesystem.operations import FoundObject
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ObjectId
-from bftfs.printable import printable
+from bftfs.printable import as_word
 from bftfs.restoration.telling import file_kind, said
 
 _CONTENT_METHODS = frozenset((registry.WRITE, registry.TRUNCATE, registry.CREATE))
@@ -54,7 +54,8 @@ def log(path: str, since: str | None, count: int | None, everything: bool, as_js
         plain, at, time_text = path.rpartition("@")
         if at and not os.path.lexists(path) and session.time_called(time_text) is not None:
             raise UsageError(
-                f"{path}: all versions are listed, not those of a time; name {plain}, and leave "
+                f"{as_word(path)}: all versions are listed, not those of a time; name "
+                f"{as_word(plain)}, and leave "
                 "out older versions with --since"
             )
         identifier, gone_us = session.find(absolute(path))
@@ -69,7 +70,7 @@ def log(path: str, since: str | None, count: int | None, everything: bool, as_js
         click.echo(json.dumps(rows, indent=2))
         return
     if gone_us is not None:
-        name = printable(path)
+        name = as_word(path)
         click.echo(f"{name}: was removed; `bftfs undelete {name}` brings it back", err=True)
     for above, row in zip([*rows[:1], *rows], rows, strict=False):
         if above["object"] != row["object"]:
@@ -298,8 +299,8 @@ def _json_of(each: Difference) -> dict[str, Any]:
 def _print_difference(
     session: CommandSession, before: Located, after: Located, each: Difference, *, brief: bool
 ) -> None:
-    old_name = printable(_joined(before.path.name, each.old_path or each.path))
-    new_name = printable(_joined(after.path.name, each.path))
+    old_name = as_word(_joined(before.path.name, each.old_path or each.path))
+    new_name = as_word(_joined(after.path.name, each.path))
     if brief or before.attributes.is_directory:
         origin = f" (was {old_name})" if each.status == "renamed" else ""
         click.echo(f"{each.status:<8}  {new_name}{origin}")

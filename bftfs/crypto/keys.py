@@ -20,6 +20,7 @@ from nacl import bindings
 from nacl import exceptions as nacl_exceptions
 
 from bftfs.errors import InvalidAuthenticator, UsageError
+from bftfs.printable import as_word
 
 SECRET_BYTES = 32
 PUBLIC_KEY_BYTES = 64  # X25519, then Ed25519
@@ -150,12 +151,12 @@ def _write_secret(path: Path, label: str, secret: bytes) -> None:
             unfinished.unlink()
     except FileExistsError as error:
         raise UsageError(
-            f"{path} exists already, and a key is never overwritten; "
+            f"{as_word(path)} exists already, and a key is never overwritten; "
             "move the file away or choose another name"
         ) from error
     except OSError as error:
         raise UsageError(
-            f"cannot write the key file {path}: {error.strerror}; "
+            f"cannot write the key file {as_word(path)}: {error.strerror}; "
             "check that its directory exists and is yours"
         ) from error
 
@@ -167,16 +168,17 @@ def _read_secret(path: Path, label: str, length: int) -> bytes:
             text = file.read(256)
     except FileNotFoundError as error:
         raise UsageError(
-            f"there is no key file {path}; copy it here from the machine where it was made"
+            f"there is no key file {as_word(path)}; copy it here from the machine where it was made"
         ) from error
     except OSError as error:
         raise UsageError(
-            f"cannot read the key file {path}: {error.strerror}; run this as the key's owner"
+            f"cannot read the key file {as_word(path)}: {error.strerror}; run this as the "
+            "key's owner"
         ) from error
     if mode & 0o077:
         raise UsageError(
-            f"the key file {path} is open to other users (mode {mode:04o}); "
-            f"run `chmod 600 {path}`, and replace the key if others may have read it"
+            f"the key file {as_word(path)} is open to other users (mode {mode:04o}); "
+            f"run `chmod 600 {as_word(path)}`, and replace the key if others may have read it"
         )
     words = text.decode("ascii", "replace").split()
     if len(words) == 2 and words[0] == label:
@@ -185,5 +187,6 @@ def _read_secret(path: Path, label: str, length: int) -> bytes:
             if len(secret) == length:
                 return secret
     raise UsageError(
-        f"{path} is not a key file of the kind `{label}`; give the file that bftfs has written"
+        f"{as_word(path)} is not a key file of the kind `{label}`; give the file that bftfs "
+        "has written"
     )

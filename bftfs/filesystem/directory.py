@@ -57,7 +57,6 @@ from bftfs.filesystem.objects import (
     time_ns,
 )
 from bftfs.identifiers import ObjectId
-from bftfs.printable import printable
 from bftfs.query_update.object_type import (
     FIRST_SERIAL,
     Caller,
@@ -100,11 +99,6 @@ def fault_of(name: bytes) -> int:
     if b"/" in name or b"\0" in name:
         return errno.EINVAL
     return 0
-
-
-def shown(name: bytes) -> str:
-    """A name for people: in messages and listings."""
-    return printable(name.decode(errors="surrogateescape"))
 
 
 class StoredEntry(NamedTuple):

@@ -48,7 +48,6 @@ from bftfs.filesystem.directory import (
     Relocation,
     Renaming,
     fault_of,
-    shown,
 )
 from bftfs.filesystem.inode import (
     ExtendedName,
@@ -68,6 +67,7 @@ from bftfs.filesystem.objects import AttributesAfter, NoArguments, NoState, Subj
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.volume import Format, Volume
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of, object_id, placement_of
+from bftfs.printable import as_word
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.object_type import Caller, Record, Refusal
 from bftfs.read_write.client import ReadWriteClient
@@ -175,13 +175,13 @@ class FileSystem:
     async def lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> FoundObject:
         """The object that `name` stands for in the directory."""
         if fault := fault_of(name):
-            raise FileSystemError(fault, shown(name))
+            raise FileSystemError(fault, as_word(name))
         if self._present is not None:
             await self._present.access(directory, os.X_OK, who)
         known = self._metadata.cached_name(directory, name, await Now())
         guess = known or self._metadata.names.guess(directory, name)
         if known is not None and known.child is None:
-            raise FileSystemError(errno.ENOENT, shown(name))
+            raise FileSystemError(errno.ENOENT, as_word(name))
         if guess is None or guess.child is None:
             child = await self._lookup(directory, name, who)
             return await self._found_at(child.identifier, who)
@@ -203,7 +203,7 @@ class FileSystem:
         """The object that `name` stands for, as a quorum says."""
         child = await self._metadata.look_up(directory, name, who)
         if child is None:
-            raise FileSystemError(errno.ENOENT, shown(name))
+            raise FileSystemError(errno.ENOENT, as_word(name))
         return child
 
     async def _resolve(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
@@ -449,7 +449,7 @@ class FileSystem:
             await self.access(child.identifier, _WANTED[flags & os.O_ACCMODE], who)
             file = await self.open(child.identifier, flags, who)
             return await self._found_at(child.identifier, who), file
-        raise FileSystemError(errno.EAGAIN, shown(name))
+        raise FileSystemError(errno.EAGAIN, as_word(name))
 
     async def link(
         self, identifier: ObjectId, directory: ObjectId, name: bytes, who: Credentials
@@ -480,7 +480,7 @@ class FileSystem:
             if is_directory != (method == registry.REMOVE_DIRECTORY):
                 await self._require_current(directory, name, child, who)
                 fault = errno.EISDIR if is_directory else errno.ENOTDIR
-                raise FileSystemError(fault, shown(name))
+                raise FileSystemError(fault, as_word(name))
             outcome = await self._metadata.update((directory, child), method, Name(name), who)
             now_us = await Now()
             parent, attributes = outcome.attributes
@@ -592,9 +592,9 @@ class FileSystem:
             await self._require_current(source, name, child, who)
             there = await self._metadata.look_up(target, target_name, who)
             if there is None and flags & RENAME_EXCHANGE:
-                raise FileSystemError(errno.ENOENT, shown(target_name))
+                raise FileSystemError(errno.ENOENT, as_word(target_name))
             if there is not None and flags & RENAME_NOREPLACE:
-                raise FileSystemError(errno.EEXIST, shown(target_name))
+                raise FileSystemError(errno.EEXIST, as_word(target_name))
             raise FileSystemError(errno.EINVAL, "a directory cannot be below itself")
         arguments = Relocation(name, target_name, flags, volume.relocations)
         outcome: AttributesAfter = await self._metadata.update(
@@ -766,13 +766,13 @@ class FileSystem:
         attributes = await self._metadata.attributes(identifier, who)
         fault = fault_of_name(attributes, name, uid=who.uid, writing=False)
         if fault:
-            raise FileSystemError(fault, shown(name))
+            raise FileSystemError(fault, as_word(name))
         # The kernel often asks for attributes that the object lacks. How many extended attributes
         # and ACLs it has is known from its attributes: so nodes need not be asked.
         flag = {acls.ACCESS: ACCESS_ACL, acls.DEFAULT: DEFAULT_ACL}.get(name)
         there = attributes.flags & flag if flag is not None else attributes.extended
         if not there and not self._options.strict:
-            raise FileSystemError(errno.ENODATA, shown(name))
+            raise FileSystemError(errno.ENODATA, as_word(name))
         arguments = ExtendedName(name)
         answer = await self._metadata.query(identifier, registry.GET_EXTENDED, arguments, who)
         return bytes(answer.value)
@@ -798,7 +798,7 @@ class FileSystem:
         if flags & ~3:
             raise FileSystemError(errno.EINVAL, "xattr flags")
         if len(value) > limits.XATTR_VALUE_BYTES:
-            raise FileSystemError(errno.E2BIG, shown(name))
+            raise FileSystemError(errno.E2BIG, as_word(name))
         arguments = ExtendedSetting(name, value, flags)
         return await self._change_object(identifier, registry.SET_EXTENDED, arguments, who)
 

@@ -18,6 +18,7 @@ read: `unreadable` reads all that the client has named.
 from __future__ import annotations
 
 import errno
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +32,6 @@ from msgspec.msgpack import decode
 from bftfs import limits
 from bftfs.errors import FileSystemError, NoLongerKept, VersionUnrecoverable
 from bftfs.filesystem.block_names import BlockName, CoveredBlock
-from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_blocks import version_of
 from bftfs.filesystem.file_history import UNSEEN, Change, in_batches
 from bftfs.filesystem.inode import Merging, Truncation, Writing
@@ -254,12 +254,12 @@ class ChangeLog:
         return self.now_us
 
     def path(self, name: Slot) -> str:
-        """A name, as a path."""
+        """A name, as a path; not printable yet."""
         names: list[str] = []
         passed: set[ObjectId] = set()
         known: Slot | None = name
         while known is not None and known.directory not in passed:
-            names.append(shown(known.name))
+            names.append(os.fsdecode(known.name))
             if known.directory == self.root:
                 return "/".join((self.root_path, *reversed(names)))
             passed.add(known.directory)
@@ -267,7 +267,7 @@ class ChangeLog:
         return "/".join(("?", *reversed(names)))
 
     def path_of(self, identifier: ObjectId) -> str:
-        """Where an object is, or was last."""
+        """Where an object is, or was last; not printable yet."""
         name = self._name_of(identifier)
         if identifier == self.root:
             return self.root_path

@@ -31,8 +31,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from bftfs.conversation import Conversation
-from bftfs.filesystem.directory import shown
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
+from bftfs.printable import as_word
 from bftfs.restoration.changes import ChangeLog, Slot, SpareNames
 from bftfs.restoration.others_work import others_or_last_contents
 from bftfs.restoration.viewpoint import Viewpoint
@@ -232,7 +232,7 @@ class NamePlan:
                 now = self._log.tree.places(directory)
                 stays = next((each for each in places if each in now), places[0])
                 self._put(stays, directory)
-                where = self._log.path(stays)
+                where = as_word(self._log.path(stays))
                 for place in places:
                     if place != stays:
                         what = f"moved by {self._label}, and then by others: it stays {where}"
@@ -296,7 +296,7 @@ class NamePlan:
         if kind_of(there) == ObjectKind.DIRECTORY and elsewhere:
             path = log.path(elsewhere[0])
             what = f"moved by {self._label}, and what it stood in was moved into it by others: "
-            what += f"it stays {log.path(name)}"
+            what += f"it stays {as_word(log.path(name))}"
         elif log.is_made_by_client(there):
             what = f"made by {self._label}, and others have worked in it: it stays"
         else:
@@ -305,7 +305,7 @@ class NamePlan:
             self._see_if_kept(wanted)
             if self._is_missing(wanted):
                 returned = self._history.returned_to(name, wanted)
-                there_now = None if returned is None else shown(returned.name)
+                there_now = None if returned is None else as_word(returned.name)
                 beside = there_now or self._put_beside(name, wanted)
                 what += f"; what was there before is {beside}"
         self._report(name, path, what)
@@ -322,7 +322,7 @@ class NamePlan:
     def _put_beside(self, name: Slot, identifier: ObjectId) -> str:
         beside = self._spare.take_beside(name)
         self._put(beside, identifier)
-        return shown(beside.name)
+        return as_word(beside.name)
 
     def _put(self, name: Slot, identifier: ObjectId) -> None:
         if kind_of(identifier) == ObjectKind.DIRECTORY:
@@ -345,7 +345,7 @@ class NamePlan:
         self.kept = set(self.tree.below(tops(self._log)))
 
     def _report(self, name: Slot, path: str, what: str) -> None:
-        self.conflicts.append(UndoStep(f"{path}: {what}", conflict=True, name=name))
+        self.conflicts.append(UndoStep(f"{as_word(path)}: {what}", conflict=True, name=name))
 
 
 def tops(log: ChangeLog) -> list[ObjectId]:

@@ -33,10 +33,10 @@ import msgspec
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import acl, object_types, registry
 from bftfs.filesystem.attributes import NO_CHANGES, Attributes, Changes
-from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.operations import FoundObject
 from bftfs.identifiers import ObjectId
+from bftfs.printable import as_word
 from bftfs.restoration.changes import ChangeLog, creates
 from bftfs.restoration.viewpoint import Viewpoint
 
@@ -200,7 +200,7 @@ class AttributeChanges:
 
     def __str__(self) -> str:
         words = [word for name, word in _WORDS.items() if getattr(self.standard, name) is not None]
-        words += [shown(name) for name in sorted(self.extended)]
+        words += [as_word(name) for name in sorted(self.extended)]
         return ", ".join(dict.fromkeys(words))
 
 

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from bftfs.filesystem import object_types, registry
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
+from bftfs.printable import as_word
 from bftfs.query_update.history import LogicalTimestamp
 from bftfs.restoration.changes import ChangeLog, Slot, audited
 
@@ -42,21 +42,21 @@ def _changed_attributes(arguments: Any) -> str:
 
 
 _SAID: dict[str, Callable[[Any], str]] = {
-    registry.CREATE: lambda a: f"create {shown(a.name)}",
-    registry.MAKE_DIRECTORY: lambda a: f"mkdir {shown(a.name)}",
-    registry.LINK: lambda a: f"link {shown(a.name)}",
-    registry.UNLINK: lambda a: f"unlink {shown(a.name)}",
-    registry.REMOVE_DIRECTORY: lambda a: f"rmdir {shown(a.name)}",
-    registry.MEND: lambda a: f"remove {shown(a.name)}, of which nothing was left",
-    registry.RENAME: lambda a: f"rename {shown(a.name)} to {shown(a.target_name)}",
-    registry.RELOCATE: lambda a: f"move {shown(a.name)} to {shown(a.target_name)}",
+    registry.CREATE: lambda a: f"create {as_word(a.name)}",
+    registry.MAKE_DIRECTORY: lambda a: f"mkdir {as_word(a.name)}",
+    registry.LINK: lambda a: f"link {as_word(a.name)}",
+    registry.UNLINK: lambda a: f"unlink {as_word(a.name)}",
+    registry.REMOVE_DIRECTORY: lambda a: f"rmdir {as_word(a.name)}",
+    registry.MEND: lambda a: f"remove {as_word(a.name)}, of which nothing was left",
+    registry.RENAME: lambda a: f"rename {as_word(a.name)} to {as_word(a.target_name)}",
+    registry.RELOCATE: lambda a: f"move {as_word(a.name)} to {as_word(a.target_name)}",
     registry.WRITE: lambda _: "write",
     registry.TRUNCATE: lambda a: f"truncate to {a.size}",
     registry.MERGE: lambda _: "rearrange",
     registry.PERMIT_WRITING: lambda _: "ask whether writing is permitted",
     registry.CHANGE_ATTRIBUTES: _changed_attributes,
-    registry.SET_EXTENDED: lambda a: f"set attribute {shown(a.name)}",
-    registry.REMOVE_EXTENDED: lambda a: f"remove attribute {shown(a.name)}",
+    registry.SET_EXTENDED: lambda a: f"set attribute {as_word(a.name)}",
+    registry.REMOVE_EXTENDED: lambda a: f"remove attribute {as_word(a.name)}",
     registry.ACCESSED: lambda _: "access",
     registry.SET_RETENTION: lambda arguments: f"set retention {arguments.policy}",
     registry.FORMAT: lambda _: "make file system",
@@ -68,7 +68,8 @@ _RENAMES: Final = (registry.RENAME, registry.RELOCATE)
 def said(change: Change, path: Callable[[ObjectId, bytes], str] | None = None) -> str:
     """An operation, in words.
 
-    `path` tells where a name in a directory is; with it, what has moved is told with its places.
+    `path` tells where a name in a directory is, exactly; with it, what has moved is told with its
+    places.
     """
     method = _TYPES.method(change.operation.method)
     say = _SAID.get(change.operation.method)
@@ -81,7 +82,8 @@ def said(change: Change, path: Callable[[ObjectId, bytes], str] | None = None) -
     if source == target:
         return say(arguments)
     verb = "rename" if change.operation.method == registry.RENAME else "move"
-    return f"{verb} {path(source, arguments.name)} to {path(target, arguments.target_name)}"
+    before, after = path(source, arguments.name), path(target, arguments.target_name)
+    return f"{verb} {as_word(before)} to {as_word(after)}"
 
 
 # --- audit ----------------------------------------------------------------------------------

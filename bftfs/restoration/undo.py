@@ -40,8 +40,9 @@ from typing import assert_never
 from bftfs.conversation import Now
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.contents import OpenFile
-from bftfs.filesystem.directory import RENAME_EXCHANGE, RENAME_NOREPLACE, shown
+from bftfs.filesystem.directory import RENAME_EXCHANGE, RENAME_NOREPLACE
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
+from bftfs.printable import as_word
 from bftfs.restoration import others_work
 from bftfs.restoration.changes import ChangeLog, Slot, SpareNames
 from bftfs.restoration.name_plan import (
@@ -86,9 +87,10 @@ class Undo:
         for identifier in changed:
             attributes = await others_work.attributes_to_restore(self._view, log, identifier)
             if attributes:
+                path = as_word(log.path_of(identifier))
                 steps.append(
                     UndoStep(
-                        f"give {log.path_of(identifier)} its attributes back ({attributes})",
+                        f"give {path} its attributes back ({attributes})",
                         partial(others_work.set_attributes, self._view, identifier, attributes),
                     )
                 )
@@ -105,7 +107,7 @@ class Undo:
         if wanted is not None:
             if wanted == await view.contents_if_whole(identifier, None):
                 return []
-            text = f"take back what was written to {log.path_of(identifier)}"
+            text = f"take back what was written to {as_word(log.path_of(identifier))}"
             return [UndoStep(text, partial(self._carrying_out.rewrite, identifier, wanted))]
         before = await view.contents(identifier, first.time_us - 1)
         names = [each for each in plan.tree.places(identifier) if each.directory in plan.kept]
@@ -114,10 +116,11 @@ class Undo:
             return []
         beside = self._spare.take_beside(names[0])
         attributes = await others_work.attributes_at(view, identifier, first.time_us - 1)
+        path = as_word(log.path(names[0]))
         return [
             UndoStep(
-                f"{log.path(names[0])}: changed by {self._label}, and then by others in the same "
-                f"places; what it was before is {shown(beside.name)}",
+                f"{path}: changed by {self._label}, and then by others in the same "
+                f"places; what it was before is {as_word(beside.name)}",
                 partial(self._carrying_out.write_new, beside, before, attributes),
                 conflict=True,
                 name=names[0],
@@ -211,11 +214,12 @@ class _Ordering:
         """The actions that let the name stand for `wanted`; None if it does already."""
         if self._now.get(name) == wanted:
             return None
-        path = self._log.path(name)
+        path = as_word(self._log.path(name))
         places = self._now.places(wanted)
         source = next((each for each in places if self._plan.tree.get(each) != wanted), None)
         if source is not None:
-            return Group(f"move {self._log.path(source)} back to {path}", self._fetch(source, name))
+            moved = as_word(self._log.path(source))
+            return Group(f"move {moved} back to {path}", self._fetch(source, name))
         return Group(f"bring back {path}", self._bring_back(name, wanted))
 
     def removals(self) -> list[Group]:
@@ -230,7 +234,7 @@ class _Ordering:
         links = [each for each in left if each[1] in kept]
         made = [each for each in left if each[1] not in kept and each[0].directory in kept]
         return [
-            Group(f"remove {self._log.path(name)}", [Remove(name, there)])
+            Group(f"remove {as_word(self._log.path(name))}", [Remove(name, there)])
             for name, there in (*links, *made)
         ]
 

@@ -18,6 +18,7 @@ from typing import IO
 import msgspec
 
 from bftfs.errors import UsageError
+from bftfs.printable import as_word
 from bftfs.simulation.configuration import Configuration, draw
 from bftfs.simulation.scenario import Report, run
 from bftfs.simulation.shrinking import MOST_RUNS, shrink, sort_of
@@ -193,10 +194,13 @@ class CampaignRecord:
             try:
                 found = msgspec.json.decode(first, type=Heading)
             except UNREADABLE as error:
-                raise UsageError(f"{path}: not the record of a campaign: {error}") from error
+                raise UsageError(
+                    f"{as_word(path)}: not the record of a campaign: {error}"
+                ) from error
             if found != heading:
                 raise UsageError(
-                    f"{path}: the record of another campaign ({found}); this one is {heading}. "
+                    f"{as_word(path)}: the record of another campaign ({found}); this one is "
+                    f"{heading}. "
                     "Give it a record of its own."
                 )
             whole = len(first)
@@ -206,7 +210,7 @@ class CampaignRecord:
                 try:
                     result = msgspec.json.decode(encoded, type=SeedResult)
                 except UNREADABLE as error:
-                    raise UsageError(f"{path}: a damaged line: {error}") from error
+                    raise UsageError(f"{as_word(path)}: a damaged line: {error}") from error
                 whole += len(encoded)
                 self.seeds.add(result.seed)
                 self.tally.add(result)

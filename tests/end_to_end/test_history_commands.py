@@ -12,6 +12,7 @@ import pytest
 
 from bftfs.cli.main import main
 from bftfs.cli.restore import PathTarget
+from bftfs.printable import as_word
 from bftfs.restoration.viewpoint import Reading
 from tests.end_to_end.cluster import Cluster, bftfs
 from tests.end_to_end.expectations import BLOCK, payload
@@ -117,7 +118,7 @@ def test_an_interrupted_undelete_goes_on(
         main(["undelete", str(tree)])
     assert ended.value.code == 130
     said = capsys.readouterr().err
-    assert "restored 3 of 5: 3 made; go on with: the same command; go back with: rm -r '" in said
+    assert "restored 3 of 5: 3 made; go on with: the same command; go back with: rm -r /" in said
     assert not tree.exists()
     monkeypatch.undo()
     assert "2 made" in bftfs("undelete", tree)
@@ -338,3 +339,48 @@ def test_times_do_not_depend_on_names_of_snapshots(directory: Path, cluster: Clu
         assert (directory / HISTORY / "now" / "file").read_text() == "one"
     finally:
         bftfs("snapshot", "delete", directory, "now")
+
+
+HOSTILE = (
+    b"fake\n2026-11-22T08:00:00.000000+00:00  alice        uid 0   rmdir important",
+    b"fake\\n2026-11-22T08:00:00.000000+00:00  alice        uid 0   rmdir important",
+    b"esc\x1b[31mred\x1b[2K\rblank",
+    b"not \xff text",
+    "turned\u202egpj.exe".encode(),
+    b"it's $(reboot) `here`; rm -r *",
+)
+
+
+def test_names_cannot_forge_what_is_printed(directory: Path, cluster: Cluster) -> None:
+    """Each name is printed as one word on one line; JSON has it exactly."""
+    place = directory / "place"
+    place.mkdir()
+    before = now()
+    paths = [place / os.fsdecode(name) for name in HOSTILE]
+    for path in paths:
+        path.write_text("text\n")
+        path.rename(path.with_name(path.name + "."))
+        path.with_name(path.name + ".").rename(path)
+    since = ("--client", "local", "--since", before)
+    printed = {
+        "log": bftfs("log", place),
+        "audit": bftfs("audit", place, *since),
+        "diff": bftfs("diff", f"{place}@{before}", place, allowed=(1,)),
+        "undo": bftfs("undo", place, *since, "--dry-run"),
+    }
+    in_json = json.loads(bftfs("audit", place, *since, "--json"))["changes"]
+    assert {row["path"] for row in in_json} >= set(map(str, paths))
+    for path in paths:
+        path.unlink()
+    printed["list"] = bftfs("undelete", "--list", place)
+    for command, text in printed.items():
+        for path in paths:
+            told = {"log": path.name, "diff": f"{place.name}/{path.name}"}.get(command, path)
+            assert as_word(told) in text, (command, text)
+        assert all(line.isprintable() for line in text.replace("\t", " ").splitlines()), command
+        assert not any(line.startswith("2026-11-22T08:00:00.000000") for line in text.splitlines())
+    back = bftfs("undelete", paths[0])
+    assert back.startswith(f"{as_word(paths[0])}: as it was")
+    assert len(back.splitlines()) == 1
+    assert paths[0].read_text() == "text\n"
+    assert fails("cat", paths[1]).startswith(f"bftfs: {as_word(paths[1])}: ")
