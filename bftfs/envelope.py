@@ -14,7 +14,7 @@ from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.limits import AHEAD_NAMED, DESCRIPTION_BYTES
 from bftfs.query_update import messages as query_update
 from bftfs.read_write import messages as read_write
-from bftfs.wire.codec import Decoder, Message, ObjectField, TimeField, Value
+from bftfs.wire.codec import ClientField, Decoder, Message, ObjectField, TimeField, Value
 
 _BYTES_MOST = (1 << 62) - 1
 METRICS_CHARACTERS = 1 << 20
@@ -68,7 +68,7 @@ class ClockReply(Message, frozen=True, tag=0x54):
     borne_us: TimeField
 
 
-Verb: TypeAlias = Literal["start", "pause", "resume", "throttle", "status", "metrics"]
+Verb: TypeAlias = Literal["start", "pause", "resume", "throttle", "status", "metrics", "clients"]
 
 
 class UpkeepRequest(Message, frozen=True, tag=0x55):
@@ -78,7 +78,7 @@ class UpkeepRequest(Message, frozen=True, tag=0x55):
     """
 
     verb: Verb
-    work: Annotated[str, Meta(max_length=32)] = ""  # none for metrics
+    work: Annotated[str, Meta(max_length=32)] = ""  # none for metrics and clients
     rate_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)] | None = None  # to throttle to
 
 
@@ -95,12 +95,20 @@ class WorkStatus(Value, frozen=True):
     figures: Annotated[dict[Annotated[str, Meta(max_length=64)], int], Meta(max_length=64)]
 
 
+class ClientUse(Value, frozen=True):
+    """When a client was connected to the node last, in seconds since the epoch."""
+
+    client: ClientField
+    seen_s: Annotated[int, Meta(ge=0, lt=1 << 37)]
+
+
 class UpkeepReply(Message, frozen=True, tag=0x56):
-    """The node's answer: an error, or the state of the work, or the metrics."""
+    """The node's answer: an error, or the state of the work, the metrics, the clients."""
 
     error: Annotated[str, Meta(max_length=512)] = ""
     status: WorkStatus | None = None
     metrics: Annotated[str, Meta(max_length=METRICS_CHARACTERS)] = ""  # in Prometheus' text format
+    clients: Annotated[tuple[ClientUse, ...], Meta(max_length=16_384)] = ()  # since it was started
 
 
 _EncodedField: TypeAlias = Annotated[bytes, Meta(max_length=DESCRIPTION_BYTES)]

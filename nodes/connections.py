@@ -35,6 +35,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bftfs.asking.refusal import Refused
+from bftfs.envelope import ClientUse
 from bftfs.errors import PeerFault
 from bftfs.identifiers import ClientId
 from bftfs.limits import CONNECTIONS, KIB, MIB, SECOND_US
@@ -70,6 +71,7 @@ class Account:
     """A principal's connections, offences and use of the current turn."""
 
     connections: int = 0
+    seen_us: int = 0  # when it was connected last; kept for principals that are not now
     offences: int = 0
     forgiven_us: int = 0  # when an offence was last forgiven
     turn: int = 0  # the turn in which these were used:
@@ -283,6 +285,15 @@ class Connections:
             connection.output.add([connection.channel.pending_output()])
             self.write(connection)
 
+    def uses(self) -> tuple[ClientUse, ...]:
+        """When each principal was connected last, since the start."""
+        now_us = clock.now_us()
+        seen = (
+            (client, now_us if account.connections else account.seen_us)
+            for client, account in self._accounts.items()
+        )
+        return tuple(ClientUse(client, at_us // SECOND_US) for client, at_us in seen if at_us > 0)
+
     def queue(self, connection: Connection) -> None:
         """Let the connection's requests be stepped when it is its turn."""
         if not connection.waiting and connection.socket is not None:
@@ -363,6 +374,7 @@ class Connections:
         self._unauthenticated.pop(connection, None)
         if connection.account is not None:
             connection.account.connections -= 1
+            connection.account.seen_us = clock.now_us()
         connection.socket.close()
         connection.socket = None
         connection.backlog.clear()

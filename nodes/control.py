@@ -27,7 +27,7 @@ from typing import Any, Final, TypeAlias
 
 from bftfs.asking.refusal import Refused
 from bftfs.crypto.digest import Body
-from bftfs.envelope import METRICS_CHARACTERS, UpkeepReply, UpkeepRequest, WorkStatus
+from bftfs.envelope import METRICS_CHARACTERS, ClientUse, UpkeepReply, UpkeepRequest, WorkStatus
 from bftfs.errors import BftfsError, MalformedMessage
 from bftfs.limits import SECOND_US
 from bftfs.runtime import clock
@@ -86,6 +86,7 @@ class Upkeep:
         """`metrics` gives all metrics as text."""
         self._works = {work.throttle.name: work for work in works}
         self._metrics = metrics
+        self.clients: Callable[[], tuple[ClientUse, ...]] = tuple  # when each was connected last
 
     def step(
         self,
@@ -104,6 +105,8 @@ class Upkeep:
         """Carry out a request. In the loop's thread."""
         if request.verb == "metrics":
             return UpkeepReply(metrics=self._metrics()[:METRICS_CHARACTERS])
+        if request.verb == "clients":
+            return UpkeepReply(clients=self.clients())
         work = self._works.get(request.work)
         if work is None:
             known = " and ".join(sorted(self._works)) or "nothing"

@@ -251,6 +251,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             tally=tally,
         )
         membership.on_change = connections.reconsider
+        upkeep.clients = connections.uses
         batches = Batches(
             connections=connections,
             decode=protocols.decode_request,

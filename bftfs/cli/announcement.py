@@ -1,15 +1,19 @@
-"""Brings a signed description of the cluster to all nodes, and says which have heard of it."""
+"""What all nodes are told of clients, and asked: a new description, and who was connected."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import click
 
 from bftfs.cli.reach import NodeAccess
-from bftfs.cluster import SignedDescription
+from bftfs.cluster import ClusterDescription, SignedDescription
 from bftfs.data_directory import DataDirectory
+from bftfs.envelope import UpkeepRequest
+from bftfs.identifiers import ClientId
 from bftfs.printable import printable
+from bftfs.server.comparison import with_a_correct_one
 
 
 def announce(directory: DataDirectory, signed: SignedDescription, *, done: str) -> int:
@@ -40,6 +44,29 @@ def announce(directory: DataDirectory, signed: SignedDescription, *, done: str) 
             err=True,
         )
     return 1 if missed else 0
+
+
+def last_seen(
+    directory: DataDirectory, description: ClusterDescription
+) -> tuple[dict[ClientId, int], dict[int, str]]:
+    """When each client was connected last, in seconds since the epoch; nodes that do not say it.
+
+    The latest moment that a correct node tells, since the nodes were started.
+    """
+    with NodeAccess(directory, description) as access:
+        replies = access.ask(range(description.n), UpkeepRequest("clients"))
+    told: defaultdict[ClientId, list[int]] = defaultdict(list)
+    missed = {}
+    for node, reply in replies.items():
+        if isinstance(reply, str):
+            missed[node] = reply
+        else:
+            for use in {use.client: use for use in reply.clients}.values():
+                told[use.client].append(use.seen_s)
+    found = {
+        client: with_a_correct_one(moments, b=description.b) for client, moments in told.items()
+    }
+    return {client: moment for client, moment in found.items() if moment}, missed
 
 
 def _named(nodes: Iterable[int]) -> str:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
 from bftfs.credentials import Grant
+from bftfs.identifiers import ClientId
 from bftfs.known_clients import SHORT_DIGITS, KnownClient
 
 _DATED = {"id", "added", "revoked"}
 
 
-def clients_table(clients: tuple[KnownClient, ...], *, dated: bool) -> Table:
-    """A row per client; `dated`: with ids and dates, too."""
+def clients_table(
+    clients: tuple[KnownClient, ...], *, dated: bool, seen_s: Mapping[ClientId, int] | None = None
+) -> Table:
+    """A row per client; `dated`: with ids and dates, too; `seen_s`: and when it was seen last."""
     table = Table(box=SIMPLE) if dated else Table()
     for name in ("client", "id", "uids", "gids", "may write", "added", "revoked"):
         if dated or name not in _DATED:
             table.add_column(name, no_wrap=name in _DATED)
+    if seen_s is not None:
+        table.add_column("last seen", no_wrap=True)
     for each in clients:
         grant = each.grant
         rights = (
@@ -27,12 +33,14 @@ def clients_table(clients: tuple[KnownClient, ...], *, dated: bool) -> Table:
             if grant is None
             else (users_shown(grant), groups_shown(grant), "yes" if grant.write else "no")
         )
+        seen = () if seen_s is None else (day(seen_s.get(each.client)) or "-",)
         dates = (day(each.added_s) or "unknown", day(each.revoked_s))
         table.add_row(
             each.name,
             *((each.client.hex()[:SHORT_DIGITS],) if dated else ()),
             *rights,
             *(dates if dated else ()),
+            *seen,
         )
     return table
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from bftfs import cluster as description_files
 from bftfs import limits
 from bftfs.cli import processes
-from bftfs.cli.announcement import announce
+from bftfs.cli.announcement import announce, last_seen
 from bftfs.cli.client_table import clients_table, day, facts, groups_shown, users_shown
 from bftfs.cli.options import data_option, data_words, json_option, new_data_option
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
@@ -36,7 +36,7 @@ from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.known_clients import SHORT_DIGITS, client_called, known_clients
-from bftfs.printable import as_word
+from bftfs.printable import as_word, printable
 from bftfs.retention import format_duration, parse_duration
 from bftfs.runtime.sockets import unconnected
 
@@ -383,17 +383,29 @@ def show(directory: DataDirectory) -> None:
 
 @cluster.command()
 @data_option
+@click.option("--use", is_flag=True, help="Ask the nodes, too, when each was connected last.")
 @json_option
-def clients(directory: DataDirectory, as_json: bool) -> None:
+def clients(directory: DataDirectory, use: bool, as_json: bool) -> int:
     """List the clients, present and revoked: ids, rights, and when each was added and revoked.
 
-    Example: bftfs cluster clients
+    Exit code 1 if some nodes could not be asked.
+
+    Example: bftfs cluster clients --use
     """
-    known = known_clients(description_files.load(directory.description))
+    description = description_files.load(directory.description)
+    known = known_clients(description)
+    seen_s, missed = last_seen(directory, description) if use else (None, {})
     if as_json:
-        click.echo(json.dumps([facts(each) for each in known], indent=2))
+        listed = [facts(each) for each in known]
+        for each, fact in zip(known, listed, strict=True):
+            if seen_s is not None:
+                fact["seen_s"] = seen_s.get(each.client)
+        click.echo(json.dumps(listed, indent=2))
     else:
-        Console(highlight=False).print(clients_table(known, dated=True))
+        Console(highlight=False).print(clients_table(known, dated=True, seen_s=seen_s))
+    for number, why in missed.items():
+        click.echo(f"bftfs: node {number} was not asked: it {printable(why)}", err=True)
+    return 1 if missed else 0
 
 
 @click.group()

@@ -225,6 +225,12 @@ def test_the_administrator_does_upkeep_from_another_machine(
     assert state.return_value == 0
     assert all(each["up"] for each in json.loads(state.stdout)["nodes"])
 
+    used = json.loads(at_the_office(office, "cluster", "clients", "--use", "--json").stdout)
+    assert {each["name"]: each["seen_s"] is not None for each in used} == {
+        "client0": True,
+        "client1": False,
+    }
+
     deployment.kill(5)
     try:
         result = at_the_office(office, "heal", "status")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -18,7 +19,7 @@ from bftfs.cli import reach
 from bftfs.cli.main import program
 from bftfs.crypto.keys import Identity, write_identity
 from bftfs.data_directory import DataDirectory
-from bftfs.envelope import REQUESTS, Announcement, UpkeepReply, UpkeepRequest, WorkStatus
+from bftfs.envelope import REQUESTS, Announcement, ClientUse, UpkeepReply, UpkeepRequest, WorkStatus
 from bftfs.errors import PeerFault
 from bftfs.server.step import Sender
 from bftfs.wire.channel import ServerChannel
@@ -249,3 +250,27 @@ def test_one_node_of_others_is_spoken_of_in_the_singular(
         told = office.bftfs("cluster", "tell")
     assert told.return_value == 1
     assert told.stdout == "Node 0 has it.\n"
+
+
+def test_when_a_client_was_seen_is_what_a_correct_node_says(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One node lies about it, two are down."""
+    _hurry(monkeypatch)
+    office.bftfs("cluster", "add-client", "alice", "--uid", "1000", "--gid", "1000")
+    alice = cluster.load(office.directory.description).clients[-1].client
+    seen = [1 << 36, 1_790_000_100, 1_790_000_200, 1_790_000_000]
+    for each in office.sockets[4:]:
+        each.close()
+    with ExitStack() as nodes:
+        for number, moment in enumerate(seen):
+            reply = encode(UpkeepReply(clients=(ClientUse(alice, moment),) * 2))
+            nodes.enter_context(office.running(number, lambda _, reply=reply: reply))
+        listed = office.bftfs("cluster", "clients", "--use", "--json")
+        shown = office.bftfs("cluster", "clients", "--use")
+    assert listed.return_value == shown.return_value == 1
+    [fact] = json.loads(listed.stdout)
+    assert (fact["name"], fact["seen_s"]) == ("alice", 1_790_000_200)
+    assert "2026-09-" in shown.stdout
+    assert "bftfs: node 4 was not asked: it cannot be reached at" in shown.stderr
+    assert office.bftfs("cluster", "clients").return_value == 0
