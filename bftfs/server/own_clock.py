@@ -83,6 +83,7 @@ class OwnClock:
         self._compared_us: int | None = None  # when that was done last, by this clock
         self._latest_us = 0  # the latest time that this clock has borne…
         self._set_back_us = 0  # …and what it showed when it was first seen behind that, if it is
+        self._noted_us = 0  # what it showed when it was looked at last
         self._borne_us: tuple[int, ...] = ()  # what peers tell of theirs
 
     @figure("1 while the node takes no new versions, because its clock may be wrong.")
@@ -193,13 +194,19 @@ class OwnClock:
         """The node has started again, and had stored this."""
         latest_us, set_back_us, compared_us, jumps_us, jumped_us = _stored_us(remembered)
         self._latest_us = max(self._latest_us, latest_us)
-        self._set_back_us = set_back_us
+        self._set_back_us, self._noted_us = set_back_us, compared_us
         if self._compared_us is None and compared_us:
             self._compared_us = compared_us
             self._jumps_us, self._jumped_us = jumps_us, jumped_us
 
     def _note(self, now_us: int) -> None:
-        """Follow the clock, and see when it is set back."""
+        """Follow the clock, and see when it is set back.
+
+        If it jumps ahead after that, but not as far, the hour does not pass by it.
+        """
+        gone_on_us, self._noted_us = now_us - self._noted_us, now_us
+        if self._set_back_us and gone_on_us > _PLAUSIBLE_US:
+            self._set_back_us += gone_on_us
         if now_us >= self._latest_us:
             self._latest_us, self._set_back_us = now_us, 0
         elif not self._set_back_us or now_us < self._set_back_us:

@@ -191,6 +191,40 @@ def test_what_a_fast_clock_took_in_a_jump_is_not_frozen(jump_s: int) -> None:
     done(world, other, incrementing(other))
 
 
+def test_what_was_left_in_a_jump_is_not_frozen_by_another_one() -> None:
+    """The clocks are right for a minute, and then ahead by less than before."""
+    world = World(verifying=False, compares_clocks=True)
+    user, other = world.user("user"), world.user("other")
+    done(world, user, incrementing(user))
+    jump(world, [user, other], YEAR_S)
+    world.run_for(90 * SECOND_US)
+    done(world, user, incrementing(user))
+    world.ways.hold(lambda _source, target, *_: target != world.nodes[2].endpoint)
+    world.start(user.host, incrementing(user))
+    world.run_for(SECOND_US)
+    user.host.crash()
+    world.ways.hold(lambda *_: False)
+    world.nodes[5].crash(down_us=None)
+    for by_s in (-YEAR_S, YEAR_S // 4, -YEAR_S // 4):
+        jump(world, [other], by_s)
+        world.run_for(90 * SECOND_US)
+    done(world, other, incrementing(other))
+
+
+def test_must_fail_where_a_jump_counts_as_time_that_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    note = OwnClock._note
+
+    def note_nothing_else(clock: OwnClock, now_us: int) -> None:
+        clock._noted_us = now_us
+        note(clock, now_us)
+
+    monkeypatch.setattr(OwnClock, "_note", note_nothing_else)
+    with pytest.raises(AssertionError, match="it waits"):
+        test_what_was_left_in_a_jump_is_not_frozen_by_another_one()
+
+
 def test_must_fail_where_nodes_bear_with_no_more_than_others_tell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
