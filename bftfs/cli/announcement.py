@@ -15,6 +15,8 @@ from bftfs.identifiers import ClientId
 from bftfs.printable import printable
 from bftfs.server.comparison import with_a_correct_one
 
+_LATER = "was sent an older one"  # in what a node says that has seen a later description
+
 
 def announce(directory: DataDirectory, signed: SignedDescription, *, done: str) -> int:
     """Tell all nodes; `done` says what those that hear of it do.
@@ -37,6 +39,13 @@ def announce(directory: DataDirectory, signed: SignedDescription, *, done: str) 
     missed = {node: why for node, why in deaf.items() if node not in stopped}
     for node, why in missed.items():
         click.echo(f"bftfs: node {node} has not heard of it: it {printable(why)}", err=True)
+    if any(_LATER in why for why in missed.values()):
+        click.echo(
+            "bftfs: the files here are older than that node's: bring its description.toml and "
+            "description.toml.sig here as cluster.toml and cluster.toml.sig, and make the change "
+            "again",
+            err=True,
+        )
     if missed:
         click.echo(
             "bftfs: a node that comes up later hears of it from the others within a minute; "

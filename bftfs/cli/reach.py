@@ -167,7 +167,7 @@ class NodeAccess:
         for node in nodes:
             answer = answers.get(NodeId(node))
             if isinstance(answer, UpkeepReply):
-                replies[node] = answer.error or answer
+                replies[node] = f"says: {answer.error}" if answer.error else answer
             else:
                 sentence = self._sentence(node, answer, why.get(NodeId(node), ""))
                 self._silent[node] = replies[node] = sentence

@@ -177,7 +177,7 @@ def test_what_a_node_says_does_not_forge_output(office: Office) -> None:
     with office.running(3, lambda _: encode(UpkeepReply("no\nbftfs: all is well"))):
         result = office.bftfs("heal", "status", "--node", "3")
     assert result.return_value == 1
-    assert result.stderr == "bftfs: node 3 no\\x0abftfs: all is well\n"
+    assert result.stderr == "bftfs: node 3 says: no\\x0abftfs: all is well\n"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_who_has_heard_of_a_revocation_and_who_has_not(
         for number in range(3):
             nodes.enter_context(office.running(number, takes))
         nodes.enter_context(
-            office.running(3, lambda _: encode(UpkeepReply("has seen number 9\nof them")))
+            office.running(3, lambda _: encode(UpkeepReply("it\nwas sent an older one")))
         )
         nodes.enter_context(office.running(4, takes, older=True))
         added = office.bftfs("cluster", "add-client", "alice", "--uid", "1000")
@@ -230,10 +230,11 @@ def test_who_has_heard_of_a_revocation_and_who_has_not(
         "Client alice may not connect any more.\nNodes 0, 1, 2 have cut it off.\n"
     )
     lines = revoked.stderr.splitlines()
-    assert lines[0] == "bftfs: node 3 has not heard of it: it has seen number 9\\x0aof them"
+    assert lines[0] == "bftfs: node 3 has not heard of it: it says: it\\x0awas sent an older one"
     assert lines[1].startswith("bftfs: node 4 has not heard of it: it does not take the admin")
     assert lines[2].startswith("bftfs: node 5 has not heard of it: it cannot be reached at tcp:")
-    assert "`bftfs cluster tell` tells all again; start node 5 on its machine" in lines[3]
+    assert lines[3].startswith("bftfs: the files here are older than that node's: bring its descr")
+    assert "`bftfs cluster tell` tells all again; start node 5 on its machine" in lines[4]
     description = cluster.load(office.directory.description)
     last = {message.encoded for message in heard[-3:]}
     assert last == {office.directory.description.read_bytes()}
