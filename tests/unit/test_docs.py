@@ -7,6 +7,7 @@ to be in a module of the same cell. Elsewhere it has to be somewhere in the code
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -177,3 +178,8 @@ def test_a_glossary_term_is_in_the_code(term: str, names: list[str]) -> None:
     for name in names:
         known = set(re.split(r"[./]", name)) <= words(product=True)
         assert known or files_called(name, "docs/glossary.md"), (term, name)
+
+
+def test_each_decision_has_a_number_of_its_own():
+    numbers = Counter(page.name[:4] for page in (PROJECT / "docs/decisions").glob("*.md"))
+    assert [number for number, pages in numbers.items() if pages > 1] == []
