@@ -280,6 +280,7 @@ class Shared(NamedTuple):
     path: Path
     identifier: ObjectId
     layout: Layout
+    made_us: int  # the time of its contents: ahead of clocks, if that of the root directory is
 
     def name(
         self, stranger: ProcessHand, number: int, version: Version, claims: tuple[Voucher, ...]
@@ -296,7 +297,7 @@ class Shared(NamedTuple):
 
     def version(self, stranger: ProcessHand, number: int, contents: str) -> Version:
         block = self.layout.block(self.identifier, number)
-        return stranger.version(block, contents, clock.now_us())
+        return stranger.version(block, contents, max(clock.now_us(), self.made_us + 1))
 
 
 def shared(attacked: Attacked) -> Shared:
@@ -304,7 +305,7 @@ def shared(attacked: Attacked) -> Shared:
     write(attacked.owner / name, 0o666)
     identifier, found = attacked.attributes(name)
     assert found.layout is not None
-    return Shared(attacked.owner / name, identifier, found.layout)
+    return Shared(attacked.owner / name, identifier, found.layout, found.contents)
 
 
 def named_with_forged_vouchers(attacked: Attacked) -> tuple[Shared, set[Status]]:
@@ -363,60 +364,59 @@ def test_what_lies_behind_the_end_does_not_show(guarded: None, attacked: Attacke
 # --- barriers -------------------------------------------------------------------------------------
 
 
-def clocked(attacked: Attacked, reader: ProcessHand) -> Iterator[Any]:
+def clocked(place: ObjectId, reader: ProcessHand) -> Iterator[Any]:
     """Barriers that carry a clock, all on one old history of a correct node."""
-    root = attacked.deployment.description.root
-    known = histories(reader, root)[NodeId(0)]
+    known = histories(reader, place)[NodeId(0)]
     while True:
-        yield barrier(known, NodeId(0), clock.now_us() + AHEAD_US, name=root)
+        yield barrier(known, NodeId(0), clock.now_us() + AHEAD_US, name=place)
 
 
-def forged(attacked: Attacked, reader: ProcessHand) -> Iterator[Known]:
-    """What the liar says of the root directory: each time a later barrier, which nobody made."""
-    root = attacked.deployment.description.root
+def forged(place: ObjectId, reader: ProcessHand) -> Iterator[Known]:
+    """What the liar says of the directory: each time a later barrier, which nobody made."""
     liar = NodePosition(NodeId(LIAR), {}, reader.keys(LIAR), reader.sizes, Random(1))
-    own = histories(reader, root)[liar.node]
+    own = histories(reader, place)[liar.node]
     while True:
-        yield forged_barrier(liar, root, own, time_us=clock.now_us() + AHEAD_US)
+        yield forged_barrier(liar, place, own, time_us=clock.now_us() + AHEAD_US)
 
 
-def shown(attacked: Attacked, reader: ProcessHand) -> Iterator[Any]:
+def shown(place: ObjectId, reader: ProcessHand) -> Iterator[Any]:
     """Barriers that the liar has forged, shown to all nodes."""
-    root = attacked.deployment.description.root
-    for known in forged(attacked, reader):
-        history_set, authenticators, _ = assemble(root, {NodeId(LIAR): known})
+    for known in forged(place, reader):
+        history_set, authenticators, _ = assemble(place, {NodeId(LIAR): known})
         yield InlineBarrier(history_set, authenticators)
 
 
-def built_on(attacked: Attacked, reader: ProcessHand) -> Iterator[Any]:
+def built_on(place: ObjectId, reader: ProcessHand) -> Iterator[Any]:
     """The reader's own barriers, on top of what the liar has forged."""
-    root = attacked.deployment.description.root
-    for known in forged(attacked, reader):
-        yield barrier(known, NodeId(LIAR), name=root)
+    for known in forged(place, reader):
+        yield barrier(known, NodeId(LIAR), name=place)
 
 
-Barrage = Callable[[Attacked, ProcessHand], Iterator[Any]]
+Barrage = Callable[[ObjectId, ProcessHand], Iterator[Any]]
 BARRAGES = [clocked, shown, built_on]
 
 
-def make_directories(attacked: Attacked) -> None:
-    """Root makes some directories in the root directory, and finds them there."""
+def make_directories(attacked: Attacked, place: str = ".") -> None:
+    """Root makes some directories in a directory, and finds them there."""
     names = [attacked.new_name("directory") for _ in range(UPDATES)]
     for name in names:
-        (attacked.owner / name).mkdir()
-    assert {path.name for path in attacked.other.iterdir()} >= set(names)
+        (attacked.owner / place / name).mkdir()
+    assert {path.name for path in (attacked.other / place).iterdir()} >= set(names)
 
 
 def barred(attacked: Attacked, barrage: Barrage) -> tuple[int, bool]:
     """How many barriers of a reader correct nodes take while root makes directories.
 
     He makes as many as a client's allowance lets him. And whether root was done before all were
-    sent.
+    sent. The directory is a new one: those taken move its time ahead, and others follow from that.
     """
     count = 0
+    name = attacked.new_name("place")
+    (attacked.owner / name).mkdir()
+    place, _ = attacked.attributes(name)
     with attacked.hand("reader") as reader, ThreadPoolExecutor(1) as others:
-        made = others.submit(make_directories, attacked)
-        for request in itertools.islice(barrage(attacked, reader), BARRIERS):
+        made = others.submit(make_directories, attacked, name)
+        for request in itertools.islice(barrage(place, reader), BARRIERS):
             count += any(
                 isinstance(reply, UpdateReply) and reply.status is Status.SUCCESS
                 for node, reply in reader.ask_all(request).items()
@@ -445,6 +445,39 @@ def test_barriers_of_a_reader_do_not_stop_updates(
     assert taken <= (BARRIER_STEPS if barrage is built_on else 0)
 
 
+# --- the same without the rules -------------------------------------------------------------------
+
+
+def test_must_fail_careless_nodes_name_what_few_host(guarded: None, attacked: Attacked) -> None:
+    attacked.run(CARELESS, ACCOMPLICE)
+    file, said = named_with_forged_vouchers(attacked)
+    assert said == {Status.SUCCESS}
+    with pytest.raises(OSError, match="Input/output error"):
+        (attacked.other / file.path.name).read_text()
+
+
+@pytest.mark.parametrize("made", [new_file, closed_file])
+def test_must_fail_careless_nodes_let_the_stranger_in(
+    guarded: None, attacked: Attacked, made: Callable[[Attacked], str]
+) -> None:
+    attacked.run(CARELESS, ACCOMPLICE)
+    _, hosts = overwritten(attacked, made)
+    assert hosts == {*attacked.deployment.nodes} - {LIAR}
+
+
+@pytest.mark.parametrize("barrage", BARRAGES)
+def test_must_fail_careless_nodes_take_a_readers_barriers(
+    guarded: None, attacked: Attacked, barrage: Barrage
+) -> None:
+    attacked.run(CARELESS, ACCOMPLICE)
+    count, in_time = barred(attacked, barrage)
+    assert count
+    assert not in_time
+
+
+# --- barriers that a node forges, which leave the root directory ahead of clocks -----------------
+
+
 def forged_barriers(reader: ProcessHand, root: ObjectId) -> int:
     """How many barriers that nobody made correct nodes have in their histories."""
     return sum(
@@ -467,15 +500,12 @@ def test_barriers_that_a_node_forges_do_not_stop_updates(guarded: None, attacked
         assert not forged_barriers(reader, root)
 
 
-# --- the same without the rules -------------------------------------------------------------------
-
-
-def test_must_fail_careless_nodes_name_what_few_host(guarded: None, attacked: Attacked) -> None:
-    attacked.run(CARELESS, ACCOMPLICE)
-    file, said = named_with_forged_vouchers(attacked)
-    assert said == {Status.SUCCESS}
-    with pytest.raises(OSError, match="Input/output error"):
-        (attacked.other / file.path.name).read_text()
+def test_must_fail_careless_nodes_take_what_a_node_forges(
+    guarded: None, attacked: Attacked
+) -> None:
+    attacked.run(CARELESS, FORGER)
+    with attacked.hand("reader") as reader:
+        await_that(lambda: forged_barriers(reader, attacked.deployment.description.root) > 0)
 
 
 def test_must_fail_careless_nodes_show_what_lies_behind_the_end(
@@ -486,30 +516,3 @@ def test_must_fail_careless_nodes_show_what_lies_behind_the_end(
     assert said == {Status.SUCCESS}
     assert expected not in seen
     assert all(EVIL.encode() in contents for contents in seen)
-
-
-@pytest.mark.parametrize("made", [new_file, closed_file])
-def test_must_fail_careless_nodes_let_the_stranger_in(
-    guarded: None, attacked: Attacked, made: Callable[[Attacked], str]
-) -> None:
-    attacked.run(CARELESS, ACCOMPLICE)
-    _, hosts = overwritten(attacked, made)
-    assert hosts == {*attacked.deployment.nodes} - {LIAR}
-
-
-@pytest.mark.parametrize("barrage", BARRAGES)
-def test_must_fail_careless_nodes_take_a_readers_barriers(
-    guarded: None, attacked: Attacked, barrage: Barrage
-) -> None:
-    attacked.run(CARELESS, ACCOMPLICE)
-    count, in_time = barred(attacked, barrage)
-    assert count
-    assert not in_time
-
-
-def test_must_fail_careless_nodes_take_what_a_node_forges(
-    guarded: None, attacked: Attacked
-) -> None:
-    attacked.run(CARELESS, FORGER)
-    with attacked.hand("reader") as reader:
-        await_that(lambda: forged_barriers(reader, attacked.deployment.description.root) > 0)

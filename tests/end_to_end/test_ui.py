@@ -74,7 +74,7 @@ class Server:
 @pytest.fixture(scope="module")
 def told(cluster: Cluster, playground: Path) -> Iterator[Told]:
     """A tree with a past, which a client called thief has got into; and `bftfs ui`."""
-    team = cluster.mountpoint / "ui-team"
+    team = cluster.mountpoint / "0-pages"  # a name on the first page, whatever others are there
     (team / "sub").mkdir(parents=True)
     (team / "bread.txt").write_text(CREATED)
     (team / HOSTILE).write_text("inside\n")
@@ -82,11 +82,11 @@ def told(cluster: Cluster, playground: Path) -> Iterator[Told]:
     before_theft = now()
     (team / "bread.txt").write_text(REWRITTEN)
     with cluster.mount(playground / "thief", "client=thief") as mount:
-        (mount / "ui-team" / "ransom.txt").write_text("pay\n")
+        (mount / "0-pages" / "ransom.txt").write_text("pay\n")
     before = bftfs("log", "--json", team)
     server = Server(team)
     try:
-        yield Told(server.address, server.port, "ui-team", before_theft)
+        yield Told(server.address, server.port, "0-pages", before_theft)
     finally:
         assert server.stop() == (130, "bftfs: interrupted")
     assert bftfs("log", "--json", team) == before, "pages change nothing"
@@ -176,8 +176,8 @@ def test_by_mouse(opened: Open, told: Told) -> None:
     page = opened()
     assert heading(page) == "/ now"
     assert "token" not in page.url
-    page.get_by_role("link", name="ui-team/").click()
-    awaited(page, "^/ui-team now$")
+    page.get_by_role("link", name="0-pages/").click()
+    awaited(page, "^/0-pages now$")
     table = page.get_by_role("region", name="Table of names")
     assert "thief, uid 0" in table.get_by_role("row", name="ransom.txt").inner_text()
     assert HOSTILE.replace("\x1b", r"\x1b") in table.inner_text()
@@ -186,12 +186,12 @@ def test_by_mouse(opened: Open, told: Told) -> None:
     slider = page.get_by_role("slider", name="Time of change")
     box = slider.bounding_box()
     page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
-    awaited(page, "^/ui-team at ")
+    awaited(page, "^/0-pages at ")
     playwright.expect(page.locator("#shown")).not_to_contain_text("ransom.txt")
     page.wait_for_url(re.compile("at="))
     assert heading(page) in page.locator("#said").inner_text()
     page.get_by_role("link", name="Now", exact=True).click()
-    awaited(page, "^/ui-team now$")
+    awaited(page, "^/0-pages now$")
 
     page.get_by_role("link", name="bread.txt").click()
     awaited(page, "bread.txt now$")
@@ -215,12 +215,12 @@ def test_an_audit_shows_what_an_undo_would_do(opened: Open, told: Told, cluster:
     field(page, "Client").fill("thief")
     field(page, "Since").fill(told.before_theft)
     page.get_by_role("button", name="Show").click()
-    awaited(page, "^thief below /ui-team since ")
+    awaited(page, "^thief below /0-pages since ")
     assert page.locator("#changes tbody tr").count() == 2
     ransom = cluster.mountpoint / told.path / "ransom.txt"
     assert f"remove {ransom}" in page.locator("#steps-of-undo").inner_text()
     command = page.locator("#shown code").last.inner_text()
-    assert command.startswith(f"bftfs undo '{ransom.parent}' --client 'thief' --since ")
+    assert command.startswith(f"bftfs undo {ransom.parent} --client thief --since ")
     assert ransom.read_text() == "pay\n", "nothing was done"
 
 
@@ -256,26 +256,26 @@ def test_by_keyboard(opened: Open) -> None:
     assert focused(page)["text"] == "Skip to the contents"
     page.keyboard.press("Enter")
     assert focused(page)["id"] == "main"
-    tab_to(page, lambda here: here["text"] == "ui-team/")
+    tab_to(page, lambda here: here["text"] == "0-pages/")
     page.keyboard.press("Enter")
-    awaited(page, "^/ui-team now$")
+    awaited(page, "^/0-pages now$")
     tab_to(page, lambda here: here["id"] == "slider")
     slider = page.locator("#slider")
     assert slider.get_attribute("aria-valuetext") == "now"
     page.keyboard.press("ArrowLeft")
-    awaited(page, "^/ui-team at ")
+    awaited(page, "^/0-pages at ")
     assert re.match(r"\d{4}-", slider.get_attribute("aria-valuetext"))
     assert focused(page)["id"] == "slider", "the focus stays"
-    playwright.expect(page.locator("#said")).to_contain_text("/ui-team at ")
+    playwright.expect(page.locator("#said")).to_contain_text("/0-pages at ")
     page.keyboard.press("Home")
     playwright.expect(page.locator("#shown")).not_to_contain_text("ransom.txt")
     page.keyboard.press("End")
-    awaited(page, "^/ui-team now$")
+    awaited(page, "^/0-pages now$")
     tab_to(page, lambda here: here["text"].endswith("times of change in and below this directory"))
     page.keyboard.press("Enter")
     tab_to(page, lambda here: bool(re.match(r"\d{4}-", here["text"])))
     page.keyboard.press("Enter")
-    awaited(page, "^/ui-team at ")
+    awaited(page, "^/0-pages at ")
     tab_to(page, lambda here: here["text"] == "Audit")
     page.keyboard.press("Enter")
     page.wait_for_selector("#ask")
@@ -284,7 +284,7 @@ def test_by_keyboard(opened: Open) -> None:
     page.keyboard.press("Tab")
     page.keyboard.type("1 hour ago")
     page.keyboard.press("Enter")
-    awaited(page, "^thief below /ui-team since ")
+    awaited(page, "^thief below /0-pages since ")
 
 
 # --- without scripts ------------------------------------------------------------------------
@@ -293,16 +293,16 @@ def test_by_keyboard(opened: Open) -> None:
 def test_without_scripts(opened: Open, told: Told) -> None:
     page = opened(java_script_enabled=False)
     assert "token" not in page.url
-    page.get_by_role("link", name="ui-team/").click()
+    page.get_by_role("link", name="0-pages/").click()
     assert page.locator("#slider").count() == 0
     page.locator("#moments summary").click()
     page.locator("#moments li a").first.click()
-    assert re.match("/ui-team at ", heading(page))
+    assert re.match("/0-pages at ", heading(page))
     assert "ransom.txt" not in page.locator("#shown").inner_text()
     page.get_by_role("link", name=re.compile("^Later")).click()
     field(page, "Time").fill("now")
     page.get_by_role("button", name="Show").click()
-    assert heading(page) == "/ui-team now"
+    assert heading(page) == "/0-pages now"
     field(page, "Time").fill(told.before_theft)
     field(page, "Time").press("Enter")
     page.get_by_role("link", name="bread.txt").click()
