@@ -37,8 +37,9 @@ Replies = dict[int, UpkeepReply | str]  # by node; a sentence if the node did no
 
 def is_local(directory: DataDirectory, description: ClusterDescription, node: int) -> bool:
     """True if the node runs on this machine, or has run here."""
-    address = description.members[node].address
-    return address.startswith("unix:") or directory.node(node).store.exists()
+    address, place = description.members[node].address, directory.node(node)
+    # A node that has lost its store still has its log, which says so.
+    return address.startswith("unix:") or place.store.exists() or place.log.exists()
 
 
 def what_to_start(*, here: Sequence[int], away: Sequence[int]) -> str:

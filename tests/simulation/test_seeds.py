@@ -16,9 +16,9 @@ from bftfs.simulation.scenario import run
 PROJECT = Path(__file__).parents[2]
 SAVED = sorted((Path(__file__).parent / "seeds").glob("*.json"))
 OPERATIONS = 200
-# 30,000 simulated operations and more; campaigns of millions are a command of their own.
-SEEDS = {"blocks": 44, "objects": 33, "files": 27}
-SIMULATED = {"blocks": 15_000, "objects": 8_000, "files": 8_000}
+# 20,000 simulated operations and more; campaigns of millions are a command of their own.
+SEEDS = {"blocks": 30, "objects": 22, "files": 18}
+SIMULATED = {"blocks": 10_000, "objects": 5_000, "files": 5_000}
 
 
 @pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)

@@ -275,3 +275,15 @@ def test_when_a_client_was_seen_is_what_a_correct_node_says(
     assert "2026-09-" in shown.stdout
     assert "bftfs: node 4 was not asked: it cannot be reached at" in shown.stderr
     assert office.bftfs("cluster", "clients").return_value == 0
+
+
+def test_a_node_that_has_lost_its_store_is_of_this_machine_by_its_log(office: Office) -> None:
+    """And `status` says what it logged last."""
+    description, node = office.made.description, office.directory.node(1)
+    assert not reach.is_local(office.directory, description, 1)
+    node.log.parent.mkdir(parents=True)
+    node.log.write_text("node: the store cannot be used: its first page is damaged\n")
+    assert reach.is_local(office.directory, description, 1)
+    office.sockets[1].close()
+    reported = json.loads(office.bftfs("status", "--json").stdout)["nodes"][1]
+    assert any("store cannot be used" in reason for reason in reported["reasons"])
