@@ -1,4 +1,4 @@
-"""What leads from one tree to another, in the order in which a receiver can do it.
+"""The steps that turn one tree into another, in an order in which a receiver can take them.
 
 Trees are of one directory at two times; of a whole backup, the first tree has nothing but the
 directory. An entry is a name in a directory, wherever that is: so what is in a directory that has
@@ -47,7 +47,7 @@ def tree_digest(tree: TreeAt) -> Digest:
 
 @dataclass(slots=True)
 class TreeIncrement:
-    """What has to be done, each list in its order."""
+    """The steps of a receiver. Each list is in the order in which it is carried out."""
 
     taken: list[TakenName] = field(default_factory=list)
     # Places for what was taken, and paths at which something new is made.
@@ -57,7 +57,7 @@ class TreeIncrement:
 
 
 def increment(old: TreeAt, new: TreeAt) -> TreeIncrement:
-    """What leads from `old` to `new`."""
+    """The steps that turn the tree `old` into the tree `new`."""
     found = TreeIncrement()
     before, after = _entries(old), _entries(new)
     remaining = {_key(node) for node in new.values()}

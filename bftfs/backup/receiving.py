@@ -71,7 +71,7 @@ _OURS: Final = (b"user.", acl.ACCESS, acl.DEFAULT)  # extended attributes that a
 
 @dataclass(frozen=True, slots=True)
 class ReceivedState:
-    """What a directory is a backup of."""
+    """The directory and time that a received directory is a backup of."""
 
     cluster: str
     directory: str
@@ -90,7 +90,7 @@ class ReceivedState:
 
 @dataclass(slots=True)
 class ReceivedCounts:
-    """What was done."""
+    """The counts of what a receiver has done."""
 
     records: int = 0
     files: int = 0
@@ -139,7 +139,7 @@ class Receiving:
             return self._carry_out()
 
     def state(self) -> ReceivedState | None:
-        """What the directory is a backup of; None if it is none."""
+        """The record of what this directory is a backup of; None if it is no backup."""
         try:
             return ReceivedState(**json.loads((self._own / "state").read_text()))
         except FileNotFoundError:

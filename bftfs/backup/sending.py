@@ -52,7 +52,7 @@ _ZEROS: Final = bytes(_GRAIN_BYTES)
 
 @dataclass(frozen=True, slots=True)
 class BackupSource:
-    """What is sent: a directory as of a time; and what the receiver has of it, if anything."""
+    """A directory as of a time, which is sent; and the time that the receiver has, if any."""
 
     cluster: bytes
     directory: ObjectId

@@ -2,8 +2,8 @@
 
 A stream is `MAGIC`, then frames: the length of a record (4 bytes, big-endian), the record, and a
 digest over the digest before it and this record. The first record is a `BackupHeader`, the last one
-a `BackupEnd`, after which there is nothing. So what was cut off, exchanged or altered by accident
-is noticed at the record. Who wants to alter it can: the digests have no key.
+a `BackupEnd`, after which there is nothing. So a receiver notices at the record if a stream was cut
+off, exchanged or altered by accident. Somebody can alter it on purpose: the digests have no key.
 
 Records come in this order, which is that in which a receiver carries them out:
 
@@ -70,7 +70,7 @@ _Extended: TypeAlias = tuple[
 
 
 class BackupHeader(Message, frozen=True, tag=0):
-    """What the stream is a backup of, and what the receiver must have."""
+    """The directory and time that a stream is a backup of, and what the receiver must have."""
 
     version: Annotated[int, Meta(ge=0, le=1 << 31)]
     cluster: Annotated[bytes, Meta(max_length=64)]
@@ -88,14 +88,14 @@ class BackupHeader(Message, frozen=True, tag=0):
 
 
 class TakenName(Message, frozen=True, tag=1):
-    """What is at `path` leaves it, and is called `slot` from now on."""
+    """The receiver takes the entry at `path` away, and keeps it as `slot`."""
 
     path: PathField
     slot: _Slot
 
 
 class PlacedName(Message, frozen=True, tag=2):
-    """What is called `slot` is at `path` from now on."""
+    """The receiver puts the entry that it keeps as `slot` at `path`."""
 
     slot: _Slot
     path: PathField

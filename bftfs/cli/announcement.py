@@ -1,4 +1,4 @@
-"""What all nodes are told of clients, and asked: a new description, and who was connected."""
+"""Tells all nodes a new description, and asks them when each client was connected last."""
 
 from __future__ import annotations
 

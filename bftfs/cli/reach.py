@@ -43,7 +43,7 @@ def is_local(directory: DataDirectory, description: ClusterDescription, node: in
 
 
 def what_to_start(*, here: Sequence[int], away: Sequence[int]) -> str:
-    """What to do about silent nodes of this machine and of others; empty if there are none."""
+    """The advice to start silent nodes, here and on other machines; empty if there are none."""
     said = ["`bftfs up` starts local nodes that are down"] if here else []
     if away:
         names = ", ".join(map(str, away))
@@ -88,7 +88,7 @@ class NodeAccess:
 
     @property
     def next_step(self) -> str:
-        """What to do about the nodes that do not seem to run; empty if all do."""
+        """The advice to start the nodes that do not seem to run; empty if all run."""
         return what_to_start(here=self._down[True], away=self._down[False])
 
     def ask(self, nodes: Iterable[int], request: UpkeepRequest) -> Replies:
