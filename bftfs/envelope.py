@@ -19,6 +19,7 @@ from bftfs.wire.codec import ClientField, Decoder, Message, ObjectField, TimeFie
 _BYTES_MOST = (1 << 62) - 1
 METRICS_CHARACTERS = 1 << 20
 _SecondsField: TypeAlias = Annotated[float, Meta(ge=0, le=1e11)]  # all of them are dates
+_FigureField: TypeAlias = Annotated[float, Meta(ge=-1e18, le=1e18)]  # a number, and finite
 
 
 class HealthRequest(Message, frozen=True, tag=0x51):
@@ -29,7 +30,7 @@ class HealthFigure(Value, frozen=True):
     """One number that a node's background work reports."""
 
     name: Annotated[str, Meta(max_length=64)]
-    value: float
+    value: _FigureField
 
 
 class HealthReply(Message, frozen=True, tag=0x52):

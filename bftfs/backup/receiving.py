@@ -57,6 +57,7 @@ from bftfs.crypto.digest import Digest
 from bftfs.durable_files import replace_file
 from bftfs.errors import UsageError
 from bftfs.filesystem import acl
+from bftfs.filesystem.objects import without_set_id_bits
 from bftfs.filesystem.time_names import format_time_name, format_utc
 from bftfs.printable import as_word
 
@@ -167,6 +168,7 @@ class Receiving:
             tree.make((RESERVED,), stat.S_IFDIR, partial(os.mkdir, mode=_USABLE))
         descriptor = os.open(self._own, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
+            self._require_ours(descriptor)
             self._lock(descriptor)
             yield
         finally:
@@ -175,6 +177,15 @@ class Receiving:
                 self._own.rmdir()
                 if is_new:
                     self._path.rmdir()
+
+    def _require_ours(self, descriptor: int) -> None:
+        """Refuse to carry out plans that another user of this machine could have put there."""
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise UsageError(
+                f"{as_word(self._own)}: belongs to another user; receive as that user, or into "
+                "another directory",
+                exit_code=1,
+            )
 
     def _lock(self, descriptor: int) -> None:
         try:
@@ -396,19 +407,28 @@ class Receiving:
                 os.rename(source, name, dst_dir_fd=directory)
 
     def _give(self, tree: _Tree, record: GivenAttributes) -> None:
-        """Set attributes, as far as that is permitted here."""
+        """Set attributes, as far as that is permitted here.
+
+        A program runs as the stream's owner of it or as who starts it, and never as the receiver:
+        an ordinary user gives no set-id bits to files, and nobody to those of other owners.
+        """
         with tree.opened(record.path) as (there, status):
             if stat.S_IFMT(status.st_mode) != stat.S_IFMT(record.mode):
                 raise tree.changed(record.path)
             tree.keep_mode(status)
+            is_privileged, mode = os.geteuid() == 0, stat.S_IMODE(record.mode)
             if (status.st_uid, status.st_gid) != (record.uid, record.gid):
                 owner = partial(os.chown, there, record.uid, record.gid)
                 if stat.S_ISLNK(record.mode):
                     owner = partial(tree.change_link_owner, record.path, record.uid, record.gid)
-                self._try(record.path, "owner", owner)
+                is_privileged &= self._try(record.path, "owner", owner)
             if not stat.S_ISLNK(record.mode):
                 self._give_extended(record, there)
-                os.chmod(there, stat.S_IMODE(record.mode))
+                if not is_privileged and not stat.S_ISDIR(record.mode):
+                    if mode != without_set_id_bits(mode):
+                        self._refuse(record.path, "set-id bits", "only root may receive them")
+                    mode = without_set_id_bits(mode)
+                os.chmod(there, mode)
         tree.change_times(record.path, record.atime_ns, record.mtime_ns)
 
     def _give_extended(self, record: GivenAttributes, there: str) -> None:
@@ -423,18 +443,21 @@ class Receiving:
             if name.startswith(_OURS):
                 self._try(record.path, os.fsdecode(name), partial(os.removexattr, there, name))
 
-    def _try(self, path: Names, what: str, action: Callable[[], None]) -> None:
-        """Perform the action; count it if this user or file system may not, or cannot."""
+    def _try(self, path: Names, what: str, action: Callable[[], None]) -> bool:
+        """Perform the action; if it is not permitted or possible here, count it, and give False."""
         try:
             action()
         except OSError as error:
             if error.errno not in _MAY_NOT:
                 raise
-            shown = as_word(b"/".join(path) or b".")
-            self.counts.refused += 1
-            self.counts.first_refused = (
-                self.counts.first_refused or f"{what} of {shown}: {error.strerror}"
-            )
+            self._refuse(path, what, error.strerror)
+            return False
+        return True
+
+    def _refuse(self, path: Names, what: str, why: str | None) -> None:
+        shown = as_word(b"/".join(path) or b".")
+        self.counts.refused += 1
+        self.counts.first_refused = self.counts.first_refused or f"{what} of {shown}: {why}"
 
 
 _MAY_NOT: Final = frozenset(

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from bftfs import cluster as description_files
@@ -28,6 +27,7 @@ from bftfs.cli import processes
 from bftfs.cli.announcement import announce, last_seen
 from bftfs.cli.client_table import clients_table, day, facts, groups_shown, users_shown
 from bftfs.cli.options import data_option, data_words, json_option, new_data_option
+from bftfs.cli.plain_console import plain_console
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
 from bftfs.credentials import Grant
 from bftfs.crypto import keys
@@ -365,7 +365,7 @@ def show(directory: DataDirectory) -> None:
     Example: bftfs cluster show
     """
     description = description_files.load(directory.description)
-    console = Console(highlight=False)
+    console = plain_console()
     sizes, blocks = description.query_update, description.read_write
     console.print(
         f"cluster {description.cluster_id.hex()}, description number {description.serial}: "
@@ -402,7 +402,7 @@ def clients(directory: DataDirectory, use: bool, as_json: bool) -> int:
                 fact["seen_s"] = seen_s.get(each.client)
         click.echo(json.dumps(listed, indent=2))
     else:
-        Console(highlight=False).print(clients_table(known, dated=True, seen_s=seen_s))
+        plain_console().print(clients_table(known, dated=True, seen_s=seen_s))
     for number, why in missed.items():
         click.echo(f"bftfs: node {number} was not asked: it {printable(why)}", err=True)
     return 1 if missed else 0

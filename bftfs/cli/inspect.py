@@ -14,13 +14,13 @@ from typing import Any
 
 import click
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.command_session import CommandSession, Located, session_at, session_of
 from bftfs.cli.options import json_option
+from bftfs.cli.plain_console import plain_console
 from bftfs.data_directory import DEFAULT_CLIENT
 from bftfs.errors import UsageError
 from bftfs.filesystem.objects import NoArguments
@@ -238,7 +238,7 @@ def _since(time_us: int | None) -> str | None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     if not console.is_terminal:
         console.width = _WIDTH
     console.print(f"{as_word(report['path'])}: {report['kind']}, {report['size']} bytes")

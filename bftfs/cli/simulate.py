@@ -13,10 +13,10 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 import bftfs
+from bftfs.cli.plain_console import plain_console
 from bftfs.errors import ImpossibleThresholds, UsageError
 from bftfs.printable import as_word
 from bftfs.simulation.campaign import (
@@ -154,8 +154,8 @@ def simulate(
         return new_operations / max(time.monotonic() - began, 0.001)
 
     progress = Progress(
-        TextColumn("{task.description}"),
-        console=Console(stderr=True),
+        TextColumn("{task.description}", markup=False),
+        console=plain_console(stderr=True),
         transient=True,
         auto_refresh=False,
         disable=as_json,

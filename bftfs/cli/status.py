@@ -16,6 +16,7 @@ from bftfs import cluster as description_files
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.options import data_option, json_option
+from bftfs.cli.plain_console import plain_console
 from bftfs.cli.processes import last_words, mount_processes, running_nodes
 from bftfs.cli.reach import is_local, what_to_start
 from bftfs.cli.upkeep import duration, volume
@@ -65,8 +66,7 @@ def status(directory: DataDirectory, client: str, watch: bool, as_json: bool) ->
         else:
             if watch:
                 click.clear()
-            console = Console(highlight=False, markup=False)  # nodes' words may be anything
-            tell(report, console)
+            tell(report, plain_console())
         if not watch:
             return 0 if report["available"] else 1
         time.sleep(_WATCH_S)

@@ -16,13 +16,13 @@ from typing import Any
 import click
 import msgspec
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from bftfs import cluster as description_files
 from bftfs.cli.options import data_option, json_option
+from bftfs.cli.plain_console import plain_console
 from bftfs.cli.reach import NodeAccess
 from bftfs.cluster import ClusterDescription
 from bftfs.data_directory import DataDirectory
@@ -187,12 +187,12 @@ def _watch(
     """
     before = since or {}
     columns = (
-        TextColumn("node {task.description}"),
+        TextColumn("node {task.description}", markup=False),
         BarColumn(_BAR_WIDTH),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.percentage:>3.0f} %", markup=False),
+        TextColumn("{task.fields[said]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True, quiet=quiet)) as shown:
+    with Progress(*columns, console=plain_console(stderr=True, quiet=quiet)) as shown:
         tasks: dict[int, TaskID] = {}
         while True:
             report = ask(UpkeepRequest("status", work))
@@ -262,7 +262,7 @@ def _print(report: Report) -> None:
             ", ".join(_figure(name, value) for name, value in said.figures.items() if value),
         )
     if table.row_count:
-        Console(highlight=False).print(table)
+        plain_console().print(table)
 
 
 def _pace(said: WorkStatus) -> str:

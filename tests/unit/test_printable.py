@@ -166,3 +166,15 @@ def test_messages_have_no_bare_paths(source: Path) -> None:
         f"line {value.lineno}: {ast.unparse(value)}" for value in filter(holds_path, printed(tree))
     ]
     assert bare == [], "say as_word(…)"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_tables_have_no_markup(source: Path) -> None:
+    """What a name or a node says is printed as it is: it has no colours, and ends no command."""
+    if source.name == "plain_console.py":
+        return
+    for call in ast.walk(ast.parse(source.read_text())):
+        called = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+        assert called != "Console", f"line {call.lineno}: say plain_console(…)"  # type: ignore[attr-defined]
+        if called == "TextColumn":
+            assert "markup=False" in ast.unparse(call), f"line {call.lineno}"  # type: ignore[attr-defined]

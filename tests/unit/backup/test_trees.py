@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
@@ -102,6 +103,45 @@ def test_what_an_ordinary_user_may_not_set_is_counted(tmp_path: Path) -> None:
     assert "the device of device: Operation not permitted" in counts.first_refused
     assert sorted(os.listdir(tmp_path / "b")) == [".bftfs-backup", "file"]
     assert (tmp_path / "b" / "file").stat().st_mode == stat.S_IFREG | 0o640
+
+
+@pytest.mark.parametrize("is_mine", [False, True])
+def test_no_program_is_received_that_runs_as_its_receiver(tmp_path: Path, is_mine: bool) -> None:
+    """By an ordinary user, to whom its owner cannot be given. Directories pass their group on."""
+    with ordinary_user(tmp_path) as user:
+        trees = Trees(user if is_mine else (0, 0))
+        trees.make(trees.top, b"shell", stat.S_IFREG | 0o6755, b"#!")
+        trees.make(trees.top, b"shared", stat.S_IFDIR | 0o2755)
+        counts = receive(tmp_path / "b", sent(trees, trees.mark())).counts
+    assert stat.S_IMODE((tmp_path / "b" / "shell").stat().st_mode) == 0o755
+    assert (tmp_path / "b" / "shared").stat().st_mode & stat.S_ISGID or not is_mine
+    assert counts.refused == (1 if is_mine else 4), "set-id bits, and three owners"
+
+
+def test_set_id_bits_are_not_given_where_the_owner_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system whose server takes root for nobody."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    trees = Trees((12345, 12345))
+    trees.make(trees.top, b"shell", stat.S_IFREG | 0o4755, b"#!")
+    stream = sent(trees, trees.mark())
+    monkeypatch.setattr(os, "chown", refuse)
+    receive(tmp_path / "b", stream)
+    assert stat.S_IMODE((tmp_path / "b" / "shell").stat().st_mode) == 0o755
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_plans_of_another_user_are_not_carried_out(tmp_path: Path) -> None:
+    trees = Trees()
+    stream = sent(trees, trees.mark())
+    (tmp_path / "b" / ".bftfs-backup").mkdir(parents=True)
+    os.chown(tmp_path / "b" / ".bftfs-backup", 1000, 1000)
+    with pytest.raises(UsageError, match="belongs to another user"):
+        receive(tmp_path / "b", stream)
 
 
 def test_an_increment_tells_only_what_has_changed(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
+import msgspec
 import pytest
 
 from bftfs.cli import upkeep
 from bftfs.cli.upkeep import Report
-from bftfs.envelope import WorkStatus
+from bftfs.envelope import REPLIES, HealthFigure, HealthReply, UpkeepReply, WorkStatus
+from bftfs.errors import MalformedMessage
+from bftfs.wire.codec import encode
 
 
 def standing(state: Literal["running", "paused", "idle"], passes: int) -> WorkStatus:
@@ -52,3 +56,32 @@ def test_nobody_waits_for_what_is_paused_or_away(monkeypatch: pytest.MonkeyPatch
 def test_who_only_looks_waits_for_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     idle, running = standing("idle", 0), standing("running", 0)
     assert watched(monkeypatch, {3: running}, {3: idle}, since=None) == ({3: idle}, 2)
+
+
+SPITEFUL = "[red]all is well[/red] [/no such tag] :smile:"
+
+
+def test_a_nodes_words_are_printed_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    liar = msgspec.structs.replace(standing("idle", 1), figures={SPITEFUL: 1})
+    assert upkeep._tell({1: liar, 2: SPITEFUL}, "", as_json=False) == 1
+    printed = capsys.readouterr()
+    assert SPITEFUL in printed.out
+    assert SPITEFUL in printed.err
+    upkeep._watch(lambda _: {2: SPITEFUL}, "scrub", quiet=False, since=None)
+    assert SPITEFUL in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1e300])
+def test_a_nodes_figures_are_finite(number: float) -> None:
+    """Otherwise the sum of what nodes say is none, and the command ends without an answer."""
+    health = HealthReply(1, 1, True, (), 1, 1, 1, 1, 1, 1, (HealthFigure("x", number),))
+    replies: list[HealthReply | UpkeepReply] = [health]
+    for field in ("progress", "bytes_per_second", "remaining_s", "ended_s"):
+        status = msgspec.structs.replace(standing("idle", 1), **{field: number})
+        replies.append(UpkeepReply(status=status))
+    for reply in replies:
+        with pytest.raises(MalformedMessage):
+            REPLIES.decode(encode(reply))
