@@ -11,13 +11,17 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta
 
 from bftfs.crypto.digest import DIGEST_BYTES
-from bftfs.limits import AHEAD_NAMED, DESCRIPTION_BYTES
+from bftfs.identifiers import BLOCK_ID_BYTES
+from bftfs.limits import AHEAD_NAMED, DESCRIPTION_BYTES, USAGE_BOUNDS, USAGE_ROWS
 from bftfs.query_update import messages as query_update
 from bftfs.read_write import messages as read_write
+from bftfs.read_write.timestamp import TIMESTAMP_BYTES
 from bftfs.wire.codec import ClientField, Decoder, Message, ObjectField, TimeField, Value
 
 _BYTES_MOST = (1 << 62) - 1
 METRICS_CHARACTERS = 1 << 20
+_BytesField: TypeAlias = Annotated[int, Meta(ge=0, le=_BYTES_MOST)]
+_RowField: TypeAlias = Annotated[bytes, Meta(max_length=BLOCK_ID_BYTES + TIMESTAMP_BYTES)]
 _SecondsField: TypeAlias = Annotated[float, Meta(ge=0, le=1e11)]  # all of them are dates
 _FigureField: TypeAlias = Annotated[float, Meta(ge=-1e18, le=1e18)]  # a number, and finite
 
@@ -69,7 +73,9 @@ class ClockReply(Message, frozen=True, tag=0x54):
     borne_us: TimeField
 
 
-Verb: TypeAlias = Literal["start", "pause", "resume", "throttle", "status", "metrics", "clients"]
+Verb: TypeAlias = Literal[
+    "start", "pause", "resume", "throttle", "status", "metrics", "clients", "usage"
+]
 
 
 class UpkeepRequest(Message, frozen=True, tag=0x55):
@@ -81,6 +87,9 @@ class UpkeepRequest(Message, frozen=True, tag=0x55):
     verb: Verb
     work: Annotated[str, Meta(max_length=32)] = ""  # none for metrics and clients
     rate_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)] | None = None  # to throttle to
+    # Of usage: the row that the page follows, and the times by which the past is divided.
+    after: _RowField = b""
+    bounds: Annotated[tuple[TimeField, ...], Meta(max_length=USAGE_BOUNDS)] = ()
 
 
 class WorkStatus(Value, frozen=True):
@@ -103,6 +112,23 @@ class ClientUse(Value, frozen=True):
     seen_s: Annotated[int, Meta(ge=0, lt=1 << 37)]
 
 
+class HeldVersions(Value, frozen=True):
+    """The bytes that one client's versions of the blocks of one file take at a node."""
+
+    file: ObjectField
+    client: ClientField
+    now: _BytesField  # files show them
+    snapshots: _BytesField  # only snapshots do
+    past: Annotated[tuple[_BytesField, ...], Meta(max_length=USAGE_BOUNDS + 1)]  # by its end
+
+
+class UsagePage(Value, frozen=True):
+    """A part of what a node stores of blocks. (`bftfs.server.usage`)"""
+
+    held: Annotated[tuple[HeldVersions, ...], Meta(max_length=USAGE_ROWS)]
+    after: _RowField  # where the next page begins; empty if there is none
+
+
 class UpkeepReply(Message, frozen=True, tag=0x56):
     """The node's answer: an error, or the state of the work, the metrics, the clients."""
 
@@ -110,6 +136,7 @@ class UpkeepReply(Message, frozen=True, tag=0x56):
     status: WorkStatus | None = None
     metrics: Annotated[str, Meta(max_length=METRICS_CHARACTERS)] = ""  # in Prometheus' text format
     clients: Annotated[tuple[ClientUse, ...], Meta(max_length=16_384)] = ()  # since it was started
+    usage: UsagePage | None = None
 
 
 _EncodedField: TypeAlias = Annotated[bytes, Meta(max_length=DESCRIPTION_BYTES)]

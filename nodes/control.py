@@ -27,7 +27,14 @@ from typing import Any, Final, TypeAlias
 
 from bftfs.asking.refusal import Refused
 from bftfs.crypto.digest import Body
-from bftfs.envelope import METRICS_CHARACTERS, ClientUse, UpkeepReply, UpkeepRequest, WorkStatus
+from bftfs.envelope import (
+    METRICS_CHARACTERS,
+    ClientUse,
+    UpkeepReply,
+    UpkeepRequest,
+    UsagePage,
+    WorkStatus,
+)
 from bftfs.errors import BftfsError, MalformedMessage
 from bftfs.limits import SECOND_US
 from bftfs.runtime import clock
@@ -87,6 +94,9 @@ class Upkeep:
         self._works = {work.throttle.name: work for work in works}
         self._metrics = metrics
         self.clients: Callable[[], tuple[ClientUse, ...]] = tuple  # when each was connected last
+        self.usage: Callable[[StorageView, bytes, tuple[int, ...]], UsagePage] = lambda *_: (
+            UsagePage((), b"")
+        )  # a page of what is stored
 
     def step(
         self,
@@ -99,6 +109,8 @@ class Upkeep:
         """Serve an `UpkeepRequest` that came over a channel."""
         if sender.role is not Role.ADMINISTRATOR:
             return Ready(Refused(errno.EACCES, "only the cluster's administrator may do upkeep"))
+        if message.verb == "usage":
+            return Ready(UpkeepReply(usage=self.usage(view, message.after, message.bounds)))
         return Ready(self.perform(message))
 
     def perform(self, request: UpkeepRequest) -> UpkeepReply:
@@ -107,6 +119,8 @@ class Upkeep:
             return UpkeepReply(metrics=self._metrics()[:METRICS_CHARACTERS])
         if request.verb == "clients":
             return UpkeepReply(clients=self.clients())
+        if request.verb == "usage":
+            return UpkeepReply("what is stored is told to the administrator's key only")
         work = self._works.get(request.work)
         if work is None:
             known = " and ".join(sorted(self._works)) or "nothing"

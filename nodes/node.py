@@ -41,6 +41,7 @@ from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
 from bftfs.server.step import Background, Ready, Role, Sender, Server
 from bftfs.server.tally import Figure
+from bftfs.server.usage import usage_page
 from bftfs.storage import StorageView
 from bftfs.wire.channel import ServerChannel
 from nodes.configuration import NodeConfiguration
@@ -225,6 +226,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         stack.callback(directory.pid.unlink, missing_ok=True)
         collector = NodeCollector(tally, health.reply, services.gauges)
         upkeep = Upkeep(services.works, MetricsText(collector))
+        upkeep.usage = partial(usage_page, description.volume)
         exposition: Exposition | None = None
         if configuration.metrics is not None:
             exposition = Exposition(

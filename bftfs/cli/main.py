@@ -20,6 +20,7 @@ _COMMANDS = {
     "up": ("cluster", "Start a local cluster (made if there is none) and mount it."),
     "down": ("cluster", "Unmount a local cluster and stop its nodes. The data stays."),
     "status": ("status", "Show the state of the nodes, and what limits the cluster."),
+    "usage": ("usage", "Show who and what holds the room, and what becomes free when."),
     "heal": ("upkeep", "Control how nodes fetch objects and blocks that they lack."),
     "scrub": ("upkeep", "Control how nodes read and check all that they store."),
     "metrics": ("upkeep", "Print the metrics of a node."),

@@ -44,7 +44,7 @@ def data_words(directory: DataDirectory) -> str:
     )
 
 
-def _data_option(opened: Callable[[Path], DataDirectory]) -> Callable[[Any], Any]:
+def _data_option(opened: Callable[[Path], DataDirectory | Path]) -> Callable[[Any], Any]:
     return click.option(
         "--data",
         "directory",
@@ -57,4 +57,5 @@ def _data_option(opened: Callable[[Path], DataDirectory]) -> Callable[[Any], Any
 
 data_option = _data_option(DataDirectory.existing)
 new_data_option = _data_option(DataDirectory)  # there may be no cluster yet
+data_path_option = _data_option(lambda path: path)  # the path of a mount may say it instead
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

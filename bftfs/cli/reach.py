@@ -7,7 +7,7 @@ the administrator's machine the commands work for all nodes, and on another one 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 from bftfs.asking.ask import ask_all
@@ -64,16 +64,16 @@ class NodeAccess:
         self._directory = directory
         self._description = description
         self._administrator: Identity | None = None
-        self._why_not = ""  # why the administrator's key cannot be used
+        self.why_not = ""  # why the administrator's key cannot be used
         try:
             administrator = read_identity(directory.administrator_key)
         except UsageError as mistake:
-            self._why_not = mistake.message
+            self.why_not = mistake.message
         else:
             if administrator.public_key == description.administrator:
                 self._administrator = administrator
             else:
-                self._why_not = (
+                self.why_not = (
                     f"{as_word(directory.administrator_key)} is not the key of this cluster's "
                     "administrator"
                 )
@@ -105,12 +105,12 @@ class NodeAccess:
                 away.append(node)
             except ControlFailed as failure:
                 replies[node] = str(failure)
-        return replies | self._ask_away(away, request) if away else replies
+        return replies | self.ask_over_channels(dict.fromkeys(away, request)) if away else replies
 
     def announce(self, signed: SignedDescription) -> dict[int, str]:
         """Bring a description to all nodes; those that have not taken it, each with the reason."""
-        nodes = list(range(signed.description.n))
-        replies = self._ask_away(nodes, Announcement(signed.encoded, signed.signature))
+        announcement = Announcement(signed.encoded, signed.signature)
+        replies = self.ask_over_channels(dict.fromkeys(range(signed.description.n), announcement))
         return {node: reply for node, reply in replies.items() if isinstance(reply, str)}
 
     @property
@@ -132,8 +132,9 @@ class NodeAccess:
 
     # -----------------------------------------------------------------------------------------
 
-    def _ask_away(self, nodes: list[int], request: UpkeepRequest | Announcement) -> Replies:
-        """Ask nodes over channels."""
+    def ask_over_channels(self, requests: Mapping[int, UpkeepRequest | Announcement]) -> Replies:
+        """The answer of each node to its request; also of those on this machine."""
+        nodes = list(requests)
         if self._administrator is None:
             for node in nodes:
                 if is_local(self._directory, self._description, node):
@@ -142,7 +143,7 @@ class NodeAccess:
                 else:
                     self._silent[node] = (
                         "is on another machine, where only the cluster's administrator reaches it: "
-                        f"{self._why_not}"
+                        f"{self.why_not}"
                     )
             return {node: self._silent[node] for node in nodes}
         replies: Replies = {}
@@ -160,10 +161,11 @@ class NodeAccess:
             )
         peers = Peers(ThresholdQuorums(self._description.query_update))
         ask, links = self._network.perform, self._network.links
-        answers = ask(_answers(peers, nodes, request, _PATIENCE_US))
-        slow = {NodeId(node) for node in nodes} - answers.keys() - dict(links.unreachable()).keys()
+        sent = {NodeId(node): requests[node] for node in nodes}
+        answers = ask(_answers(peers, sent, _PATIENCE_US))
+        slow = sent.keys() - answers.keys() - dict(links.unreachable()).keys()
         if slow:
-            answers |= ask(_answers(peers, slow, request, _LONGER_US))
+            answers |= ask(_answers(peers, {node: sent[node] for node in slow}, _LONGER_US))
         why = dict(links.unreachable())
         for node in nodes:
             answer = answers.get(NodeId(node))
@@ -193,11 +195,10 @@ class NodeAccess:
 
 
 async def _answers(
-    peers: Peers, nodes: Iterable[int], request: UpkeepRequest | Announcement, patience_us: int
+    peers: Peers, requests: Mapping[NodeId, UpkeepRequest | Announcement], patience_us: int
 ) -> dict[NodeId, UpkeepReply | Refused]:
     def judge(delivery: Delivery, _now_us: int) -> UpkeepReply | Refused | None:
         message = delivery.message
         return message if isinstance(message, (UpkeepReply, Refused)) else None
 
-    requests = {NodeId(node): request for node in nodes}
     return await ask_all(peers, requests, judge, patience_us=patience_us)
