@@ -539,7 +539,8 @@ class Accepting:
             if settled is None or isinstance(settled, Undecided):
                 raise _Fail(Status.DIFFERENT)
             copied = settled
-        elif types == {_METHOD}:
+        elif types == {_METHOD} and not quorums.is_quorum(Nodes.of([self._node])):
+            # Where one server is a quorum, no fewer can show that a client gives an update up.
             raise _Fail(Status.DIFFERENT)
         for replica, each, history_set in zip(request.replicas, found, sets, strict=True):
             base, current, hosts = each.object_candidate, request.timestamp, each.nodes

@@ -57,6 +57,7 @@ from bftfs.errors import (
     AdmissionRefused,
     ContentionExhausted,
     FileSystemError,
+    OperationFailed,
     QuorumUnavailable,
 )
 from bftfs.identifiers import ClientId, NodeId, ObjectId
@@ -209,7 +210,8 @@ class QueryUpdateClient:
     ) -> Answered:
         """Invoke an update. Raises FileSystemError if it refuses: then nothing has changed.
 
-        Nor has anything, or will, if nodes find the client's clock wrong (AdmissionRefused, ETIME).
+        Nor has anything, or will, if nodes find the client's clock wrong (AdmissionRefused, ETIME),
+        or refuse it for another reason (AdmissionRefused) and yet take what excludes its attempts.
         What comes of it is not known if another OperationFailed is raised.
 
         The version's time is `not_before_us` or later: that of what it is to be consistent with.
@@ -292,6 +294,15 @@ class QueryUpdateClient:
             if answered is None:
                 raise
             return answered
+        except AdmissionRefused as refused:
+            # Some nodes may have accepted it: those that have room, or know of a grant yet.
+            try:
+                answered = await self._settled(update, insists=False)
+            except OperationFailed:  # nor do they take what would exclude it
+                raise refused from None
+            if answered is None:
+                raise
+            return answered
         finally:
             for each in update.earlier:
                 self.repairs.own.pop(each.timestamp, None)
@@ -312,8 +323,10 @@ class QueryUpdateClient:
                     attempts=update.attempts.effort.failures, subject=update.method.name
                 )
 
-    async def _settled(self, update: _Ongoing) -> Answered | None:
+    async def _settled(self, update: _Ongoing, *, insists: bool = True) -> Answered | None:
         """The answer of an earlier attempt at an update that is given up; None if none ever counts.
+
+        Who does not insist leaves it at that where servers let no barrier be made for now.
 
         Copies of their requests may be on their way. So something later than what they were
         conditioned on is established. (Not of an update whose objects are all new: no barrier can
@@ -334,7 +347,9 @@ class QueryUpdateClient:
                     )
             elif update.earlier:
                 name, version = _existing(update)
-                if version == ZERO or not await self.repairs.supersede(name, version):
+                if version == ZERO or not await self.repairs.supersede(
+                    name, version, insists=insists
+                ):
                     return None
         return None
 
@@ -454,7 +469,11 @@ class QueryUpdateClient:
         timestamp = timestamp_of(conditioned, encoded, culled, self.client)
         authenticators = tuple([each.authenticators for each in observed])
         message = Update(encoded, authenticators, vouchers, plan.order[0], update.vouched_by)
-        tally = await update_round(self.rounds, plan, message, update.method.name)
+        try:
+            tally = await update_round(self.rounds, plan, message, update.method.name)
+        except AdmissionRefused:
+            self._remember(update, timestamp, message, observed)
+            raise
         return tally, timestamp, message
 
     async def _effect(

@@ -393,14 +393,15 @@ class Observations:
     def short_of_a_quorum(self, identifier: ObjectId) -> Observed:
         """So few of the histories that show a version that it does not count as complete.
 
-        On these a barrier can be made, although nothing is out of order.
+        On these a barrier can be made, although nothing is out of order. Where a single server is a
+        quorum, all of them: there it can be made at any time.
         """
         observed = self.observe(identifier)
         shown: dict[NodeId, Known] = {}
         for node in sharing(observed.culled, observed.version):
             if not self._quorums.is_quorum(Nodes.of([*shown, node])):
                 shown[node] = self._entry(identifier).known[node]
-        return self._assemble(identifier, shown)
+        return self._assemble(identifier, shown) if shown else observed
 
     def survey(self, identifier: ObjectId, reported: Mapping[NodeId, Known]) -> Classification:
         """The classification of what was `reported` to a query.

@@ -74,16 +74,18 @@ class StepEffect(Enum):
     NONE = "none"
     DONE = "done"  # what it was to have
     TOO_EARLY = "too early"  # its time is too far ahead of the clocks of some benign server
+    OVERDRAWN = "overdrawn"  # benign servers let this client make none for now
 
 
 _NONE, _DONE, _TOO_EARLY = StepEffect.NONE, StepEffect.DONE, StepEffect.TOO_EARLY
+_OVERDRAWN = StepEffect.OVERDRAWN
 
 
 def _all_of(effects: list[StepEffect]) -> StepEffect:
     """What several steps have come to: no more than each of them."""
     if _TOO_EARLY in effects:
         return _TOO_EARLY
-    return _DONE if effects and _NONE not in effects else _NONE
+    return _DONE if effects and all(each is _DONE for each in effects) else _NONE
 
 
 class Attempts:
@@ -163,22 +165,23 @@ class Repair:
             await attempts.go_on(outcome, names)
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"repair of {names[0].hex()}")
 
-    async def supersede(self, name: ObjectId, version: LogicalTimestamp) -> bool:
+    async def supersede(
+        self, name: ObjectId, version: LogicalTimestamp, *, insists: bool = True
+    ) -> bool:
         """Have something later than `version` established at an object: a copy, if nothing else.
 
         Then no update that was conditioned on `version`, or on an older one, is established any
-        more, however many copies of its requests are under way. False if no barrier can be made,
-        since a single server is a quorum.
+        more, however many copies of its requests are under way. False if servers let this client
+        make no barrier for now, unless it `insists`.
         """
         attempts = Attempts(self)
         for _ in range(_MOST_STEPS):
             await self.repair((name,), attempts.back_off)
             if self._observe(name).version > version:
                 return True
-            shown = self.observations.short_of_a_quorum(name)
-            if not shown.culled.hosted:
+            effect = await self._barrier(name, self.observations.short_of_a_quorum(name))
+            if effect is _OVERDRAWN and not insists:
                 return False
-            effect = await self._barrier(name, shown)
             outcome = Outcome.PROGRESS if effect is _DONE else await self._failure(name, effect)
             await attempts.go_on(outcome, (name,))
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"a copy of {name.hex()}")
@@ -394,8 +397,10 @@ class Repair:
         tally = await update_round(self._rounds, plan, message, subject)
         if tally.complete:
             return _DONE
-        is_too_early = self._rounds.quorums.includes_benign(tally.insane)
-        return _TOO_EARLY if is_too_early else _NONE
+        includes_benign = self._rounds.quorums.includes_benign
+        if includes_benign(tally.insane):
+            return _TOO_EARLY
+        return _OVERDRAWN if includes_benign(tally.overdrawn) else _NONE
 
     # --- asking about candidates ----------------------------------------------------------------
 

@@ -269,7 +269,7 @@ class BlockHealer:
             bounds.append(reply.keys[-1] if reply.more else page.until)
             for key in page.keys if reply.same else reply.keys:
                 hosts.setdefault(key, []).append(node)
-        horizon = sorted(bounds)[self._thresholds.b]
+        horizon = sorted(bounds)[self._thresholds.b] if bounds else page.until
         least = self._thresholds.repairable
         for key in sorted(key for key in hosts.keys() - set(page.keys) if key <= horizon):
             if len(hosts[key]) < least <= len(hosts[key]) + sum(bound < key for bound in bounds):

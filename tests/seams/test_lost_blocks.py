@@ -329,3 +329,14 @@ def test_must_fail_a_node_that_rests_on_forgetful_ones(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ReadWriteServer, "_inventory", sure)
     assert lost_at_several_nodes(2, 0) == b"before"
+
+
+def test_a_node_that_is_alone_has_nobody_to_compare_with() -> None:
+    world = World(0, 0)
+    user = world.user("user")
+    user.format()
+    file = user.make("file", "contents")
+    _, healer = world.deployment.healers[NodeId(0)]
+    world.run_until(lambda: healer.tally.compared > 0, within_us=100_000 * SECOND_US)
+    assert not healer.tally.failed
+    assert user.read(file) == "contents"

@@ -117,13 +117,15 @@ def snapshot(user: User) -> Coroutine[Any, Any, Any]:
     return user.objects.update((VOLUME,), registry.CREATE_SNAPSHOT, arguments, user.who)
 
 
-def given_up(perform: Perform, *, is_set_right: bool) -> tuple[World, User, BaseException]:
+def given_up(
+    perform: Perform, *, is_set_right: bool, t: int = 1, b: int = 1
+) -> tuple[World, User, BaseException]:
     """A user's clock is ahead by an hour: nodes refuse the times of an update, until it ends.
 
     Perhaps his clock is set right before that. Then all clocks jump ahead by an hour, and copies
     of the first requests arrive.
     """
-    world = World(verifying=False)
+    world = World(t, b, verifying=False)
     user = world.user("user")
     user.format()
     for _ in range(2):
@@ -159,12 +161,13 @@ def made(world: World, user: User) -> bool:
     return not isinstance(found[0], FileSystemError)
 
 
-def test_what_a_client_gives_up_because_of_its_clock_never_takes_effect() -> None:
-    world, user, error = given_up(make_directory, is_set_right=False)
+@pytest.mark.parametrize(("t", "b"), [(0, 0), (1, 0), (1, 1), (2, 1)])
+def test_what_a_client_gives_up_because_of_its_clock_never_takes_effect(t: int, b: int) -> None:
+    world, user, error = given_up(make_directory, is_set_right=False, t=t, b=b)
     assert isinstance(error, AdmissionRefused)
     assert error.code == errno.ETIME
     assert not made(world, user)
-    world, user, _ = given_up(incrementing, is_set_right=False)
+    world, user, _ = given_up(incrementing, is_set_right=False, t=t, b=b)
     assert world.run(user.host, incrementing(user)).answer.value == 3
 
 

@@ -117,7 +117,7 @@ def end_attempts_by_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
 def leave_requests_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that give up an update exclude none of its attempts."""
 
-    async def leave(*_: Any) -> None:
+    async def leave(*_: Any, **__: Any) -> None:
         return None
 
     monkeypatch.setattr(QueryUpdateClient, "_settled", leave)

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from bftfs.asking.refusal import Refused
+from bftfs.credentials import Grant
 from bftfs.errors import AdmissionRefused
 from bftfs.query_update.counter import Fetch, Increment
+from bftfs.query_update.history import ConditionedKind, decode_conditioned
+from bftfs.query_update.messages import Update
 from bftfs.server.step import Ready, Sender
 from bftfs.thresholds import QueryUpdateThresholds
 from tests.builders import USER
-from tests.unit.query_update.harness import SMALLEST, Client, Cluster, counter_id, honest
+from tests.simulation.mutants import leave_requests_under_way
+from tests.unit.query_update.harness import (
+    SMALLEST,
+    Behaviour,
+    Client,
+    Cluster,
+    counter_id,
+    honest,
+)
 
 A = counter_id(1)
+ALONE = QueryUpdateThresholds.smallest(t=0, b=0)
 LARGER = QueryUpdateThresholds(n=9, t=2, b=1, q=7, r=4)
 
 
@@ -30,6 +43,13 @@ def reserved(step: Any, view: Any, sender: Sender, message: Any, now_us: int) ->
     ready: Ready = step(view, sender, message, b"", now_us)
     if ready.writes and not ready.uses_reserve:
         return Ready(Refused(errno.ENOSPC, "the disk is full"))
+    return ready
+
+
+def unwritable(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
+    """The node has heard that the client may only read."""
+    may_only_read = replace(sender, grant=Grant(write=False))
+    ready: Ready = step(view, may_only_read, message, b"", now_us)
     return ready
 
 
@@ -79,6 +99,76 @@ def test_an_update_is_finished_once_there_is_room() -> None:
     for node in range(SMALLEST.n):
         cluster.nodes[node].behaviour = honest
     assert fetch(reader) == fetch(client) != before
+
+
+def refused_then_copied(
+    thresholds: QueryUpdateThresholds, refusing: int, behaviour: Behaviour
+) -> tuple[int, int]:
+    """What a counter should stand at and does, after this many nodes have refused an increment.
+
+    When they would take it, copies of its requests arrive.
+    """
+    cluster = Cluster(thresholds)
+    client = cluster.client("X")
+    value = increment(client).answer.value
+    order = thresholds.n - 1, *range(thresholds.n - 1)  # one of those that have room is asked last
+    for node in order[:refusing]:
+        cluster.nodes[node].behaviour = behaviour
+    cluster.sent.clear()
+    with contextlib.suppress(AdmissionRefused):
+        value = increment(client).answer.value
+    requests = [each for each in cluster.sent if isinstance(each[2], Update)]
+    for node in cluster.nodes:
+        node.behaviour = honest
+    for source, target, message in requests:
+        if decode_conditioned(message.conditioned).kind is ConditionedKind.METHOD:
+            cluster.request(source, target, message)
+    cluster.settle()
+    return value, fetch(cluster.client("Y")).answer.value
+
+
+REFUSING = [
+    (thresholds, refusing, behaviour)
+    for thresholds in (ALONE, SMALLEST, LARGER)
+    for refusing in range(thresholds.t + 1, thresholds.n + 1)
+    for behaviour in (reserved, unwritable)
+]
+
+
+@pytest.mark.parametrize(("thresholds", "refusing", "behaviour"), REFUSING)
+def test_what_nodes_have_refused_takes_effect_at_once_or_never(
+    thresholds: QueryUpdateThresholds, refusing: int, behaviour: Behaviour
+) -> None:
+    told, found = refused_then_copied(thresholds, refusing, behaviour)
+    assert told == found
+    if told == 2:  # what some have taken was finished
+        assert thresholds.n - refusing >= thresholds.r
+
+
+def test_must_fail_clients_that_are_refused_and_leave_requests_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leave_requests_under_way(monkeypatch)
+    for thresholds, refusing, behaviour in REFUSING:
+        told, found = refused_then_copied(thresholds, refusing, behaviour)
+        assert (told, found) == (1, 2), "it has been told that nothing changed"
+
+
+def test_who_may_make_no_barriers_is_refused_at_once() -> None:
+    """Whoever tries again and again while all disks are full makes no more barriers than others."""
+    cluster = Cluster()
+    client = cluster.client("X")
+    increment(client)
+    for node in cluster.nodes:
+        node.behaviour = reserved
+    cluster.sent.clear()
+    began = cluster.now_us
+    for _ in range(60):
+        with pytest.raises(AdmissionRefused) as refused:
+            increment(client)
+        assert refused.value.code == errno.ENOSPC
+    assert cluster.now_us - began < 2_000_000
+    assert fetch(cluster.client("Y")).answer.value == 1
 
 
 @pytest.mark.parametrize("thresholds", [SMALLEST, LARGER])
