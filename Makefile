@@ -12,15 +12,22 @@ BFTFS := $(VENV)/bin/python -m bftfs
 
 # What the project needs at run time, and what its tests use besides.
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
-TEST_PACKAGES := $(PACKAGES) curl git make rsync sqlite3 attr acl iproute2 procps tar libc6-dev vim-tiny systemd \
-	chromium-headless-shell
+TEST_PACKAGES := $(PACKAGES) curl git make rsync sqlite3 attr acl iproute2 procps tar libc6-dev vim-tiny systemd
+
+# For the pages of `bftfs ui`: the first that is there, or that apt knows. Ubuntu has neither; without
+# a browser its tests are skipped (but they fail where CI=true).
+BROWSERS := chromium-headless-shell chromium
+
+# All that runs here keeps its bytecode: a node, a mount or a command that compiles itself at every
+# start takes twice as long to start, and the tests start thousands.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Tests run on two cores at once: those that share nothing one by one; those that start node
 # processes, or mount, file by file: what a file shares is started once.
 PURE_TESTS := tests/unit tests/papers tests/properties tests/seams tests/simulation tests/fuzz \
 	tests/transcripts tests/chaos
 
-.PHONY: up down status link test check format deb clean packages test-packages help
+.PHONY: up down status link test check format deb clean packages test-packages browser help
 
 help:
 	@echo "make up       start a local cluster of six nodes and mount it at $(MOUNT)"
@@ -51,7 +58,7 @@ down: $(VENV)/.installed
 status: $(VENV)/.installed
 	@$(BFTFS) status --data "$(DATA)"
 
-test: test-packages $(VENV)/.installed-test
+test: test-packages browser $(VENV)/.installed-test
 ifdef TESTS
 	$(VENV)/bin/python -m pytest $(TESTS)
 else
@@ -101,8 +108,27 @@ endef
 packages:
 	$(call install_packages,$(PACKAGES))
 
-test-packages:
+test-packages: | packages
 	$(call install_packages,$(TEST_PACKAGES))
+
+browser: | test-packages
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit; done; \
+	known() { for name in $(BROWSERS); do \
+	    LC_ALL=C apt-cache policy $$name 2>/dev/null | grep -q 'Candidate: [^(]' && echo $$name && return; \
+	done; }; \
+	package=$$(known); \
+	if [ -z "$$package" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq >/dev/null || true; package=$$(known); \
+	fi; \
+	if [ -z "$$package" ]; then \
+	    echo "The tests in a browser are skipped: there is none of $(BROWSERS), and no package of it"; \
+	elif [ "$$(id -u)" != 0 ]; then \
+	    echo "The tests in a browser are skipped until you install one: sudo apt-get install $$package"; \
+	else \
+	    echo "Installing $$package ..."; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$package >/dev/null \
+	        || { echo "Could not install: $$package (see the messages above)"; exit 1; }; \
+	fi
 
 $(VENV)/bin/python: | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

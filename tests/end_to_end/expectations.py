@@ -110,7 +110,7 @@ def program(*names: str) -> str:
     """The path of a program, by one of its names; without it, skip (but where CI runs, fail)."""
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        unavailable(f"the program {names[0]!r} is not installed")
+        unavailable(f"none of these programs is installed: {', '.join(names)}")
     return found
 
 
