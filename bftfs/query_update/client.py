@@ -57,7 +57,6 @@ from bftfs.errors import (
     AdmissionRefused,
     ContentionExhausted,
     FileSystemError,
-    OperationFailed,
     QuorumUnavailable,
 )
 from bftfs.identifiers import ClientId, NodeId, ObjectId
@@ -298,7 +297,7 @@ class QueryUpdateClient:
             # Some nodes may have accepted it: those that have room, or know of a grant yet.
             try:
                 answered = await self._settled(update, insists=False)
-            except OperationFailed:  # nor do they take what would exclude it
+            except AdmissionRefused:  # nor do they take what would exclude it
                 raise refused from None
             if answered is None:
                 raise

@@ -511,6 +511,10 @@ def test_must_fail_careless_nodes_take_what_a_node_forges(
 def test_must_fail_careless_nodes_show_what_lies_behind_the_end(
     guarded: None, attacked: Attacked
 ) -> None:
+    """It stands last: with node 3 convicted, mounts need all others from now on.
+
+    It keeps the rule here, and gives another answer than more than b others.
+    """
     attacked.run(CARELESS, ACCOMPLICE)
     said, seen, expected = grown(attacked)
     assert said == {Status.SUCCESS}

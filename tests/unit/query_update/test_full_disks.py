@@ -11,7 +11,7 @@ import pytest
 
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import Grant
-from bftfs.errors import AdmissionRefused
+from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import ConditionedKind, decode_conditioned
 from bftfs.query_update.messages import Update
@@ -152,6 +152,29 @@ def test_must_fail_clients_that_are_refused_and_leave_requests_under_way(
     for thresholds, refusing, behaviour in REFUSING:
         told, found = refused_then_copied(thresholds, refusing, behaviour)
         assert (told, found) == (1, 2), "it has been told that nothing changed"
+
+
+def test_who_cannot_exclude_what_was_refused_says_that_it_is_not_known() -> None:
+    """Nodes have no room for an update, and are silent when it is to be excluded."""
+    cluster = Cluster()
+    client = cluster.client("X", patience_total_us=1_000_000)
+    increment(client)
+    for node in cluster.nodes:
+        node.behaviour = reserved
+    kinds: list[ConditionedKind] = []
+
+    def route(source: Any, _target: Any, message: Any) -> int | None:
+        if source == client.endpoint and isinstance(message, Update):
+            kinds.append(decode_conditioned(message.conditioned).kind)
+            if kinds[-1] is ConditionedKind.BARRIER:
+                return None
+        return 200
+
+    cluster.route = route
+    with pytest.raises(QuorumUnavailable):
+        increment(client)
+    assert kinds[0] is ConditionedKind.METHOD
+    assert ConditionedKind.BARRIER in kinds
 
 
 def test_who_may_make_no_barriers_is_refused_at_once() -> None:
