@@ -50,7 +50,7 @@ from bftfs.identifiers import (
     object_id,
 )
 from bftfs.printable import as_word
-from bftfs.retention import format_duration, parse_duration
+from bftfs.retention import LetGo, format_duration, parse_duration
 from bftfs.server.step import Role, Sender
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
@@ -60,6 +60,7 @@ CLUSTER_ID_BYTES = 16
 Parsed = TypeVar("Parsed")
 
 _CLIENTS = 4096
+_LET_GO = 1024  # decisions that are remembered; beyond, those that were signed first are forgotten
 _PAST_CLIENTS = 4096  # that are remembered; beyond, those that were revoked first are forgotten
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also the name of a key file
 _TCP = re.compile(
@@ -186,6 +187,7 @@ class ClusterDescription:
     window_us: int = limits.DETECTION_WINDOW_US  # younger history is always kept [design §8]
     serial: int = 0
     past_clients: tuple[PastClient, ...] = ()  # in the order in which they were revoked
+    let_go: tuple[LetGo, ...] = ()  # in the order in which they were signed
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -254,6 +256,14 @@ class ClusterDescription:
             serial=self.serial + 1,
         )
 
+    def letting_go(
+        self, *, before_s: int, at_s: int, client: ClientId | None = None, since_s: int = 0
+    ) -> ClusterDescription:
+        """This description with the decision, of `at_s`, to let history of before go."""
+        decision = LetGo(before_s, at_s, self.serial + 1, client, since_s)
+        decisions = (*self.let_go, decision)[-_LET_GO:]
+        return replace(self, let_go=decisions, serial=self.serial + 1)
+
     def is_superseded_by(self, other: ClusterDescription) -> bool:
         """True if a machine that has seen this description replaces it by `other`.
 
@@ -296,6 +306,8 @@ def _validate(description: ClusterDescription) -> None:
         _validate_client(entry)
     for past in description.past_clients:
         _validate_name(past.name)
+    for decision in description.let_go:
+        _validate_let_go(decision)
     _distinct("address", ((m.address, f"member {m.node}") for m in description.members))
     _distinct("name", ((c.name, f"client {c.name!r}") for c in description.clients))
     keys = [
@@ -314,6 +326,17 @@ def _validate(description: ClusterDescription) -> None:
             *((c.client, f"past client {c.name!r}") for c in description.past_clients),
         ),
     )
+
+
+def _validate_let_go(decision: LetGo) -> None:
+    if decision.since_s and decision.client is None:
+        raise UsageError("history is let go since a time only where it is of one client")
+    after_s = 0 if decision.client else limits.LET_GO_AFTER_US // limits.SECOND_US
+    if decision.before_s + after_s > decision.signed_s:
+        raise UsageError(
+            f"history of before {_moment(decision.before_s)} is let go by a decision of "
+            f"{_moment(decision.signed_s)}, and has to be {after_s} s older than that"
+        )
 
 
 def _validate_sizes(description: ClusterDescription) -> None:
@@ -344,6 +367,10 @@ def _validate_sizes(description: ClusterDescription) -> None:
     if len(description.past_clients) > _PAST_CLIENTS:
         raise UsageError(
             f"{len(description.past_clients)} past clients; at most {_PAST_CLIENTS} are remembered"
+        )
+    if len(description.let_go) > _LET_GO:
+        raise UsageError(
+            f"history was let go {len(description.let_go)} times; at most {_LET_GO} are remembered"
         )
     size = description.block_bytes
     if size & (size - 1) or not limits.BLOCK_BYTES_MIN <= size <= limits.BLOCK_BYTES_MAX:
@@ -606,6 +633,14 @@ class _PastTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     added: datetime | None = None
 
 
+class _LetGoTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    before: datetime
+    signed: datetime
+    number: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+    client: str | None = None
+    since: datetime | None = None
+
+
 class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The file, field by field; bytes are hexadecimal digits."""
 
@@ -624,6 +659,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     members: tuple[_MemberTable, ...] = ()
     clients: tuple[_ClientTable, ...] = ()
     past_clients: tuple[_PastTable, ...] | msgspec.UnsetType = msgspec.UNSET
+    let_go: tuple[_LetGoTable, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def encode(description: ClusterDescription) -> bytes:
@@ -661,6 +697,17 @@ def encode(description: ClusterDescription) -> bytes:
         past_clients=tuple(
             _PastTable(each.name, each.client.hex(), _moment(each.revoked_s), _date(each.added_s))
             for each in description.past_clients
+        )
+        or msgspec.UNSET,
+        let_go=tuple(
+            _LetGoTable(
+                _moment(each.before_s),
+                _moment(each.signed_s),
+                each.number,
+                None if each.client is None else each.client.hex(),
+                _date(each.since_s or None),
+            )
+            for each in description.let_go
         )
         or msgspec.UNSET,
     )
@@ -736,6 +783,18 @@ def _described(document: _Document) -> ClusterDescription:
                 _seconds(f"past_clients[{at}].revoked", each.revoked) or 0,
             )
             for at, each in enumerate(document.past_clients or ())
+        ),
+        let_go=tuple(
+            LetGo(
+                _seconds(f"let_go[{at}].before", each.before) or 0,
+                _seconds(f"let_go[{at}].signed", each.signed) or 0,
+                each.number,
+                None
+                if each.client is None
+                else ClientId(_octets(f"let_go[{at}].client", each.client, CLIENT_ID_BYTES)),
+                _seconds(f"let_go[{at}].since", each.since) or 0,
+            )
+            for at, each in enumerate(document.let_go or ())
         ),
         volume=_object_id("volume", document.volume, ObjectKind.VOLUME),
         root=_object_id("root", document.root, ObjectKind.DIRECTORY),

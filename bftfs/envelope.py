@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import BLOCK_ID_BYTES
-from bftfs.limits import AHEAD_NAMED, DESCRIPTION_BYTES, USAGE_BOUNDS, USAGE_ROWS
+from bftfs.limits import AHEAD_NAMED, DECISIONS_TOLD, DESCRIPTION_BYTES, USAGE_BOUNDS, USAGE_ROWS
 from bftfs.query_update import messages as query_update
 from bftfs.read_write import messages as read_write
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES
@@ -20,6 +20,7 @@ from bftfs.wire.codec import ClientField, Decoder, Message, ObjectField, TimeFie
 
 _BYTES_MOST = (1 << 62) - 1
 METRICS_CHARACTERS = 1 << 20
+_MomentField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 37)]
 _BytesField: TypeAlias = Annotated[int, Meta(ge=0, le=_BYTES_MOST)]
 _RowField: TypeAlias = Annotated[bytes, Meta(max_length=BLOCK_ID_BYTES + TIMESTAMP_BYTES)]
 _SecondsField: TypeAlias = Annotated[float, Meta(ge=0, le=1e11)]  # all of them are dates
@@ -35,6 +36,16 @@ class HealthFigure(Value, frozen=True):
 
     name: Annotated[str, Meta(max_length=64)]
     value: _FigureField
+
+
+class Decision(Value, frozen=True):
+    """A decision of the administrator's to let history go: a `bftfs.retention.LetGo`."""
+
+    before_s: _MomentField
+    signed_s: _MomentField
+    number: _BytesField
+    client: ClientField | None
+    since_s: _MomentField
 
 
 class HealthReply(Message, frozen=True, tag=0x52):
@@ -57,6 +68,8 @@ class HealthReply(Message, frozen=True, tag=0x52):
     description_digest: Annotated[bytes, Meta(max_length=DIGEST_BYTES)] = b""
     # The first of the objects whose latest versions are of the future.
     ahead: Annotated[tuple[ObjectField, ...], Meta(max_length=AHEAD_NAMED)] = ()
+    # The latest decisions to let history go.
+    let_go: Annotated[tuple[Decision, ...], Meta(max_length=DECISIONS_TOLD)] = ()
 
 
 class ClockRequest(Message, frozen=True, tag=0x53):
@@ -109,7 +122,7 @@ class ClientUse(Value, frozen=True):
     """When a client was connected to the node last, in seconds since the epoch."""
 
     client: ClientField
-    seen_s: Annotated[int, Meta(ge=0, lt=1 << 37)]
+    seen_s: _MomentField
 
 
 class HeldVersions(Value, frozen=True):

@@ -18,6 +18,9 @@ CLOCK_JUMP_US = 24 * 3_600 * SECOND_US  # a jump ahead by more makes no history 
 SET_BACK_US = 3_600 * SECOND_US  # how long nodes bear with times of before it was set back
 CLOCKS_COMPARED_EVERY_US = 60 * SECOND_US  # by nodes: each its own with its peers'
 # What a server has taken by its clock may be later than what those tell that have confirmed it.
+DECISIONS_TOLD = 16  # of those to let history go, by a node to whoever asks for its health
+LET_GO_SETTLED_US = CLOCK_SKEW_US  # until no client can date changes to a moment any more
+LET_GO_AFTER_US = CLOCKS_AGREE_US  # from the history that is let go to the decision
 BORNE_BEYOND_US = 2 * CLOCKS_AGREE_US + 2 * CLOCKS_COMPARED_EVERY_US
 AHEAD_NAMED = 16  # of the objects that are of the future, in a node's report
 CLOCKS_PATIENCE_US = 100_000  # pause before a time that is ahead is tried again; doubles…
@@ -127,6 +130,7 @@ DETECTION_WINDOW_US = 14 * 24 * 3600 * SECOND_US  # default; younger history can
 DETECTION_WINDOW_MOST_US = 100 * 365 * 24 * 3600 * SECOND_US
 COLLECT_EVERY_US = 600 * SECOND_US  # pause between two passes of collection…
 COLLECT_PRESSED_US = 5 * SECOND_US  # …while the node is short of room
+COLLECT_LET_GO_US = 60 * SECOND_US  # …and at most while there is something that was let go
 COLLECT_ROWS = 256  # versions that are looked at in one step
 COLLECT_OBJECTS = 32  # objects that are looked at in one step
 COLLECT_BLOCKS = 64  # files with more blocks are always searched for old versions

@@ -14,6 +14,9 @@ A version is kept if one of these keeps it:
 4. **Pressure.** A node whose history pool is nearly full lets policies count only from
    `pressure_us` on, which never lies within the window.
 
+The administrator may let history go before its time (`LetGo`): then neither the window nor a policy
+keeps what was superseded before a certain moment. Snapshots still do, and so does the present.
+
 A version that is not known to be established (Q/U) or verified (PASIS) supersedes nothing: the one
 before it may turn out to be the current one.
 
@@ -24,12 +27,13 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from bftfs import limits
 from bftfs.errors import UsageError
+from bftfs.identifiers import ClientId
 
 _SECOND: Final = limits.SECOND_US
 _UNITS: Final = {
@@ -136,6 +140,45 @@ def parse_policy(text: str) -> Policy:
     if len(tiers) > TIERS or len(str(policy)) > POLICY_BYTES:
         raise UsageError(f"a policy has at most {TIERS} parts")
     return policy
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """The administrator's decision to let history go, in the signed description of the cluster.
+
+    Its moment is absolute: whoever hears of it late, or again, lets the same go. Unless it is about
+    one client, it lies before the signature by `limits.LET_GO_AFTER_US`: no client can date a
+    change so far back, and so nothing is taken that was the truth when it was signed.
+    """
+
+    before_s: int  # what was superseded before that; in seconds since the epoch
+    signed_s: int
+    number: int  # of the first description that has it
+    client: ClientId | None = None  # None: whoever has written it
+    since_s: int = 0  # of a client: only what it has written from then on
+
+    def covers(self, other: LetGo) -> bool:
+        """True if all that `other` lets go goes by this one, too."""
+        is_wider = self.client is None or (
+            self.client == other.client and self.since_s <= other.since_s
+        )
+        return is_wider and self.before_s >= other.before_s
+
+    def concerns(self, client: ClientId, time_us: int) -> bool:
+        """True if it is about versions of that client, and of that time."""
+        return self.client is None or (
+            self.client == client and time_us >= self.since_s * limits.SECOND_US
+        )
+
+
+def widest(decisions: Iterable[LetGo]) -> tuple[LetGo, ...]:
+    """Those decisions that no later one covers."""
+    found: list[LetGo] = []
+    for each in decisions:
+        found = [other for other in found if not each.covers(other)]
+        if not any(other.covers(each) for other in found):
+            found.append(each)
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

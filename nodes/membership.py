@@ -44,7 +44,8 @@ from bftfs.printable import as_word
 from bftfs.server.step import Ready, Role, Sender
 from bftfs.storage import StorageView
 
-_OF_CLIENTS = {"clients", "past_clients", "serial"}  # the fields that nodes take over at once
+# The fields that nodes take over at once.
+_LIVE = {"clients", "past_clients", "let_go", "serial"}
 RESTART = "more than its clients has changed in its cluster description: restart the node to use it"
 
 
@@ -172,7 +173,7 @@ class LiveMembership:
         self.is_partial = any(
             getattr(described, each.name) != getattr(self._started, each.name)
             for each in fields(described)
-            if each.name not in _OF_CLIENTS
+            if each.name not in _LIVE
         )
         if self.is_partial:
             self._logger.warning("cluster description taken over in part", reason=RESTART)

@@ -26,8 +26,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from bftfs.crypto.digest import Body
-from bftfs.envelope import HealthFigure, HealthReply
+from bftfs.envelope import Decision, HealthFigure, HealthReply
 from bftfs.identifiers import ObjectId
+from bftfs.limits import DECISIONS_TOLD
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
 from bftfs.server.own_clock import OwnClock
@@ -243,6 +244,10 @@ class Health:
             ),
             description_serial=self.membership.latest.serial,
             description_digest=self.membership.latest.digest,
+            let_go=tuple(
+                Decision(each.before_s, each.signed_s, each.number, each.client, each.since_s)
+                for each in self.membership.latest.let_go[-DECISIONS_TOLD:]
+            ),
             ahead=self.ahead(),
         )
 

@@ -88,6 +88,8 @@ class Services:
     own_clock: OwnClock = field(default_factory=lambda: OwnClock(0))
     ahead: Callable[[], tuple[ObjectId, ...]] = tuple  # objects whose times are in the future
     recall: Callable[[StorageView], None] = lambda _view: None  # loads facts before any step
+    # Called with each later description of the cluster that the node has seen.
+    described: Callable[[ClusterDescription], None] = lambda _description: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +254,12 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             membership=membership,
             tally=tally,
         )
-        membership.on_change = connections.reconsider
+
+        def reconsider() -> None:
+            connections.reconsider()
+            services.described(membership.latest)
+
+        membership.on_change = reconsider
         upkeep.clients = connections.uses
         batches = Batches(
             connections=connections,

@@ -99,6 +99,7 @@ def honest_services(
         clock=clock if description.n > 1 else None,
         remembers=object_healer.remembers,
     )
+    collector.let_go(description.let_go)
     verifier = LazyVerifier(node, session, configuration.verification)
     read_write = ReadWriteServer(
         node,
@@ -185,6 +186,7 @@ def honest_services(
         recall=recall,
         own_clock=clock,
         ahead=lambda: object_healer.tally.ahead_names,
+        described=lambda latest: collector.let_go(latest.let_go),
     )
 
 

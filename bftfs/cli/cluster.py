@@ -26,6 +26,8 @@ from bftfs import limits
 from bftfs.cli import processes
 from bftfs.cli.announcement import announce, last_seen
 from bftfs.cli.client_table import clients_table, day, facts, groups_shown, users_shown
+from bftfs.cli.decisions import tell_decisions
+from bftfs.cli.let_go import let_go
 from bftfs.cli.options import data_option, data_words, json_option, new_data_option
 from bftfs.cli.plain_console import plain_console
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
@@ -379,6 +381,7 @@ def show(directory: DataDirectory) -> None:
     console.print(table)
     clients = known_clients(description)
     console.print(clients_table(tuple(c for c in clients if c.grant is not None), dated=False))
+    tell_decisions(description, description.let_go)
 
 
 @cluster.command()
@@ -403,9 +406,13 @@ def clients(directory: DataDirectory, use: bool, as_json: bool) -> int:
         click.echo(json.dumps(listed, indent=2))
     else:
         plain_console().print(clients_table(known, dated=True, seen_s=seen_s))
+        tell_decisions(description, description.let_go)
     for number, why in missed.items():
         click.echo(f"bftfs: node {number} was not asked: it {printable(why)}", err=True)
     return 1 if missed else 0
+
+
+cluster.add_command(let_go)
 
 
 @click.group()

@@ -16,6 +16,7 @@ from bftfs.cli.command_session import (
     refusals_explained,
     session_at,
 )
+from bftfs.cli.decisions import tell_decisions
 from bftfs.cli.options import json_option
 from bftfs.cli.progress import Progress
 from bftfs.cli.times import says_time
@@ -49,11 +50,14 @@ def show(path: str, as_json: bool) -> None:
         located = session.locate(path)
         policy = session.perform(session.history.retention(located.identifier, session.who))
         window = format_duration(session.description.window_us)
+        let_go = session.let_go()
     if as_json:
         click.echo(json.dumps({"path": located.given, "policy": str(policy), "window": window}))
         return
     click.echo(f"{located.shown}: {policy}")
-    click.echo(f"the detection window is {window}: younger versions are always kept")
+    kept = "always kept" if not let_go else "kept, except what was let go"
+    click.echo(f"the detection window is {window}: younger versions are {kept}")
+    tell_decisions(session.description, let_go)
 
 
 @retention.command(name="set")

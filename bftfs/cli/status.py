@@ -15,6 +15,7 @@ from rich.table import Table
 from bftfs import cluster as description_files
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.cli.decisions import decisions_known, decisions_told
 from bftfs.cli.options import data_option, json_option
 from bftfs.cli.plain_console import plain_console
 from bftfs.cli.processes import last_words, mount_processes, running_nodes
@@ -72,11 +73,15 @@ def status(directory: DataDirectory, client: str, watch: bool, as_json: bool) ->
         time.sleep(_WATCH_S)
 
 
+_DECISIONS = 3  # to let history go, that are shown
+
+
 def report_of(directory: DataDirectory, *, client: str) -> dict[str, Any]:
     """All that is known of the cluster, as `--json` prints it."""
     description = description_files.load(directory.description)
     nodes = node_states(directory, description, client=client)
     down = sum(1 for node in nodes if not node["up"])
+    told = [node.pop("let_go") for node in nodes if node["up"]]
     return {
         "cluster": description.cluster_id.hex(),
         "n": description.n,
@@ -91,6 +96,7 @@ def report_of(directory: DataDirectory, *, client: str) -> dict[str, Any]:
         "objects": objects(nodes, b=description.b),
         "writers": writers(nodes),
         "descriptions": descriptions(description, nodes),
+        "let_go": decisions_told(description, decisions_known(description, told)),
         "ahead": ahead(nodes, b=description.b),
         "ahead_inodes": ahead_inodes(nodes, b=description.b),
         "nodes": nodes,
@@ -143,6 +149,7 @@ def node_states(
                 "requests": reply.requests,
                 "description": reply.description_serial,
                 "description_digest": reply.description_digest.hex(),
+                "let_go": reply.let_go,
                 "ahead": sorted({inode_number(identifier) for identifier in reply.ahead}),
                 "background": {figure.name: figure.value for figure in reply.background},
             }
@@ -351,6 +358,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
         f"{report['objects']:,} objects (files, directories and the like, with deleted ones)",
         *(f"writers: {limit}" for limit in report["writers"] or ["nothing limits them"]),
         *(f"description: {difference}" for difference in report["descriptions"]),
+        *(f"history: {sentence}" for sentence in report["let_go"][-_DECISIONS:]),
         *([_ahead(report["ahead"], report["ahead_inodes"])] if report["ahead"] else []),
     ]
 

@@ -20,6 +20,7 @@ from bftfs.cli.command_session import (
     refusals_explained,
     session_at,
 )
+from bftfs.cli.decisions import tell_decisions
 from bftfs.cli.options import json_option
 from bftfs.errors import UsageError
 from bftfs.filesystem import registry
@@ -66,6 +67,7 @@ def log(path: str, since: str | None, count: int | None, everything: bool, as_js
                 break
             rows += _rows(session, each, since_us, until_us=until_us, everything=everything)
         rows = rows[:count]
+        let_go = () if as_json else session.let_go()
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -79,6 +81,7 @@ def log(path: str, since: str | None, count: int | None, everything: bool, as_js
         click.echo(
             f"{row['time']}  {row['client']:<12} uid {row['uid']:<5} {size:>12}  {row['operation']}"
         )
+    tell_decisions(session.description, let_go)
 
 
 def _rows(

@@ -21,7 +21,11 @@ remove a version that somebody needs.
    vouchers that they host it, and an update that names it may lie at a few nodes for any time
    before somebody finishes it. No clock tells when that is over, but the file's history does: an
    established version of the inode that is later than all updates which could name it.
-4. Policies and snapshots count both as they were when the detection window began and as they are
+4. The administrator's signed decision (`LetGo`) counts as if the window began later, at the moment
+   that it names, and as if there were no policies. Rules 1 to 3 hold as ever. If it is about one
+   client, only versions go whose author that is, and objects that have none stay as they are. So
+   the present stays, and what others' versions and snapshots show of the client's work.
+5. Policies and snapshots count both as they were when the detection window began and as they are
    now. So deleting a snapshot, or asking for less, removes nothing before the window has passed,
    and people can notice and revert it.
 
@@ -65,11 +69,11 @@ from bftfs.identifiers import (
     inode_of,
     kind_of,
 )
-from bftfs.query_update.history import ZERO, LogicalTimestamp, time_of
+from bftfs.query_update.history import ZERO, LogicalTimestamp, client_of, time_of
 from bftfs.query_update.messages import CatalogueReply, CatalogueRequest, Looked
 from bftfs.query_update.object_type import Refusal
 from bftfs.query_update.past_state import PastState, newest_at, state_at
-from bftfs.query_update.replica import NUMBER_BYTES, Replica, Workspace, past_prefix
+from bftfs.query_update.replica import NUMBER_BYTES, Replica, Version, Workspace, past_prefix
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES, BlockTimestamp
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.timestamp import timestamp_of as block_timestamp_of
@@ -81,7 +85,15 @@ from bftfs.read_write.version_row import (
     volume,
     with_versions_collected_below,
 )
-from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
+from bftfs.retention import (
+    KEEP_ALL,
+    Keeps,
+    LetGo,
+    Policy,
+    Retention,
+    parse_policy,
+    widest,
+)
 from bftfs.server.object_collection import ObjectWalk, establish, settled_everywhere
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.step import Host
@@ -340,7 +352,15 @@ class CollectedPast:
 class BlockWalk:
     """One pass over the versions of the blocks of one inode, some of them in each step."""
 
-    def __init__(self, inode: ObjectId, shown: ShownBlocks, *, horizon_us: int) -> None:
+    def __init__(
+        self,
+        inode: ObjectId,
+        shown: ShownBlocks,
+        *,
+        horizon_us: int,
+        may_go: Callable[[BlockTimestamp], bool] = lambda _: True,
+    ) -> None:
+        self._may_go = may_go
         self.done = False
         self.removed = 0
         self.removed_bytes = 0
@@ -370,7 +390,7 @@ class BlockWalk:
                 self._until_us, self._above, kept = None, b"", None
             if kept is None:
                 kept = KeptVersions(replica, BlockId(self._block), self._shown)
-            if kept.keeps(key, self._until_us):
+            if not self._may_go(block_timestamp_of(key)) or kept.keeps(key, self._until_us):
                 self._above = key
             else:
                 self.removed += 1
@@ -392,6 +412,49 @@ class BlockWalk:
 
 
 # --- the collector ------------------------------------------------------------------------------
+
+
+class Scope(NamedTuple):
+    """What one pass collects: what retention does not keep; of one client, if that was decided."""
+
+    retention: Retention
+    decision: LetGo | None
+
+    def lets_version_go(self, timestamp: LogicalTimestamp, version: Version) -> bool:
+        """True if the pass is about this version of an object.
+
+        A copy is its author's repair of an update that may be another's.
+        """
+        decision = self.decision
+        if decision is None or decision.client is None:
+            return True
+        return not version.copy and decision.concerns(client_of(timestamp), time_of(timestamp))
+
+    def lets_block_go(self, timestamp: BlockTimestamp) -> bool:
+        """True if the pass is about this version of a block."""
+        decision = self.decision
+        return decision is None or decision.concerns(timestamp.client, timestamp.time)
+
+    def is_about(self, replica: Replica) -> bool:
+        """False if certainly no version of an object or of its blocks is meant: a quick check."""
+        decision = self.decision
+        if decision is None or decision.client is None:
+            return True
+        view, name = replica.view, replica.object
+        versions = view.keys(Table.VERSION, name, name + after_keys(len(ZERO)))
+        seen = tuple(islice(versions, limits.COLLECT_ROWS))
+        authors = (LogicalTimestamp(key[len(name) :]) for key in seen)
+        if len(seen) == limits.COLLECT_ROWS or any(
+            decision.concerns(client_of(each), time_of(each)) for each in authors
+        ):
+            return True
+        if kind_of(name) != ObjectKind.INODE:
+            return False
+        blocks = view.keys(Table.BLOCK, name, name + _AFTER_BLOCKS)
+        rows = tuple(islice(blocks, limits.COLLECT_ROWS))
+        return len(rows) == limits.COLLECT_ROWS or any(
+            self.lets_block_go(block_timestamp_of(key)) for key in rows
+        )
 
 
 class Collector:
@@ -425,10 +488,18 @@ class Collector:
         self._walk = Walk(_AFTER_OBJECTS, tally=self.tally, fraction=fraction_below)
         self._halvings = 0  # passes since the pool got short
         self._is_passing = False
+        self._decisions: tuple[LetGo, ...] = ()
+        self._decided = Event()
+
+    def let_go(self, decisions: tuple[LetGo, ...]) -> None:
+        """Go by these decisions of the administrator's from now on."""
+        self._decisions = widest(decisions)
+        self._decided.announce()
 
     async def run(self, host: Host) -> None:
         """Collect from time to time, and whenever the history pool is short."""
         await Spawn(partial(carry_on, host, self._relieve))
+        await Spawn(partial(carry_on, host, self._carry_out))
         while True:
             while not self._knows_time(await Now()):
                 await Pause(limits.COLLECT_PRESSED_US)
@@ -452,32 +523,60 @@ class Collector:
                 await Pause(pause_us)
             await Wait(self._pool.shortage)
 
+    async def _carry_out(self, host: Host) -> None:
+        """Let go what the administrator has decided, until a pass finds nothing of it any more."""
+        done: set[LetGo] = set()
+        while True:
+            pause_us = limits.COLLECT_PRESSED_US
+            while not done.issuperset(self._decisions):
+                for decision in self._decisions:
+                    if decision not in done and await self._is_carried_out(host, decision):
+                        done.add(decision)
+                await Pause(pause_us)
+                pause_us = min(2 * pause_us, limits.COLLECT_LET_GO_US)
+            await Wait(self._decided)
+
+    async def _is_carried_out(self, host: Host, decision: LetGo) -> bool:
+        """Make a pass for one decision. True if there was nothing left of what it lets go."""
+        before = self.tally.object_versions + self.tally.block_versions
+        is_complete = await self._pass(host, decision=decision)
+        return is_complete and self.tally.object_versions + self.tally.block_versions == before
+
     # --- one pass ----------------------------------------------------------------------------
 
-    async def _pass(self, host: Host, *, short: bool) -> None:
-        if not self._is_passing:
-            self._is_passing = True
-            try:
-                await self._pass_over_all(host, short=short)
-            finally:
-                self._is_passing = False
+    async def _pass(
+        self, host: Host, *, short: bool = False, decision: LetGo | None = None
+    ) -> bool:
+        """False if it did not look at everything that it is about."""
+        if self._is_passing:
+            return False
+        self._is_passing = True
+        try:
+            return await self._pass_over_all(host, short=short, decision=decision)
+        finally:
+            self._is_passing = False
 
     def _knows_time(self, now_us: int) -> bool:
         """True if peers confirm this node's clock: one that is ahead makes young versions old."""
         return self._clock is None or self._clock.is_confirmed(now_us)
 
-    async def _pass_over_all(self, host: Host, *, short: bool) -> None:
+    async def _pass_over_all(self, host: Host, *, short: bool, decision: LetGo | None) -> bool:
         now_us = await Now()
         knows_time = self._knows_time(now_us)
         if self._clock is not None:
             now_us -= self._clock.jumped_ahead_us(now_us, self._window_us)
         horizon_us = now_us - self._window_us
         facts = await look(host, partial(self._facts, horizon_us=horizon_us))
-        if facts is None or horizon_us <= 0 or not knows_time:
-            return  # the snapshots, or the time, are unknown: any version may be needed
+        if facts is None or (horizon_us <= 0 and decision is None) or not knows_time:
+            return False  # the snapshots, or the time, are unknown: any version may be needed
         snapshots_us, created_us = facts
-        pressure_us = 0
-        if short:
+        pressure_us, window_us = 0, self._window_us
+        if decision is not None:
+            pressure_us = decision.before_s * limits.SECOND_US
+            if pressure_us > now_us - limits.LET_GO_SETTLED_US:
+                return False  # clients may still give versions earlier times
+            horizon_us, window_us = pressure_us, now_us - pressure_us
+        elif short:
             # The oldest first: this pass removes the older half of the past, the next one the older
             # half of the rest.
             left_us = max(horizon_us - created_us, 0)
@@ -485,28 +584,25 @@ class Collector:
             pressure_us = horizon_us - (left_us if self._halvings < _HALVINGS else 0)
             self._halvings += 1
             self.tally.pressed += 1
-        self.tally.pressure_us = pressure_us
-        retention = Retention(now_us, self._window_us, (), snapshots_us, pressure_us)
-        await self._walk.one_pass(host, partial(self._collect_page, retention))
-        if short:
+        if decision is None:
+            self.tally.pressure_us = pressure_us
+        retention = Retention(now_us, window_us, (), snapshots_us, pressure_us)
+        scope = Scope(retention, decision)
+        await self._walk.one_pass(host, partial(self._collect_page, scope))
+        if short or decision is not None:
             young_us = limits.COVERED_WITHIN_US + limits.CLOCKS_AGREE_US
             before_us = min(horizon_us, now_us - young_us)
             removed = await self._strays.remove(host, before_us, partial(self._give_way, host))
             self.tally.block_versions += removed.versions
             self.tally.block_bytes += removed.volume
+        return True
 
-    async def _collect_page(
-        self, retention: Retention, host: Host, after: bytes
-    ) -> tuple[bytes, bool]:
+    async def _collect_page(self, scope: Scope, host: Host, after: bytes) -> tuple[bytes, bool]:
         """Collect from a page of the objects that follow `after`."""
-        horizon_us = retention.horizon_us
-        short = bool(retention.pressure_us)
-        listed, heads, until = await look(
-            host, partial(self._page, after=after, horizon_us=horizon_us, short=short)
-        )
+        listed, heads, until = await look(host, partial(self._page, after=after, scope=scope))
         await self._settle(host, after, heads)
         for name in listed:
-            await self._collect(host, name, retention)
+            await self._collect(host, name, scope)
         await self._give_way(host)
         return until, True
 
@@ -526,12 +622,13 @@ class Collector:
         return tuple(sorted(times)), created_us
 
     def _page(
-        self, view: StorageView, *, after: bytes, horizon_us: int, short: bool
+        self, view: StorageView, *, after: bytes, scope: Scope
     ) -> tuple[list[ObjectId], dict[ObjectId, LogicalTimestamp], bytes]:
         """A page of objects: those with versions that may go, their heads, and the last key.
 
         Only those heads are given of which it is not known yet whether they are established.
         """
+        horizon_us, short = scope.retention.horizon_us, bool(scope.retention.pressure_us)
         keys = tuple(
             islice(view.keys(Table.OBJECT, after + b"\0", _AFTER_OBJECTS), limits.COLLECT_OBJECTS)
         )
@@ -542,9 +639,13 @@ class Collector:
             name = ObjectId(bytes(key))
             replica = Replica(view, name)
             if (
-                short
-                or any(not policy.is_keep_all for policy in self._policies(replica, horizon_us))
-            ) and _has_superseded(replica, horizon_us):
+                (
+                    short
+                    or any(not policy.is_keep_all for policy in self._policies(replica, horizon_us))
+                )
+                and _has_superseded(replica, horizon_us)
+                and scope.is_about(replica)
+            ):
                 listed.append(name)
                 latest = replica.history.latest
                 if replica.row.established < latest and time_of(latest) <= horizon_us:
@@ -570,15 +671,23 @@ class Collector:
             if settled_everywhere(name, latest, replies, self._node, self._quorums):
                 host.arrange(partial(establish, name, latest))
 
-    async def _collect(self, host: Host, name: ObjectId, retention: Retention) -> None:
+    async def _collect(self, host: Host, name: ObjectId, scope: Scope) -> None:
         """Remove the versions of one object, and of its blocks, that may go."""
-        policies = await look(
-            host, lambda view: self._policies(Replica(view, name), retention.horizon_us)
-        )
+        retention = scope.retention
+        policies: tuple[Policy, ...] = ()
+        if scope.decision is None:
+            policies = await look(
+                host, lambda view: self._policies(Replica(view, name), retention.horizon_us)
+            )
         retention = replace(retention, policies=policies)
         if not await step(host, partial(_begin, name, retention.horizon_us)):
             return
-        walk = ObjectWalk(name, retention.keeps, horizon_us=retention.horizon_us)
+        walk = ObjectWalk(
+            name,
+            retention.keeps,
+            horizon_us=retention.horizon_us,
+            may_go=scope.lets_version_go,
+        )
         while not walk.done:
             await step(host, lambda view: (None, walk.step(view)))
             await self._give_way(host)
@@ -588,7 +697,7 @@ class Collector:
         shown = await look(host, lambda view: shown_by(Replica(view, name), retention.horizon_us))
         if shown is None:
             return
-        blocks = BlockWalk(name, shown, horizon_us=retention.horizon_us)
+        blocks = BlockWalk(name, shown, horizon_us=retention.horizon_us, may_go=scope.lets_block_go)
         while not blocks.done:
             await step(host, lambda view: (None, blocks.step(view)))
             await self._give_way(host)

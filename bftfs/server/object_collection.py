@@ -19,6 +19,7 @@ about the chain below the established version, which does not change.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 import msgspec
@@ -67,8 +68,17 @@ def establish(
 class ObjectWalk:
     """One pass over the versions of one object, some of them in each step."""
 
-    def __init__(self, name: ObjectId, keeps: Keeps, *, horizon_us: int) -> None:
+    def __init__(
+        self,
+        name: ObjectId,
+        keeps: Keeps,
+        *,
+        horizon_us: int,
+        may_go: Callable[[LogicalTimestamp, Version], bool] = lambda *_: True,
+    ) -> None:
         """`keeps` keeps all versions that were the latest at `horizon_us` or later.
+
+        Only versions that `may_go` are removed.
 
         Requires: the object's row records `horizon_us` in `collected_us`.
         """
@@ -76,6 +86,7 @@ class ObjectWalk:
         self.done = False
         self.removed = 0
         self._keeps = keeps
+        self._may_go = may_go
         self._horizon_us = horizon_us
         self._cursor = ZERO
         self._held: tuple[LogicalTimestamp, Version] | None = None  # waits for its successor
@@ -137,7 +148,9 @@ class ObjectWalk:
         writes: list[Write] = []
         if version.parent != self._kept:
             writes += self._forget_unseen(view, version)
-        if self._keeps(time_of(timestamp), time_of(successor)):
+        if not self._may_go(timestamp, version) or self._keeps(
+            time_of(timestamp), time_of(successor)
+        ):
             self._kept, self._kept_number = timestamp, version.number
             return False, writes
         self.removed += 1

@@ -144,6 +144,7 @@ class Deployment:
     clients: list[SimulatedClient] = field(default_factory=list, init=False)
     # Of nodes that verify and heal:
     scrubbers: dict[NodeId, Scrubber] = field(default_factory=dict, init=False)
+    collectors: dict[NodeId, Collector] = field(default_factory=dict, init=False)
     healers: dict[NodeId, tuple[ObjectHealer, BlockHealer]] = field(
         default_factory=dict, init=False
     )
@@ -273,7 +274,7 @@ class Deployment:
         background += (verifier, finisher, objects_healer, healer, scrubber)
         if self.collection is not None:
             assert self.volume is not None
-            collector = Collector(
+            collector = self.collectors[node] = Collector(
                 node,
                 peers,
                 self.volume,

@@ -13,6 +13,7 @@ from bftfs.credentials import Grant
 from bftfs.crypto.keys import Identity
 from bftfs.errors import UsageError
 from bftfs.identifiers import ClientId
+from bftfs.retention import LetGo
 
 FUZZ = settings(max_examples=200, deadline=None, derandomize=True)
 
@@ -35,6 +36,10 @@ DESCRIPTION = replace(
     DESCRIPTION,
     clients=(replace(DESCRIPTION.clients[0], added_s=1_790_000_000),),
     past_clients=(cluster.PastClient("old", ClientId(entropy(16)), 5, 1_790_000_000),),
+    let_go=(
+        LetGo(1_790_000_000, 1_790_001_000, 3, ClientId(entropy(16)), 1_780_000_000),
+        LetGo(1_790_000_000, 1_790_001_000, 4),
+    ),
 )
 DOCUMENT = tomllib.loads(cluster.encode(DESCRIPTION).decode())
 
@@ -70,6 +75,7 @@ def test_any_bytes(encoded: bytes) -> None:
 def test_any_change_of_one_field(data: st.DataObject) -> None:
     document = tomllib.loads(tomli_w.dumps(DOCUMENT))
     tables = document["members"][3], document["clients"][0], document["past_clients"][0]
+    tables += (*document["let_go"],)
     table = data.draw(st.sampled_from([document, *tables]))
     field = data.draw(st.sampled_from(sorted(table)) | st.text(max_size=5))
     if field in table and data.draw(st.booleans()):

@@ -14,6 +14,7 @@ from bftfs import cluster
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClientEntry, ClusterDescription, SignedDescription
 from bftfs.credentials import Grant
+from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import Announcement, DescriptionReply, DescriptionRequest, UpkeepReply
 from bftfs.errors import UsageError
@@ -23,6 +24,7 @@ from bftfs.storage import MemoryStorage
 from nodes.membership import LiveMembership, MembershipServer, latest_description
 
 LAPTOP = Identity.generate(b"l" * 32)
+CLIENT = client_id_of(public_key=LAPTOP.public_key)
 DRAWS = count(1)
 NEW = cluster.create(
     [f"tcp:10.0.0.{node}:7000" for node in range(1, 7)],
@@ -364,3 +366,50 @@ def test_must_fail_where_nothing_is_kept(tmp_path: Path) -> None:
     (tmp_path / "description.toml").unlink()
     machine.restart()
     assert machine.knows_laptop
+
+
+# --- history that is let go -----------------------------------------------------------------------
+
+
+def letting_go(description: ClusterDescription) -> ClusterDescription:
+    """The decision to let all history go."""
+    return description.letting_go(before_s=1_790_000_000, at_s=1_790_001_000)
+
+
+def test_history_is_let_go_by_what_the_administrator_has_signed_alone(tmp_path: Path) -> None:
+    """A client's signature, a peer's word, and another cluster's administrator are nothing."""
+    machine = Machine(tmp_path, BEFORE)
+    for forger in (LAPTOP, NEW.nodes[1], Identity.generate(b"o" * 32)):
+        machine.hear(signed(letting_go(BEFORE), forger))
+        assert machine.tell(signed(letting_go(BEFORE), forger))
+    hidden = signed(BEFORE)
+    machine.hear(SignedDescription(BEFORE, signed(letting_go(BEFORE)).encoded, hidden.signature))
+    assert machine.membership.latest.let_go == ()
+    machine.hear(signed(letting_go(BEFORE)))
+    assert [each.number for each in machine.membership.latest.let_go] == [2]
+    assert not machine.membership.is_partial
+
+
+def test_an_older_description_takes_no_decision_back(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, letting_go(BEFORE))
+    machine.hear(signed(BEFORE))
+    machine.copy_in(BEFORE)
+    machine.restart()
+    assert len(machine.membership.latest.let_go) == 1
+    later = machine.membership.latest.without_client("laptop", at_s=7)
+    machine.hear(signed(later))
+    assert machine.membership.latest.let_go == letting_go(BEFORE).let_go
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: BEFORE.letting_go(before_s=1_790_000_500, at_s=1_790_001_000),
+        lambda: BEFORE.letting_go(before_s=1_790_001_001, at_s=1_790_001_000, client=CLIENT),
+        lambda: BEFORE.letting_go(before_s=1_790_000_000, at_s=1_790_001_000, since_s=5),
+    ],
+)
+def test_what_may_still_be_the_truth_is_not_let_go(made: Callable[[], ClusterDescription]) -> None:
+    """Whatever is signed: clients date changes back, and so far nothing is known to be the past."""
+    with pytest.raises(UsageError):
+        made()

@@ -230,6 +230,7 @@ def report(*nodes: dict[str, Any], mounts: tuple[str, ...] = ()) -> dict[str, An
         "objects": objects(states, b=1),
         "writers": [],
         "descriptions": [],
+        "let_go": [],
         "ahead": 0,
         "mounts": [{"pid": 7, "mountpoint": each} for each in mounts],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,8 +12,19 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from bftfs import cluster
 from bftfs.cli import usage
-from bftfs.envelope import HeldVersions, UpkeepReply, UpkeepRequest, UsagePage
+from bftfs.cli.decisions import decisions_known
+from bftfs.cluster import ClientEntry, ClusterDescription
+from bftfs.crypto.keys import Identity
+from bftfs.envelope import (
+    Announcement,
+    Decision,
+    HeldVersions,
+    UpkeepReply,
+    UpkeepRequest,
+    UsagePage,
+)
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, object_id
 from bftfs.wire.codec import encode
 from tests.unit.cli.test_reach import Office
@@ -21,6 +33,9 @@ ALICE = ClientId(b"a" * 16)
 BOB = ClientId(b"b" * 16)
 FILE = object_id(ObjectKind.INODE, placement=0, unique=b"f" * 14)
 LIAR = 5
+CLUSTER = cluster.create(
+    [f"tcp:10.0.0.{node}:7000" for node in range(6)], t=1, b=1, draw=os.urandom
+)
 
 Told = Callable[[UpkeepRequest], UsagePage]
 
@@ -137,3 +152,79 @@ def test_the_tables_fit_eighty_columns(office: Office, monkeypatch: pytest.Monke
     assert ALICE.hex()[:12] in shown
     assert "the past that becomes free" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+# --- letting go -----------------------------------------------------------------------------------
+
+
+def let_go(office: Office, *words: str) -> Result:
+    """The nodes tell honestly, and take what they are told."""
+    with ExitStack() as nodes:
+        for number in range(6):
+
+            def answer(request: UpkeepRequest | Announcement) -> bytes:
+                if isinstance(request, Announcement):
+                    return encode(UpkeepReply())
+                return encode(UpkeepReply(usage=honest(request)))
+
+            nodes.enter_context(office.running(number, answer))
+        return office.bftfs("cluster", "let-go", *words)
+
+
+def described(office: Office) -> ClusterDescription:
+    return cluster.load(office.directory.description)
+
+
+def revoked(office: Office) -> ClientId:
+    """A client of the past."""
+    entry = ClientEntry("mallory", Identity.generate(b"m" * 32).public_key)
+    later = office.made.description.with_client(entry).without_client("mallory", at_s=7)
+    cluster.store(office.directory.description, later, office.made.administrator)
+    return entry.client
+
+
+def test_letting_go_says_how_much_and_does_nothing_unless_told_twice(office: Office) -> None:
+    result = let_go(office)
+    assert result.exception is None, result.output
+    assert "at most 60 B of contents, of the past" in result.stdout
+    assert "say --yes" in result.stdout
+    assert described(office) == office.made.description
+
+
+def test_what_is_let_go_is_signed_told_and_shown(office: Office) -> None:
+    client = revoked(office)
+    result = let_go(office, "--client", "mallory", "--since", "2026-11-21T10:02", "--yes")
+    assert result.return_value == 0, result.output
+    assert "Nodes 0, 1, 2, 3, 4, 5 have it." in result.stdout
+    [decision] = described(office).let_go
+    assert (decision.client, decision.number) == (client, 3)
+    assert decision.since_s % 60 == 0 < decision.before_s <= decision.signed_s
+    shown = office.bftfs("cluster", "clients").stderr
+    assert "what client mallory made since 2026-11-21T10:02:00, and was superseded" in shown
+    assert "let go by the cluster's administrator on" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--client", "nobody"), "no client is called so"),
+        (("--client", "laptop"), "laptop may still connect"),
+        (("--since", "5m"), "--since is for the versions of one client"),
+        (("--before", "now"), "choose a time of 10min ago or earlier"),
+        (("--before", "soonish"), "is not a time"),
+    ],
+)
+def test_mistakes(office: Office, words: tuple[str, ...], why: str) -> None:
+    entry = ClientEntry("laptop", Identity.generate(b"l" * 32).public_key)
+    description = office.made.description.with_client(entry)
+    cluster.store(office.directory.description, description, office.made.administrator)
+    result = let_go(office, *words, "--yes")
+    assert why in str(result.exception)
+    assert described(office).let_go == ()
+
+
+def test_what_was_let_go_is_believed_of_more_than_b_nodes() -> None:
+    description = CLUSTER.description
+    true, false = (Decision(1, 1000, number, None, 0) for number in (7, 8))
+    known = decisions_known(description, [(true, false, false), (true,), ()])
+    assert [each.number for each in known] == [7]
