@@ -55,8 +55,8 @@ def show(path: str, as_json: bool) -> None:
         click.echo(json.dumps({"path": located.given, "policy": str(policy), "window": window}))
         return
     click.echo(f"{located.shown}: {policy}")
-    kept = "always kept" if not let_go else "kept, except what was let go"
-    click.echo(f"the detection window is {window}: younger versions are {kept}")
+    answer = "always kept" if not let_go else "kept, except what was let go"
+    click.echo(f"the detection window is {window}: younger versions are {answer}")
     tell_decisions(session.description, let_go)
 
 
