@@ -249,6 +249,7 @@ class Accepting:
                 raise _Fail(Status.NOT_CURRENT)
             self._require_allowance(request, now_us)
             if conditioned.kind is _COPY:
+                self._require_together(request, sets, evidence, now_us)
                 return self._accept_copy(request)
             self._require_barrier(request, sets, now_us)
             return self._accept_barrier(request)
@@ -577,23 +578,61 @@ class Accepting:
         a while after the clock was set back, up to the times of before: no clock comes to these,
         and b servers may have what was begun then.)
         """
-        author, barrier_us = request.author, time_of(request.timestamp)
-        freely_us = max(now_us + NEAR_US, self._clock.before_us(now_us) + limits.CLOCK_SKEW_US)
-        for replica, shown in zip(request.replicas, sets, strict=True):
-            name = replica.object
-            beyond_us = barrier_us - max(
-                freely_us,
-                time_of(replica.history.latest) + 1,
-                shown.reached_us(self._quorums) + limits.STEPS_AHEAD_US,
-            )
-            if (
-                beyond_us > 0
-                and not self._budget.updates(name, author)
-                and not self._budget.move(name, beyond_us, now_us)
-            ):
-                raise _Fail(Status.INSANE_TIME)
-            if not self._budget.take(name, author, now_us):
+        author = request.author
+        self._require_steps(request, self._carried(request, sets, now_us), now_us)
+        for replica in request.replicas:
+            if not self._budget.take(replica.object, author, now_us):
                 raise _Fail(Status.TOO_MANY)
+
+    def _require_together(
+        self,
+        request: _Request,
+        sets: Sequence[CulledObjectHistorySet],
+        evidence: Sequence[CulledObjectHistorySet],
+        now_us: int,
+    ) -> None:
+        """Refuse a copy that carries one object's time over to another one.
+
+        All objects of a copy get one time, which is later than all of them. It may be far ahead, of
+        an object that was used while all clocks were. So others are copied with it only if they
+        have to be: an operation on both, which is not established, had to be settled.
+        """
+        if len(sets) == 1:
+            return
+        carried = self._carried(request, sets, now_us)
+        if carried:
+            shown = Evidence(
+                {each.object: each for each in sets},
+                {each.object: each for each in evidence},
+                self._quorums,
+                request.conditioned.known,
+            )
+            joined = shown.joined(each.object for each in sets if each.object not in carried)
+            self._require_steps(request, carried - joined, now_us)
+
+    def _carried(
+        self, request: _Request, sets: Sequence[CulledObjectHistorySet], now_us: int
+    ) -> set[ObjectId]:
+        """The objects whose time the request moves ahead of the clock, for all that is known."""
+        time_us = time_of(request.timestamp)
+        if time_us <= self._freely_us(now_us):
+            return set()
+        return {
+            replica.object
+            for replica, shown in zip(request.replicas, sets, strict=True)
+            if time_us > time_of(replica.history.latest) + 1
+            and time_us > shown.reached_us(self._quorums) + limits.STEPS_AHEAD_US
+        }
+
+    def _freely_us(self, now_us: int) -> int:
+        return max(now_us + NEAR_US, self._clock.before_us(now_us) + limits.CLOCK_SKEW_US)
+
+    def _require_steps(self, request: _Request, names: set[ObjectId], now_us: int) -> None:
+        """Put these objects' times ahead of the clock, if the author may still do so."""
+        ahead_us = time_of(request.timestamp) - self._freely_us(now_us)
+        for name in names:
+            if not self._budget.move(name, request.author, ahead_us, now_us):
+                raise _Fail(Status.INSANE_TIME)
 
     def _require_settled(self, request: _Request, now_us: int) -> None:
         """A client's incomplete updates are bounded over all objects.

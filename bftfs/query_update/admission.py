@@ -107,6 +107,22 @@ class Bucket:
         self._saved_us -= count * self._each_us
         return True
 
+    @property
+    def left(self) -> int:
+        """How many tokens there were when some were taken last; less than 0 if some are owed."""
+        return self._saved_us // self._each_us
+
+    def lower(self, most: int) -> None:
+        """Let there be no more than `most` tokens, for now."""
+        self._saved_us = min(self._saved_us, most * self._each_us)
+
+    def copy(self) -> Bucket:
+        """Another one with as many tokens."""
+        found = Bucket(self._each_us, 0)
+        found._full_us, found._saved_us = self._full_us, self._saved_us
+        found._since_us = self._since_us
+        return found
+
     def owe(self, now_us: int) -> None:
         """Take a token even if there is none; at most as many are owed as the bucket can hold."""
         self._fill(now_us)
@@ -135,6 +151,50 @@ class Allowance:
         return bucket.take(now_us)
 
 
+@dataclass(slots=True)
+class _Left:
+    """What one client may still do at one object: barriers, and steps ahead of clocks."""
+
+    barriers: int
+    steps: Bucket | None = None  # None: all of them
+
+
+class _Own:
+    """What is left to one client at the objects that it has used of late, and at all others."""
+
+    __slots__ = ("_barriers", "_objects", "_steps")
+
+    def __init__(self) -> None:
+        self._objects: OrderedDict[ObjectId, _Left] = OrderedDict()
+        # At objects that are not remembered: as little as where it had least of those forgotten.
+        self._barriers = Bucket(limits.BARRIER_BACK_US, limits.BARRIERS_EARNED)
+        self._steps = _steps()
+
+    def at(self, name: ObjectId) -> _Left:
+        """What is left to it at an object."""
+        objects = self._objects
+        found = objects.get(name)
+        if found is not None:
+            objects.move_to_end(name)
+            return found
+        found = objects[name] = _Left(self._barriers.left, self._steps.copy())
+        if len(objects) > limits.OBJECTS_BARRED_OF_CLIENT:
+            _, forgotten = objects.popitem(last=False)
+            self._barriers.lower(forgotten.barriers)
+            if forgotten.steps is not None:
+                self._steps.lower(forgotten.steps.left)
+        return found
+
+    def go_on(self, now_us: int) -> None:
+        """Time has passed: some of what was used at objects that are forgotten comes back."""
+        self._barriers.take(now_us, 0)
+        self._steps.take(now_us, 0)
+
+
+def _steps() -> Bucket:
+    return Bucket(limits.BARRIER_STEP_EVERY_US, limits.BARRIER_STEPS)
+
+
 class BarrierBudget:
     """How often each object may be barred: by those that update it, and by all others together.
 
@@ -144,65 +204,78 @@ class BarrierBudget:
     the shared ones as they come, with another barrier at each server, and no new client would
     ever bar the object at all servers.
 
-    All together may also move an object's time ahead of the server's clock by a few steps, on one
-    server's word. If these came back at once, a node that forges histories could push the time on
-    at the server with the fastest clock, again and again, and the others could never follow.
+    Each client may also put an object's time ahead of the server's clock by a few steps, on one
+    server's word. If these came back soon, a node that forges histories could push the time on
+    at the server with the fastest clock, again and again, and the others could never follow. If
+    they were shared, it could use them up, and nobody could go on from what it has pushed.
+
+    What is forgotten gives nobody anything back: a client that uses many objects is forgotten
+    itself where it has done so longest ago, and may do as little at others as it may there.
     """
 
-    __slots__ = ("_objects",)
+    __slots__ = ("_forgotten", "_own", "_shared")
 
     def __init__(self) -> None:
-        # By object: the barriers left to each client; the bucket that all clients share; the steps.
-        self._objects: OrderedDict[ObjectId, tuple[dict[ClientId, int], Bucket, Bucket]]
-        self._objects = OrderedDict()
+        self._own: dict[ClientId, _Own] = {}
+        # By object: what all that have used up their own share. Least, at one that is forgotten.
+        self._shared: OrderedDict[ObjectId, Bucket] = OrderedDict()
+        self._forgotten = Bucket(limits.SECOND_US, limits.BARRIERS_OF_OTHERS)
 
     def earn(self, name: ObjectId, client: ClientId) -> None:
         """The client has updated the object."""
-        earned, others, _ = self._of(name)
-        left = earned.get(client, limits.BARRIERS_EARNED)
-        if left < limits.BARRIERS_MOST:
-            earned[client] = min(left + limits.BARRIERS_EARNED, limits.BARRIERS_MOST)
-        others.add(_UPDATE_US)
-
-    def updates(self, name: ObjectId, client: ClientId) -> bool:
-        """True if the client has updated the object, and not barred it as often as it may."""
-        return self._of(name)[0].get(client, 0) > limits.BARRIERS_EARNED
+        left = self._at(name, client)
+        if left.barriers < limits.BARRIERS_MOST:
+            left.barriers = min(left.barriers + limits.BARRIERS_EARNED, limits.BARRIERS_MOST)
+        left.steps = None
+        others = self._shared.get(name)
+        if others is not None:
+            others.add(_UPDATE_US)
 
     def take(self, name: ObjectId, client: ClientId, now_us: int) -> bool:
         """Take one; False if there is none left for this client."""
-        return self._take_own(name, client) or self._of(name)[1].take(now_us)
+        return self._take_own(name, client, now_us) or self._others(name, now_us).take(now_us)
 
-    def move(self, name: ObjectId, by_us: int, now_us: int) -> bool:
-        """Move the object's time ahead; False if it has been moved too far of late."""
-        return self._of(name)[2].take(now_us, -(-by_us // limits.BARRIER_STEP_US))
+    def move(self, name: ObjectId, client: ClientId, ahead_us: int, now_us: int) -> bool:
+        """Put the object's time so far ahead; False if the client has done so too often."""
+        left = self._at(name, client, now_us)
+        if left.steps is None:
+            left.steps = _steps()
+        return left.steps.take(now_us, -(-ahead_us // limits.BARRIER_STEP_US))
 
     def charge(self, name: ObjectId, client: ClientId, now_us: int) -> None:
         """Charge the client for a barrier that other servers report; it is never refused.
 
         Otherwise a client could make one barrier more for each server that lets it make one.
         """
-        if not self._take_own(name, client):
-            self._of(name)[1].owe(now_us)
+        if not self._take_own(name, client, now_us):
+            self._others(name, now_us).owe(now_us)
 
-    def _take_own(self, name: ObjectId, client: ClientId) -> bool:
-        earned, _, _ = self._of(name)
-        left = earned.get(client, limits.BARRIERS_EARNED)
-        earned[client] = max(left - 1, 0)
-        return left > 0
+    def _take_own(self, name: ObjectId, client: ClientId, now_us: int) -> bool:
+        left = self._at(name, client, now_us)
+        is_left = left.barriers > 0
+        left.barriers -= is_left
+        return is_left
 
-    def _of(self, name: ObjectId) -> tuple[dict[ClientId, int], Bucket, Bucket]:
-        objects = self._objects
-        found = objects.get(name)
+    def _at(self, name: ObjectId, client: ClientId, now_us: int | None = None) -> _Left:
+        own = self._own.get(client)
+        if own is None:
+            own = self._own[client] = _Own()
+        if now_us is not None:
+            own.go_on(now_us)
+        return own.at(name)
+
+    def _others(self, name: ObjectId, now_us: int) -> Bucket:
+        shared = self._shared
+        found = shared.get(name)
         if found is not None:
-            objects.move_to_end(name)
+            shared.move_to_end(name)
             return found
-        found = objects[name] = (
-            {},
-            Bucket(limits.SECOND_US, limits.BARRIERS_OF_OTHERS),
-            Bucket(limits.BARRIER_STEP_EVERY_US, limits.BARRIER_STEPS),
-        )
-        if len(objects) > limits.CONTENDED_OBJECTS:
-            objects.popitem(last=False)
+        self._forgotten.take(now_us, 0)
+        found = shared[name] = self._forgotten.copy()
+        if len(shared) > limits.CONTENDED_OBJECTS:
+            _, forgotten = shared.popitem(last=False)
+            forgotten.take(now_us, 0)
+            self._forgotten.lower(forgotten.left)
         return found
 
 

@@ -46,7 +46,7 @@ known dead. So, at every object of M, either M is in the chain or it is not: the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, TypeAlias
@@ -231,8 +231,29 @@ class Evidence:
                 return Undecided(candidate, astray)
         return settled
 
-    def _settle(self, identifier: ObjectId) -> Candidate | LogicalTimestamp | Undecided:
-        """The version to copy at one object: its latest candidate that is not dead."""
+    def joined(self, objects: Iterable[ObjectId]) -> set[ObjectId]:
+        """Those that have to be copied with some of `objects`, and these.
+
+        What joins two objects is an operation on both that is not established, and that had to be
+        looked at to settle what is copied. A liar cannot forge it: a repairable set has it.
+        """
+        open_ones: list[Candidate] = []
+        for identifier in self.barred:
+            self._settle(identifier, open_ones)
+        found = set(objects)
+        for _ in open_ones:
+            for candidate in open_ones:
+                if not found.isdisjoint(candidate.objects):
+                    found.update(candidate.objects)
+        return found
+
+    def _settle(
+        self, identifier: ObjectId, open_ones: list[Candidate] | None = None
+    ) -> Candidate | LogicalTimestamp | Undecided:
+        """The version to copy at one object: its latest candidate that is not dead.
+
+        Operations on several objects that are looked at, and not established, go to `open_ones`.
+        """
         bound: LogicalTimestamp | None = None
         for candidate, nodes in shared_candidates(self.barred[identifier], self.quorums):
             if bound is not None and candidate.timestamp > bound:
@@ -242,6 +263,8 @@ class Evidence:
                 established = True
             elif candidate.objects:
                 established = self.decide(candidate, identifier)
+                if open_ones is not None and established is not True:
+                    open_ones.append(candidate)
             else:
                 established = self.facts.get(candidate.timestamp)
             if isinstance(established, Undecided):

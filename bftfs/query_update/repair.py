@@ -27,6 +27,7 @@ from enum import Enum
 
 from bftfs.asking.ask import Asking
 from bftfs.asking.quorum import NOBODY, Nodes
+from bftfs.clock_skew import NEAR_US
 from bftfs.conversation import Now
 from bftfs.errors import ContentionExhausted
 from bftfs.identifiers import NodeId, ObjectId
@@ -46,6 +47,7 @@ from bftfs.query_update.history import (
     LogicalTimestamp,
     client_of,
     is_original,
+    time_of,
 )
 from bftfs.query_update.messages import (
     DeduceReply,
@@ -86,6 +88,20 @@ def _all_of(effects: list[StepEffect]) -> StepEffect:
     if _TOO_EARLY in effects:
         return _TOO_EARLY
     return _DONE if effects and all(each is _DONE for each in effects) else _NONE
+
+
+def _apart(name: ObjectId, shown: Evidence) -> list[ObjectId]:
+    """Barred objects whose times are far from that of `name`, and need not be copied with it.
+
+    A copy would carry the later time over, and servers refuse that.
+    """
+    joined = shown.joined((name,))
+    latest_us = {other: time_of(each.latest) for other, each in shown.barred.items()}
+    return [
+        other
+        for other in shown.barred
+        if other not in joined and abs(latest_us[other] - latest_us[name]) > NEAR_US
+    ]
 
 
 class Attempts:
@@ -320,13 +336,16 @@ class Repair:
         others: dict[ObjectId, Observed] = {}
         asked: set[LogicalTimestamp] = set()
         while True:
-            settled = Evidence(
+            shown = Evidence(
                 {other: observed.culled for other, observed in barred.items()},
                 {other: observed.culled for other, observed in others.items()},
                 self._rounds.quorums,
                 self.observations.facts,
-            ).settle()
+            )
+            settled = shown.settle()
             if not isinstance(settled, Undecided):
+                for other in _apart(name, shown):
+                    others[other] = barred.pop(other)
                 return await self._send_copy(barred, others)
             candidate = settled.candidate
             if candidate is INITIAL:

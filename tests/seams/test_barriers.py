@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from bftfs import limits
 from bftfs.asking import peers
+from bftfs.clock_skew import NEAR_US
 from bftfs.conversation import Now, Pause, Receive, Send
 from bftfs.credentials import Credentials
 from bftfs.errors import ContentionExhausted
 from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
-from bftfs.query_update.admission import BarrierBudget
+from bftfs.query_update.accepting import Accepting
+from bftfs.query_update.admission import BarrierBudget, Bucket
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import (
     ZERO,
@@ -327,23 +329,71 @@ def test_what_one_server_lets_pass_counts_at_all() -> None:
     assert attacked >= alone / 2, f"{alone:.0f} updates/s became {attacked:.1f}"
 
 
-def test_one_object_does_not_move_the_time_of_another() -> None:
+def evidence_of(hand: FreeHand, names: Sequence[ObjectId]) -> tuple[list[Any], tuple[bytes, ...]]:
+    """What all nodes report of these objects, with the authenticators."""
+    shown = [assemble(name, histories(hand, name)) for name in names]
+    return [each[0] for each in shown], tuple(each[1] for each in shown)
+
+
+@pytest.mark.parametrize("ahead_us", [AHEAD_US, 365 * 24 * 3_600 * SECOND_US])
+def test_one_object_does_not_move_the_time_of_another(ahead_us: int) -> None:
     """A barrier over two objects would be later than both; one of them is its maker's."""
     world = World()
-    user = world.user("first")
-    user.run(user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who))
-    maker = world.user("maker", Credentials(uid=7, gid=7), skew_us=AHEAD_US)
-    maker.run(maker.objects.update((OTHER,), "counter.increment", Increment(1), maker.who))
-    hand = world.hand("hand")
-    sets, macs = [], []
-    for name in (COUNTER, OTHER):
-        history_set, authenticators, _ = assemble(name, histories(hand, name))
-        sets.append(history_set)
-        macs.append(authenticators)
+    hand, names = two_objects(world, ahead_us)
+    sets, macs = evidence_of(hand, names)
     conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, tuple(sets))
-    hand.ask_all(Update(encode(conditioned), tuple(macs), (), NodeId(0)))
-    latest = [Replica(node.disk, COUNTER).history.latest for node in world.nodes]
-    assert max(map(time_of, latest)) < world.now_us
+    hand.ask_all(Update(encode(conditioned), macs, (), NodeId(0)))
+    assert latest_us(world) < world.now_us + limits.CLOCK_SKEW_US
+
+
+def two_objects(world: World, ahead_us: int) -> tuple[Hand, list[ObjectId]]:
+    """A reader; and two objects, of which one was changed while all clocks were so far ahead."""
+    user, maker = world.user("first"), world.user("maker", Credentials(uid=7, gid=7))
+    user.run(incrementing(user))
+    hosts = (*world.nodes, maker.host)
+    for host in hosts:
+        host.skew_us += ahead_us
+    maker.run(maker.objects.update((OTHER,), "counter.increment", Increment(1), maker.who))
+    for host in hosts:
+        host.skew_us -= ahead_us
+    return world.hand("reader", grant=READERS_GRANT), [COUNTER, OTHER]
+
+
+def latest_us(world: World) -> int:
+    return max(time_of(Replica(node.disk, COUNTER).history.latest) for node in world.nodes)
+
+
+def copied_together(ahead_us: int) -> tuple[World, set[Status]]:
+    """A reader bars both objects, though nothing is out of order, and copies them together."""
+    world = World(verifying=False)
+    hand, names = two_objects(world, ahead_us)
+    for name in names:
+        known = histories(hand, name)
+        few = {node: known[node] for node in sorted(known)[: world.sizes.query_update.q - 1]}
+        history_set, authenticators, _ = assemble(name, few)
+        conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, (history_set,))
+        hand.ask_all(Update(encode(conditioned), (authenticators,), (), NodeId(0)))
+    sets, macs = evidence_of(hand, names)
+    conditioned = Conditioned(ConditionedKind.COPY, None, 0, tuple(sets))
+    replies = hand.ask_all(Update(encode(conditioned), macs, (), NodeId(0)))
+    return world, {reply.status for reply in replies.values()}
+
+
+@pytest.mark.parametrize("ahead_us", [3_600 * SECOND_US, 365 * 24 * 3_600 * SECOND_US])
+def test_a_copy_does_not_carry_one_objects_time_over_to_another(ahead_us: int) -> None:
+    """All its objects have one time; and barriers below it are there for a reader to make."""
+    world, statuses = copied_together(ahead_us)
+    assert statuses == {Status.INSANE_TIME}
+    user = world.user("user")
+    user.run(incrementing(user))
+    assert latest_us(world) <= world.now_us
+
+
+def test_must_fail_where_a_copy_is_of_any_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accepting, "_require_together", lambda *_: None)
+    world, statuses = copied_together(3_600 * SECOND_US)
+    assert statuses == {Status.SUCCESS}
+    assert latest_us(world) > world.now_us + 3_000 * SECOND_US
 
 
 # --- barriers ahead of clocks --------------------------------------------------------------------
@@ -397,17 +447,18 @@ def test_must_fail_where_no_barrier_is_ahead_of_clocks(monkeypatch: pytest.Monke
 
 
 def test_who_finds_the_steps_used_up_waits_and_does_not_give_up() -> None:
-    """A reader that works with a node has moved the object's time as often as it could."""
+    """Somebody has used them, with its key and the word of a node that lies."""
     world = World(verifying=False)
-    reader = world.hand("reader", grant=READERS_GRANT, allies=(FORGER,))
+    hand = world.hand("newcomer", allies=(FORGER,))
     ahead_us = limits.CLOCK_SKEW_US // 3
     for _ in range(limits.BARRIER_STEPS + 1):
-        request = barrier(ahead_of_clocks(world, reader, ahead_us), FORGER)
-        replies = reader.ask(dict.fromkeys(range(int(FORGER)), (request, b"")))
+        request = barrier(ahead_of_clocks(world, hand, ahead_us), FORGER)
+        replies = hand.ask(dict.fromkeys(range(int(FORGER)), (request, b"")))
         ahead_us += SECOND_US
     assert {reply.status for reply in replies.values()} == {Status.INSANE_TIME}
     left_by_a_fast_clock(world, FAST_US)
     newcomer = world.user("newcomer", skew_us=FAST_US)
+    assert newcomer.host.client == hand.client
     newcomer.run(incrementing(newcomer), within_us=limits.CLOCK_SKEW_US)
 
 
@@ -450,6 +501,68 @@ def test_must_fail_where_a_node_moves_an_objects_time_as_it_likes(
     monkeypatch.setattr(BarrierBudget, "move", lambda *_: True)
     with pytest.raises(AssertionError, match="within 10 s"):
         test_a_node_does_not_keep_an_object_ahead_of_the_slowest_clock()
+
+
+def exhausting(world: World, hand: Hand) -> None:
+    """With its ally's word a reader uses all steps up that it has, at all nodes; and at one of them
+    it puts the object's time as far ahead as that allows."""
+    for step in range(limits.BARRIER_STEPS):
+        ahead_us = NEAR_US + SECOND_US + step
+        request = barrier(ahead_of_clocks(world, hand, ahead_us), FORGER)
+        hand.ask(dict.fromkeys(range(1, int(FORGER)), (request, b"")))
+    request = barrier(ahead_of_clocks(world, hand, FAST_US), FORGER)
+    replies = hand.ask({0: (request, b"")})
+    assert replies[0].status is Status.SUCCESS
+
+
+def test_what_others_have_used_up_is_not_missing_to_a_newcomer() -> None:
+    """All clocks are equal. The lying node is silent then, so that all others are needed."""
+    world = World(verifying=False)
+    reader = world.hand("reader", grant=READERS_GRANT, allies=(FORGER,))
+    exhausting(world, reader)
+    world.nodes[FORGER].crash(down_us=None)
+    newcomer = world.user("newcomer")
+    newcomer.run(incrementing(newcomer), within_us=10 * SECOND_US)
+
+
+def test_must_fail_where_all_clients_share_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    move = BarrierBudget.move
+    monkeypatch.setattr(
+        BarrierBudget,
+        "move",
+        lambda self, name, _, ahead_us, now_us: move(
+            self, name, ClientId(bytes(16)), ahead_us, now_us
+        ),
+    )
+    with pytest.raises(AssertionError, match="within 10 s"):
+        test_what_others_have_used_up_is_not_missing_to_a_newcomer()
+
+
+def pushes_of_a_reader_that_uses_many_objects(world: World) -> int:
+    """How often one node lets it put the counter's time ahead, if it bars many others meanwhile."""
+    reader = world.hand("reader", grant=READERS_GRANT, allies=(FORGER,))
+    for push in range(3):
+        request = barrier(ahead_of_clocks(world, reader, FAST_US - 3 + push), FORGER)
+        (reply,) = reader.ask({0: (request, b"")}).values()
+        if reply.status is not Status.SUCCESS:
+            return push
+        shown = ahead_of_clocks(world, reader, push).history
+        for number in range(limits.OBJECTS_BARRED_OF_CLIENT):
+            unique = (1 + number).to_bytes(14, "big")
+            name = object_id(ObjectKind.COUNTER, placement=0, unique=unique)
+            known = reader.forged(int(FORGER), name, shown)
+            reader.ask({0: (barrier(known, FORGER, name=name), b"")})
+        world.run_for(SECOND_US)
+    return 3
+
+
+def test_nobody_gets_steps_back_by_the_use_of_many_objects() -> None:
+    assert pushes_of_a_reader_that_uses_many_objects(World(verifying=False)) == 1
+
+
+def test_must_fail_where_what_is_forgotten_is_whole_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bucket, "lower", lambda *_: None)
+    assert pushes_of_a_reader_that_uses_many_objects(World(verifying=False)) == 3
 
 
 RACED_US = 20 * SECOND_US

@@ -6,9 +6,9 @@ object: so many barriers of each client at first, as many for each update of its
 few of all clients together. Barriers that come to the node from other nodes use this budget up as
 well, but for those of healing. So these are left out where nodes heal.
 
-Nor may one server's word move an object's time far ahead, but seldom: such a barrier comes from a
-client that updates the object, or follows what a correct node has accepted; or all clocks were set
-back, and had been there; or it lies within the steps that the node's budget has for this.
+Nor may one server's word move an object's time far ahead, but seldom: such a barrier follows what
+a correct node has accepted; or all clocks were set back, and had been there; or it lies within the
+steps that its maker has for this at the node.
 
 The checker counts what nodes have committed. A node keeps its budgets in memory: after a restart
 they are whole again. When all clocks jump ahead, a node takes that for time in which barriers for
@@ -34,17 +34,13 @@ class _Budget:
     since_us: int
     own: dict[ClientId, int] = field(default_factory=dict)
     shared: float = limits.BARRIERS_OF_OTHERS
-    moved_us: int = 0
-    steps: float = limits.BARRIER_STEPS
-
-    def updates(self, client: ClientId) -> bool:
-        """True if the client has updated the object, and not barred it as often as it may."""
-        return self.own.get(client, 0) > limits.BARRIERS_EARNED
+    steps: dict[ClientId, tuple[float, int]] = field(default_factory=dict)  # and since when
 
     def update(self, client: ClientId) -> None:
         """The node has accepted an update of the client's."""
         left = self.own.get(client, limits.BARRIERS_EARNED) + limits.BARRIERS_EARNED
         self.own[client] = min(left, limits.BARRIERS_MOST)
+        self.steps.pop(client, None)
         self.shared += 1 / limits.BARRIER_UPDATES
 
     def bar(self, client: ClientId, clock_us: int) -> float:
@@ -59,13 +55,17 @@ class _Budget:
         self.shared = max(min(self.shared + gone_s, most) - 1, -most)
         return self.shared
 
-    def move(self, by_us: int, clock_us: int) -> bool:
-        """A barrier moves the object's time ahead of the clock; False if the steps are used up."""
-        gone_us = max(0, clock_us - self.moved_us)
-        self.moved_us = clock_us
-        self.steps += gone_us / limits.BARRIER_STEP_EVERY_US
-        self.steps = min(self.steps, limits.BARRIER_STEPS) - -(-by_us // limits.BARRIER_STEP_US)
-        return self.steps > -0.01
+    def move(self, client: ClientId, ahead_us: int, clock_us: int) -> bool:
+        """Its barrier puts the object's time so far ahead; False if its steps are used up."""
+        left, since_us = self.steps.get(client, (limits.BARRIER_STEPS, clock_us))
+        left += max(0, clock_us - since_us) / limits.BARRIER_STEP_EVERY_US
+        left = min(left, limits.BARRIER_STEPS) - -(-ahead_us // limits.BARRIER_STEP_US)
+        self.steps[client] = left, clock_us
+        return left > -0.01
+
+    def knows(self, client: ClientId) -> bool:
+        """True if the client has barred the object, or updated it."""
+        return client in self.own
 
 
 def _time(barrier: tuple[Candidate, ObjectId, int]) -> bytes:
@@ -116,17 +116,17 @@ class BarriersRecord(CommitRecord):
             if elsewhere and self.healing:
                 continue
             budget = budgets.setdefault(identifier, _Budget(clock_us))
-            # A node that has more objects to mind forgets some, and their budgets are whole again.
-            renewed = has_jumped or len(budgets) > limits.CONTENDED_OBJECTS
+            client = client_of(candidate.timestamp)
+            renewed = has_jumped or self._is_forgotten(budgets, client)
             if not elsewhere:
                 self.total += 1
-                beyond_us = self._moved_us(clock_us, identifier, candidate, budget)
-                if beyond_us > 0 and not budget.move(beyond_us, clock_us) and not renewed:
+                beyond_us, ahead_us = self._moved_us(clock_us, identifier, candidate)
+                if beyond_us > 0 and not budget.move(client, ahead_us, clock_us) and not renewed:
                     self.find(
                         f"node {node} has accepted a barrier {beyond_us // 1_000} ms beyond the "
                         f"time that {identifier.hex()[-6:]} has reached"
                     )
-            left = budget.bar(client_of(candidate.timestamp), clock_us)
+            left = budget.bar(client, clock_us)
             if left < -0.01 and not (elsewhere or renewed):
                 self.find(
                     f"node {node} has accepted a barrier at {identifier.hex()[-6:]} from its "
@@ -136,24 +136,27 @@ class BarriersRecord(CommitRecord):
         if has_jumped:
             for budget in budgets.values():
                 budget.shared = limits.BARRIERS_OF_OTHERS
-                budget.steps = limits.BARRIER_STEPS
+                budget.steps = {}
+
+    def _is_forgotten(self, budgets: dict[ObjectId, _Budget], client: ClientId) -> bool:
+        """The node may have forgotten some of what it minds, which comes back in time."""
+        if len(budgets) > limits.CONTENDED_OBJECTS:
+            return True
+        known = sum(budget.knows(client) for budget in budgets.values())
+        return known > limits.OBJECTS_BARRED_OF_CLIENT
 
     def _reach(self, identifier: ObjectId, candidate: Candidate) -> None:
         reached_us = self._reached_us.get(identifier, 0)
         self._reached_us[identifier] = max(reached_us, time_of(candidate.timestamp))
 
     def _moved_us(
-        self, clock_us: int, identifier: ObjectId, candidate: Candidate, budget: _Budget
-    ) -> int:
+        self, clock_us: int, identifier: ObjectId, candidate: Candidate
+    ) -> tuple[int, int]:
         """By how much a barrier moves the object's time ahead, on one server's word.
 
-        0 or less if it does not, or comes from a client that updates the object.
+        0 or less if it does not. And how far it is ahead of what is taken from anybody then.
         """
-        if budget.updates(client_of(candidate.timestamp)):
-            return 0
-        freely_us = max(
-            clock_us + NEAR_US,
-            self.borne_us + limits.CLOCK_SKEW_US,
-            self._reached_us.get(identifier, 0) + limits.STEPS_AHEAD_US + 1,
-        )
-        return time_of(candidate.timestamp) - freely_us
+        freely_us = max(clock_us + NEAR_US, self.borne_us + limits.CLOCK_SKEW_US)
+        reached_us = self._reached_us.get(identifier, 0) + limits.STEPS_AHEAD_US + 1
+        time_us = time_of(candidate.timestamp)
+        return time_us - max(freely_us, reached_us), time_us - freely_us

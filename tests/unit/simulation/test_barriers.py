@@ -95,20 +95,26 @@ def test_where_nodes_heal_what_others_have_is_not_charged() -> None:
 
 
 def test_barriers_far_ahead() -> None:
-    """Of a client that does not update the object, and beyond what a correct node has accepted."""
+    """Beyond what a correct node has accepted, and what its maker may."""
     far_us = NOW_US + limits.CLOCK_SKEW_US
     taken = Taken()
-    taken.accept(barrier=False, client=OTHER)
     assert not taken.accept(client=OTHER, time_us=far_us)
     assert not taken.accept(time_us=far_us + 1)
     assert "beyond the time" in taken.accept(time_us=2 * far_us)[0]
 
 
-def test_one_server_moves_an_objects_time_by_so_many_steps() -> None:
+def test_a_client_moves_an_objects_time_by_so_many_steps() -> None:
+    """Others have their own; and it has all of them again when it has updated the object."""
     taken = Taken()
     ahead_us = NOW_US + NEAR_US
+    for client in (CLIENT, OTHER, CLIENT):
+        for _ in range(limits.BARRIER_STEPS):
+            ahead_us += limits.SECOND_US // 10
+            assert not taken.accept(client=client, time_us=ahead_us)
+        taken.accept(barrier=False, client=client)
+    taken.accept(barrier=False)
     for _ in range(limits.BARRIER_STEPS):
-        ahead_us += limits.SECOND_US
+        ahead_us += limits.SECOND_US // 10
         assert not taken.accept(time_us=ahead_us)
     assert "beyond the time" in taken.accept(time_us=ahead_us + limits.SECOND_US)[0]
 
