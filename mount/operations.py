@@ -25,7 +25,6 @@ import pyfuse3
 import trio
 from msgspec import structs
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
-from structlog.typing import FilteringBoundLogger
 
 from bftfs import errors, limits
 from bftfs.conversation import Conversation
@@ -38,6 +37,7 @@ from bftfs.filesystem.file_history import History
 from bftfs.filesystem.metadata import OpenDirectory
 from bftfs.filesystem.operations import FileSystem, FoundObject, Statistics
 from bftfs.identifiers import ObjectId
+from bftfs.runtime.log import Log
 from mount.callers import Callers
 from mount.kernel_numbers import (
     HISTORY,
@@ -109,7 +109,7 @@ class Operations(pyfuse3.Operations):
         requests: Requests,
         callers: Callers,
         options: MountOptions,
-        log: FilteringBoundLogger,
+        log: Log,
     ) -> None:
         super().__init__()
         self._files = files
@@ -131,7 +131,7 @@ class Operations(pyfuse3.Operations):
         """The error for the program; details go to the log."""
         number = errno_of(error)
         if number is None:
-            self._log.exception("request failed because of a bug", request=request, exc_info=error)
+            self._log.error("request failed because of a bug", request=request, error=error)
             number = errno.EIO
         elif not isinstance(error, FileSystemError):
             self._log.warning("request failed", request=request, reason=str(error))

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import trio
-from structlog.typing import FilteringBoundLogger
 
 from bftfs.conversation import Conversation
 from bftfs.errors import FileSystemError
+from bftfs.runtime.log import Log
 from bftfs.runtime.network import Network
 from mount import callers
 
@@ -57,7 +57,7 @@ class WaitingRequest:
 class Requests:
     """Performs the conversations of requests, and watches over those that wait."""
 
-    def __init__(self, network: Network, log: FilteringBoundLogger) -> None:
+    def __init__(self, network: Network, log: Log) -> None:
         self.device = ""  # of the mount, "major:minor"
         self._network = network
         self._log = log

@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Final
 
 import pyfuse3
-import structlog
 import trio
-from structlog.typing import FilteringBoundLogger
 
 from bftfs.cluster import ClusterDescription
 from bftfs.credentials import Credentials, Grant
@@ -38,8 +36,9 @@ from bftfs.filesystem.time_names import parse_time_name
 from bftfs.limits import MIB, SECOND_US
 from bftfs.printable import as_word
 from bftfs.runtime import supervisor
+from bftfs.runtime.log import Log
 from bftfs.runtime.network import Network
-from bftfs.runtime.process import collect_rarely, keep_freed_memory, log_file
+from bftfs.runtime.process import collect_rarely, keep_freed_memory
 from mount import mountpoint as mountpoints
 from mount.access import credentials_of, file_system, grant_of, who_mounts
 from mount.callers import Callers
@@ -60,7 +59,7 @@ def serve(
 ) -> None:
     """Mount a cluster, call `ready`, and serve until somebody unmounts or stops the process."""
 
-    async def session(log: FilteringBoundLogger) -> None:
+    async def session(log: Log) -> None:
         description, identity = credentials_of(directory, options)
         async with Network.connected(description, identity, decode=REPLIES.decode) as network:
             files, history = file_system(directory, description, identity, options)
@@ -174,7 +173,7 @@ async def _past(history: History, at: str, who: Credentials) -> FileSystem:
 
 
 @contextmanager
-def open_log(path: Path, **facts: object) -> Iterator[FilteringBoundLogger]:
+def open_log(path: Path, **facts: object) -> Iterator[Log]:
     """A logger that writes `facts` into every line of `path`; libraries' warnings go there, too."""
     try:
         file = path.open("ab", buffering=0)
@@ -185,16 +184,8 @@ def open_log(path: Path, **facts: object) -> Iterator[FilteringBoundLogger]:
             exit_code=1,
         ) from None
     with file:
-        log: FilteringBoundLogger = structlog.wrap_logger(
-            structlog.WriteLogger(log_file(file.fileno())),
-            processors=[
-                structlog.processors.add_log_level,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.format_exc_info,
-                structlog.processors.JSONRenderer(default=repr),
-            ],
-            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        ).bind(**facts)
+        log = Log(file.fileno())
+        log.configure("info", **facts)
         libraries = _Libraries(log)
         root = logging.getLogger()
         root.addHandler(libraries)
@@ -207,17 +198,13 @@ def open_log(path: Path, **facts: object) -> Iterator[FilteringBoundLogger]:
 class _Libraries(logging.Handler):
     """Passes on the warnings of pyfuse3 and trio."""
 
-    def __init__(self, log: FilteringBoundLogger) -> None:
+    def __init__(self, log: Log) -> None:
         super().__init__(logging.WARNING)
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._log.log(
-            record.levelno,
-            record.getMessage(),
-            library=record.name,
-            exc_info=record.exc_info or None,
-        )
+        error = record.exc_info[1] if record.exc_info else None
+        self._log.write(record.levelno, record.getMessage(), error=error, library=record.name)
 
 
 # --- the mount ----------------------------------------------------------------------------------
@@ -243,7 +230,7 @@ class Mount:
         files: FileSystem,
         history: History | None,
         options: MountOptions,
-        log: FilteringBoundLogger,
+        log: Log,
         *,
         grant: Grant,
         source: str,

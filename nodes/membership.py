@@ -31,8 +31,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from bftfs import cluster
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription, SignedDescription, signature_path
@@ -41,6 +39,7 @@ from bftfs.envelope import DescriptionReply, DescriptionRequest, UpkeepReply
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.printable import as_word
+from bftfs.runtime.log import PROCESS_LOG
 from bftfs.server.step import Ready, Role, Sender
 from bftfs.storage import StorageView
 
@@ -96,7 +95,6 @@ class LiveMembership:
         self._peers_serial = 0  # the serial of the peers' description
         # Of each file: inode, size, change time.
         self._seen: tuple[tuple[int, int, int], ...] | None = None
-        self._logger = structlog.get_logger()
 
     @property
     def latest(self) -> ClusterDescription:
@@ -142,7 +140,7 @@ class LiveMembership:
         try:
             self._consider(cluster.read(self._path, administrator=self._started.administrator))
         except UsageError as mistake:
-            self._logger.warning("cluster description not taken over", reason=str(mistake))
+            PROCESS_LOG.warning("cluster description not taken over", reason=str(mistake))
 
     def _consider(self, signed: SignedDescription) -> None:
         """Use the file's description if it supersedes the latest one. Raises UsageError.
@@ -169,14 +167,14 @@ class LiveMembership:
         self.signed = signed  # even if it cannot be stored: revoked clients are cut off
         if described.clients != latest.clients:
             names = [each.name for each in described.clients]
-            self._logger.info("clients changed", serial=described.serial, clients=names)
+            PROCESS_LOG.info("clients changed", serial=described.serial, clients=names)
         self.is_partial = any(
             getattr(described, each.name) != getattr(self._started, each.name)
             for each in fields(described)
             if each.name not in _LIVE
         )
         if self.is_partial:
-            self._logger.warning("cluster description taken over in part", reason=RESTART)
+            PROCESS_LOG.warning("cluster description taken over in part", reason=RESTART)
         self.on_change()
         cluster.keep(self._kept, signed)
 
@@ -205,13 +203,13 @@ class LiveMembership:
         try:
             self.take(encoded, signature)
         except UsageError as mistake:
-            self._logger.warning("peer's description not taken", peer=by, reason=str(mistake))
+            PROCESS_LOG.warning("peer's description not taken", peer=by, reason=str(mistake))
 
     def compare(self, peers_serial: int) -> None:
         """Some correct peer has the description with this serial, or a later one."""
         if peers_serial > max(self._peers_serial, self.latest.serial):
             self._peers_serial = peers_serial
-            self._logger.warning("old cluster description", reason=self.outdated)
+            PROCESS_LOG.warning("old cluster description", reason=self.outdated)
 
     @property
     def outdated(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
-import logging
 import os
 import resource
 import sys
@@ -14,8 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import structlog
 
 from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
@@ -31,7 +28,8 @@ from bftfs.printable import as_word
 from bftfs.query_update.messages import Update
 from bftfs.runtime import supervisor
 from bftfs.runtime.links import Links
-from bftfs.runtime.process import collect_rarely, keep_freed_memory, log_file
+from bftfs.runtime.log import PROCESS_LOG
+from bftfs.runtime.process import collect_rarely, keep_freed_memory
 from bftfs.runtime.sockets import forget, listen
 from bftfs.server.comparison import Comparison
 from bftfs.server.dispatcher import Dispatcher
@@ -175,7 +173,6 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         metrics=f"unix:{directory.metrics.absolute()}",
     )
     configure_log(configuration.log_level, node=node)
-    logger = structlog.get_logger()
     _allow_descriptors()
     keep_freed_memory(FREED_BYTES_KEPT)
     recovery = resumed(directory, alone=description.n == 1)
@@ -221,7 +218,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
 
         def report(message: Any, error: Exception) -> None:
             tally.faults += 1
-            logger.error("request failed", message=type(message).__name__, exc_info=error)
+            PROCESS_LOG.error("request failed", message=type(message).__name__, error=error)
 
         servers = {kind: Guard(server, room, report) for kind, server in services.servers.items()}
         _note_pid(directory.pid)
@@ -288,7 +285,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         if exposition is not None:
             exposition.start(loop.call)
         loop.stop_on_signals()
-        logger.info(
+        PROCESS_LOG.info(
             "ready",
             address=address,
             metrics=configuration.metrics,
@@ -296,21 +293,20 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             store_bytes=disk_bytes(directory.store),
         )
         if recovery.rebuilding:
-            logger.warning("rebuilding", reason=REBUILDING)
+            PROCESS_LOG.warning("rebuilding", reason=REBUILDING)
         collect_rarely()
         supervisor.tell(supervisor.READY)
         loop.run()
         supervisor.tell(supervisor.STOPPING)
         _lay_down(store, recovery)
-        logger.info("stopped", requests=sum(tally.requests.values()), commits=tally.commits)
+        PROCESS_LOG.info("stopped", requests=sum(tally.requests.values()), commits=tally.commits)
 
 
 def _report_peer(peer: NodeId, why: str) -> None:
-    logger = structlog.get_logger()
     if why:
-        logger.warning("peer lost", peer=peer, reason=why)
+        PROCESS_LOG.warning("peer lost", peer=peer, reason=why)
     else:
-        logger.info("peer found", peer=peer)
+        PROCESS_LOG.info("peer found", peer=peer)
 
 
 def _lay_down(store: Store, recovery: Recovery) -> None:
@@ -370,18 +366,4 @@ def configure_log(level: str, *, node: NodeId) -> None:
     that is mapped into memory.
     """
     faulthandler.enable(_STANDARD_ERROR)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[level.upper()]
-        ),
-        logger_factory=structlog.WriteLoggerFactory(log_file(_STANDARD_ERROR)),
-        cache_logger_on_first_use=True,
-    )
-    structlog.contextvars.bind_contextvars(node=node)
+    PROCESS_LOG.configure(level, node=node)

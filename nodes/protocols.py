@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import get_args
 
-import structlog
-
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import Nodes, ThresholdQuorums
@@ -23,6 +21,7 @@ from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.session import Session
+from bftfs.runtime.log import PROCESS_LOG
 from bftfs.server import clock_comparison, known_lives, scrubbing
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import LazyVerifier
@@ -230,19 +229,18 @@ def _scrubbing_state(scrubber: scrubbing.Scrubber, now_us: int) -> PassState:
 
 
 def _report(table: str, damaged: int) -> None:
-    structlog.get_logger().warning("damaged", table=table, rows=damaged)
+    PROCESS_LOG.warning("damaged", table=table, rows=damaged)
 
 
 def _report_copy(reason: str) -> None:
-    structlog.get_logger().warning("forgotten", reason=reason)
+    PROCESS_LOG.warning("forgotten", reason=reason)
 
 
 def _report_clock(reason: str) -> None:
-    logger = structlog.get_logger()
     if reason:
-        logger.warning("clock distrusted", reason=reason)
+        PROCESS_LOG.warning("clock distrusted", reason=reason)
     else:
-        logger.info("clock agrees with its peers again")
+        PROCESS_LOG.info("clock agrees with its peers again")
 
 
 HONEST = Protocols(honest_services, REQUESTS.decode, REPLIES.decode)

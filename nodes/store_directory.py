@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lmdb
-import structlog
 
 from bftfs.cluster import Durability
 from bftfs.data_directory import NodeDirectory
@@ -30,6 +29,7 @@ from bftfs.errors import BftfsError, UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import MIB
 from bftfs.printable import as_word
+from bftfs.runtime.log import PROCESS_LOG
 from bftfs.server.recovery import Recovery, Stage
 from bftfs.storage import Table
 
@@ -250,7 +250,7 @@ def resumed(directory: NodeDirectory, *, alone: bool = False) -> Recovery:
 
     def store(stage: Stage, life: int, **facts: str) -> None:
         replace_file(directory.recovery, f"{life} {stage.value}\n".encode())
-        structlog.get_logger().warning(stage.value, life=life, **facts)
+        PROCESS_LOG.warning(stage.value, life=life, **facts)
 
     forgotten = "" if alone else _forgotten(directory)
     try:

@@ -1,18 +1,9 @@
-"""Processes that run for long: what they keep in memory, and how they log.
-
-The log of nodes and mounts is written a line at a time, and never raises: the disk of the log may
-be full, often just when that is to be logged. A line that cannot be written is lost; the program
-goes on.
-"""
+"""Processes that run for long: what they keep in memory."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
-import io
-import os
-from typing import TextIO, cast
 
 _M_TRIM_THRESHOLD = -1  # of mallopt(3)
 _M_TOP_PAD = -2
@@ -43,18 +34,3 @@ def collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000, 20, 20)
-
-
-class _LogFile(io.TextIOBase):
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            os.write(self._descriptor, text.encode(errors="backslashreplace"))
-        return len(text)
-
-
-def log_file(descriptor: int) -> TextIO:
-    """A file for loggers, whose lines go to `descriptor` at once, as far as there is room."""
-    return cast(TextIO, _LogFile(descriptor))

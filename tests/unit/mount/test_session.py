@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 import trio
 import trio.testing
 
+from bftfs.runtime.log import PROCESS_LOG
 from mount import serve
 from mount.serve import Mount
 
@@ -39,7 +39,7 @@ def test_a_silent_cluster_keeps_no_mount_from_ending(
     monkeypatch.setattr(serve.mountpoints, "detach", lambda _: ended.append("mountpoint"))
     monkeypatch.setattr(serve.pyfuse3, "terminate", lambda: ended.append("loop"))
     mount: Any = Mount.__new__(Mount)
-    mount._log = structlog.get_logger()
+    mount._log = PROCESS_LOG
     mount._mountpoint = Path("/nowhere")
     mount._requests = Nobody(ended)
 

@@ -11,11 +11,11 @@ from mount.serve import open_log
 from tests.integration.deployment import PROJECT
 
 _SPEAKER = """
-import structlog
 from bftfs.identifiers import NodeId
+from bftfs.runtime.log import PROCESS_LOG
 from nodes.node import configure_log
 configure_log("info", node=NodeId(3))
-structlog.get_logger().error("something", reason="\\udcff")
+PROCESS_LOG.error("something", reason="\\udcff")
 print("alive")
 """
 
