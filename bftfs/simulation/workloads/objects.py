@@ -44,6 +44,8 @@ from bftfs.simulation.workloads.ledger import (
 )
 
 FIRST_DEPOSIT = 1_000_000
+# A client that is refused an update for one of these reasons excludes it before it says so.
+_EXCLUDED = {errno.ETIME, errno.ENOSPC, errno.EROFS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class ObjectWorkload:
             self._labels[entry.arguments.label] = entry
 
     def never_takes_place(self, entry: ObjectEntry) -> bool:
-        """True if this update may not take place once its client gives it up, for its clock's sake.
+        """True if this update may not take place once its client is told that nodes refuse it.
 
         Nothing is promised of it if all of its objects are new.
         """
@@ -367,7 +369,7 @@ class ObjectSession:
                     raise
                 return
             except AdmissionRefused as error:
-                if error.code == errno.ETIME and workload.never_takes_place(entry):
+                if error.code in _EXCLUDED and workload.never_takes_place(entry):
                     entry.error, entry.responded = error.code, self._world.now_us
                 raise
             answer = result.answer
