@@ -91,6 +91,25 @@ def test_whoever_confirms_a_clock_enough_are_left_that_tell_of_it(t: int, b: int
                 assert clock.before_us(NOW_US) >= FAR_AHEAD_US
 
 
+@pytest.mark.parametrize("more", [False, True])
+@pytest.mark.parametrize(("t", "b"), [(1, 0), (1, 1), (2, 1), (2, 2)])
+def test_clocks_that_were_wrong_in_turn_count_together(t: int, b: int, *, more: bool) -> None:
+    """Within an hour: t of them and b liars move nothing, t + 1 are taken for a jump of all. Then
+    servers bear with what the least of them has borne, and no more."""
+    wrong = [OwnClock(t, b=b) for _ in range(t + more)]
+    now_us, minutes_us = NOW_US, 10 * CLOCKS_COMPARED_EVERY_US
+    for number, clock in enumerate(wrong):
+        clock.compared({}, now_us)
+        clock.compared({}, now_us + FAR_AHEAD_US * (number + 1))
+        now_us += minutes_us
+        clock.compared({}, now_us)
+    borne_us = [clock.borne_us(now_us) for clock in wrong]
+    lies_us = [2**62] * b
+    right = OwnClock(t, b=b)
+    right.compared({}, now_us, [*borne_us, *lies_us, *[0] * (t + b)])
+    assert right.before_us(now_us) == (min(borne_us) + BORNE_BEYOND_US if more else 0)
+
+
 @pytest.mark.parametrize(("t", "b", "n"), CLUSTERS)
 def test_a_right_clock_is_confirmed_and_a_wrong_one_is_not_whatever_t_do(
     t: int, b: int, n: int
