@@ -237,10 +237,8 @@ class ClusterDescription:
         )
 
     def with_client(self, entry: ClientEntry) -> ClusterDescription:
-        """This description with one more client."""
-        past = tuple(each for each in self.past_clients if each.client != entry.client)
-        clients = (*self.clients, entry)
-        return replace(self, clients=clients, past_clients=past, serial=self.serial + 1)
+        """This description with one more client. Nobody comes back with a key that was revoked."""
+        return replace(self, clients=(*self.clients, entry), serial=self.serial + 1)
 
     def without_client(self, name: str, *, at_s: int) -> ClusterDescription:
         """This description without the client called `name`, which is revoked at `at_s`."""
@@ -263,6 +261,17 @@ class ClusterDescription:
         decision = LetGo(before_s, at_s, self.serial + 1, client, since_s)
         decisions = (*self.let_go, decision)[-_LET_GO:]
         return replace(self, let_go=decisions, serial=self.serial + 1)
+
+    def with_revocations_of(self, other: ClusterDescription) -> ClusterDescription:
+        """This description, with the same serial, without clients that `other` calls revoked."""
+        known = {past.client for past in self.past_clients}
+        more = tuple(past for past in other.past_clients if past.client not in known)
+        gone = {past.client for past in more}
+        return replace(
+            self,
+            clients=tuple(each for each in self.clients if each.client not in gone),
+            past_clients=(*self.past_clients, *more)[-_PAST_CLIENTS:],
+        )
 
     def is_superseded_by(self, other: ClusterDescription) -> bool:
         """True if a machine that has seen this description replaces it by `other`.

@@ -11,10 +11,14 @@ its clients. Nodes, and whoever stands between them, may show old descriptions, 
    names has signed it, and if it supersedes the latest one seen: its serial is higher. It stores it
    beside its store, with its signature, and starts with it the next time. So nothing that is older
    can admit a revoked client, or give anybody more rights, whoever brings it.
-2. The clients are those of the latest description, whatever else has changed in it. For all other
-   settings the node uses those with which it was started; its health report says that it must be
-   restarted to use the new ones.
-3. A client that is not listed any more is cut off. So is a client whose rights have changed; it
+2. What any description calls revoked stays so, if the administrator has signed it: also one that
+   is older, or has the number of the latest one and was made on another machine, where somebody did
+   not know of the latest. These clients are noted beside the store, and not admitted, whatever
+   later descriptions list. Who is to come back gets a new key.
+3. The clients are the others of the latest description, whatever else has changed in it. For all
+   other settings the node uses those with which it was started; its health report says that it must
+   be restarted to use the new ones.
+4. A client that is not listed any more is cut off. So is a client whose rights have changed; it
    connects again and has the new ones. What the node answers to an `Announcement` leaves after
    that: no request that comes later is served by the rights of before.
 
@@ -35,9 +39,10 @@ from bftfs import cluster
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription, SignedDescription, signature_path
 from bftfs.crypto.digest import Body
+from bftfs.durable_files import replace_file
 from bftfs.envelope import DescriptionReply, DescriptionRequest, UpkeepReply
 from bftfs.errors import UsageError
-from bftfs.identifiers import NodeId
+from bftfs.identifiers import ClientId, NodeId
 from bftfs.printable import as_word
 from bftfs.runtime.log import PROCESS_LOG
 from bftfs.server.step import Ready, Role, Sender
@@ -75,6 +80,62 @@ def latest_description(path: Path, kept: Path) -> SignedDescription:
     return given
 
 
+class Revocations:
+    """The clients that the administrator has called revoked, in any description.
+
+    Their file has those whom the latest description does not call so, as another one does: a line
+    for each, with its id in hexadecimal digits and its name. Mostly there is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises UsageError if the file in `path` cannot be used."""
+        self._path = path
+        self._stored: dict[ClientId, str] = {}
+        self._names: dict[ClientId, str] = {}
+        try:
+            lines = path.read_text().splitlines() if path.exists() else []
+            for digits, name in map(str.split, lines):
+                self._stored[ClientId(bytes.fromhex(digits))] = name
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{as_word(path)}, the clients that were revoked, cannot be used ({error}); get it "
+                "from a backup, or remove it and see that `bftfs cluster clients` has all of them"
+            ) from error
+        self._names |= self._stored
+
+    def __contains__(self, client: ClientId) -> bool:
+        return client in self._names
+
+    def add(self, described: ClusterDescription) -> bool:
+        """Note whom `described` calls revoked; True if somebody was not known to be."""
+        found = {past.client: past.name for past in described.past_clients}
+        has_news = not self._names.keys() >= found.keys()
+        self._names |= found
+        return has_news
+
+    def store(self, latest: ClusterDescription) -> None:
+        """Store those whom `latest`, which is stored, too, does not name. Raises UsageError."""
+        named = {past.client for past in latest.past_clients}
+        lacking = {each: name for each, name in self._names.items() if each not in named}
+        if self._stored.keys() >= lacking.keys():
+            return
+        stored = self._stored | lacking
+        lines = [f"{client.hex()} {name}\n" for client, name in stored.items()]
+        try:
+            replace_file(self._path, "".join(lines).encode())
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {as_word(self._path)}: {error.strerror}; check that its directory "
+                "exists and is yours"
+            ) from error
+        self._stored = stored
+
+
+def revocations_path(kept: Path) -> Path:
+    """Where the revoked clients are, beside the latest description."""
+    return kept.with_name(kept.name + ".revoked")
+
+
 class LiveMembership:
     """The clients in the latest cluster description.
 
@@ -95,6 +156,8 @@ class LiveMembership:
         self._peers_serial = 0  # the serial of the peers' description
         # Of each file: inode, size, change time.
         self._seen: tuple[tuple[int, int, int], ...] | None = None
+        self._revoked = Revocations(revocations_path(kept))
+        self._revoked.add(signed.description)
 
     @property
     def latest(self) -> ClusterDescription:
@@ -116,14 +179,17 @@ class LiveMembership:
         if member is not None and member.node is not None:
             return member
         client = self.latest.principal(public_key)
-        return client if client is not None and client.node is None else None
+        if client is None or client.node is not None:
+            return None
+        return None if client.role is Role.CLIENT and client.client in self._revoked else client
 
     def admits(self, sender: Sender) -> bool:
         """True if `sender` may still connect, with the same rights."""
         if sender.role is not Role.CLIENT:
             return True
         entry = self.latest.client(sender.client)
-        return entry is not None and entry.grant == sender.grant
+        is_listed = entry is not None and entry.grant == sender.grant
+        return is_listed and sender.client not in self._revoked
 
     def refresh(self) -> None:
         """Read the description again if its files have changed."""
@@ -152,7 +218,9 @@ class LiveMembership:
         self.unused = ""
         if latest.is_superseded_by(described):
             self._use(signed)
-        elif described.serial == latest.serial and described.digest != latest.digest:
+            return
+        self._heed(described)
+        if described.serial == latest.serial and described.digest != latest.digest:
             self.unused = (
                 f"{as_word(self._path)} is not used: it is number {described.serial} of the "
                 "descriptions, "
@@ -160,6 +228,28 @@ class LiveMembership:
                 "changes of both into one, and sign it (`bftfs cluster sign`)"
             )
             raise UsageError(self.unused)
+
+    def _heed(self, described: ClusterDescription) -> None:
+        """Admit nobody any more whom a description calls revoked that is not taken over."""
+        if described.cluster_id == self.latest.cluster_id and self._revoked.add(described):
+            self.on_change()
+            try:
+                self._revoked.store(self.latest)
+            except UsageError as mistake:
+                PROCESS_LOG.warning("revoked clients not stored", reason=str(mistake))
+
+    @property
+    def contradicted(self) -> str:
+        """A message if the latest description lists clients that were revoked; else empty."""
+        names = [each.name for each in self.latest.clients if each.client in self._revoked]
+        if not names:
+            return ""
+        return (
+            f"number {self.latest.serial} of the cluster's descriptions lists "
+            f"{', '.join(names[:8])}, whose keys another one calls revoked: the node does not "
+            "admit them; run `bftfs cluster revoke-client` for each, and give who is to come back "
+            "a new key"
+        )
 
     def _use(self, signed: SignedDescription) -> None:
         """Use and keep a description that supersedes the latest one. Raises UsageError."""
@@ -175,7 +265,9 @@ class LiveMembership:
         )
         if self.is_partial:
             PROCESS_LOG.warning("cluster description taken over in part", reason=RESTART)
+        self._revoked.add(described)
         self.on_change()
+        self._revoked.store(described)
         cluster.keep(self._kept, signed)
 
     # --- of others ---------------------------------------------------------------------------
@@ -191,7 +283,9 @@ class LiveMembership:
         described, latest = sent.description, self.latest
         if latest.is_superseded_by(described):
             self._use(sent)
-        elif described.digest != latest.digest:
+            return
+        self._heed(described)
+        if described.digest != latest.digest:
             raise UsageError(
                 f"it has seen number {latest.serial} of the cluster's descriptions, and was sent "
                 f"{'another' if described.serial == latest.serial else 'an older'} one, number "
@@ -247,4 +341,4 @@ class MembershipServer:
             membership.take(message.encoded, message.signature)
         except UsageError as mistake:
             return Ready(UpkeepReply(mistake.message[:512]))
-        return Ready(UpkeepReply())
+        return Ready(UpkeepReply(membership.contradicted[:512]))

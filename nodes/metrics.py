@@ -269,7 +269,9 @@ class Health:
             reasons.append(f"writes are refused: {self.room.why_full}")
         if self.tally.faults:
             reasons.append(f"{self.tally.faults} requests met a fault in the node; see its log")
-        reasons += (self.own_clock.reason, self.membership.outdated, self.membership.unused)
+        membership = self.membership
+        reasons += (self.own_clock.reason, membership.outdated, membership.unused)
+        reasons.append(membership.contradicted)
         return tuple(reason[:512] for reason in reasons if reason)
 
     def _remarks(self) -> tuple[str, ...]:

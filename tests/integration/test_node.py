@@ -331,8 +331,9 @@ def test_a_running_node_cuts_off_a_client_whose_right_was_taken(
     kept.greet()
     description = counting.description.without_client("client0", at_s=7)
     if grant is not None:
-        entry = ClientEntry("client0", counting.clients[0].public_key, grant)
-        description = description.with_client(entry)
+        description = counting.description
+        clients = (replace(description.clients[0], grant=grant), *description.clients[1:])
+        description = replace(description, clients=clients, serial=description.serial + 1)
     counting.describe(description)
     counting.processes[0].send_signal(signal.SIGHUP)
     assert taken.is_cut_off()

@@ -21,7 +21,12 @@ from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.server.step import Role, Sender
 from bftfs.storage import MemoryStorage
-from nodes.membership import LiveMembership, MembershipServer, latest_description
+from nodes.membership import (
+    LiveMembership,
+    MembershipServer,
+    Revocations,
+    latest_description,
+)
 
 LAPTOP = Identity.generate(b"l" * 32)
 CLIENT = client_id_of(public_key=LAPTOP.public_key)
@@ -125,9 +130,14 @@ def test_an_older_description_brings_nobody_back(tmp_path: Path, restarts: bool)
     assert not machine.knows_laptop
 
 
-def test_an_older_description_widens_no_grant(tmp_path: Path) -> None:
+def narrowed(description: ClusterDescription) -> ClusterDescription:
+    """The next one, in which the laptop may only read."""
     narrow = replace(BEFORE.clients[0], grant=Grant(uids=(1000,), write=False))
-    machine = Machine(tmp_path, BEFORE.without_client("laptop", at_s=7).with_client(narrow))
+    return replace(description, clients=(narrow,), serial=description.serial + 1)
+
+
+def test_an_older_description_widens_no_grant(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, narrowed(BEFORE))
     machine.copy_in(BEFORE)  # which was signed before
     sender = machine.membership.principal(LAPTOP.public_key)
     assert sender is None or not sender.grant.write
@@ -135,10 +145,10 @@ def test_an_older_description_widens_no_grant(tmp_path: Path) -> None:
 
 def test_a_node_says_what_waits_for_its_restart(tmp_path: Path) -> None:
     machine = Machine(tmp_path, BEFORE)
-    machine.copy_in(BEFORE.without_client("laptop", at_s=7))
+    machine.copy_in(narrowed(BEFORE))
     machine.membership.refresh()
     assert not machine.membership.is_partial
-    machine.copy_in(moved(BEFORE.without_client("laptop", at_s=7).with_client(BEFORE.clients[0])))
+    machine.copy_in(moved(narrowed(narrowed(BEFORE))))
     assert machine.knows_laptop
     assert machine.membership.is_partial
     machine.restart()
@@ -167,23 +177,111 @@ def test_of_two_with_one_number_the_first_is_kept(tmp_path: Path) -> None:
     )
     assert not machine.knows_laptop
     assert "sign it" in machine.membership.unused
-    machine.copy_in(replace(BEFORE, serial=3))
-    assert machine.knows_laptop
+    machine.copy_in(replace(BEFORE, clients=(), serial=4))
+    machine.membership.refresh()
+    assert machine.membership.serial == 4
     assert machine.membership.unused == ""
 
 
 def test_a_grant_that_narrows_cuts_off_who_has_the_old_one(tmp_path: Path) -> None:
-    narrow = replace(BEFORE.clients[0], grant=Grant(uids=(1000,), write=False))
     machine = Machine(tmp_path, BEFORE)
     before = machine.membership.principal(LAPTOP.public_key)
     assert before is not None
-    machine.copy_in(moved(BEFORE.without_client("laptop", at_s=7).with_client(narrow)))
+    machine.copy_in(moved(narrowed(BEFORE)))
     machine.membership.refresh()
     assert not machine.membership.admits(before)
     now = machine.membership.principal(LAPTOP.public_key)
     assert now is not None
-    assert now.grant == narrow.grant
+    assert not now.grant.write
     assert machine.membership.admits(now)
+
+
+# --- two machines of one administrator -----------------------------------------------------------
+
+DESK = ClientEntry("desk", Identity.generate(b"d" * 32).public_key)
+HERE = AFTER  # here the laptop was revoked; there nobody knew, and has added a desk, and more
+THERE = BEFORE.with_client(DESK)
+LATER_THERE = [THERE, replace(THERE, serial=5), replace(THERE, serial=99)]
+
+
+def learns(draw: Random, machine: Machine, description: ClusterDescription) -> None:
+    """The node learns of a description in some way, whatever it thinks of it."""
+    how = draw.choice(("copied", "told", "offered"))
+    if how == "copied":
+        machine.copy_in(description)
+        machine.membership.refresh()
+    elif how == "told":
+        machine.tell(signed(description))
+    else:
+        machine.hear(signed(description))
+    if draw.random() < 0.3:
+        machine.restart()
+
+
+def fork(tmp_path: Path, seed: int) -> Machine:
+    """A node that has learnt both, in some order, and is started anew."""
+    draw = Random(seed)
+    machine = Machine(tmp_path, BEFORE)
+    each = [HERE, *LATER_THERE]
+    draw.shuffle(each)
+    for description in (*each, *draw.choices(each, k=4)):
+        learns(draw, machine, description)
+    machine.restart()
+    return machine
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_revocation_holds_whatever_another_machine_signs(tmp_path: Path, seed: int) -> None:
+    machine = fork(tmp_path, seed)
+    assert machine.membership.serial == 99
+    assert not machine.knows_laptop
+    assert not machine.membership.admits(sender(LAPTOP.public_key))
+    assert machine.membership.principal(DESK.public_key) is not None
+    assert "lists laptop, whose key" in machine.membership.contradicted
+    machine.tell(signed(LATER_THERE[-1].without_client("laptop", at_s=8)))
+    assert machine.membership.contradicted == ""
+
+
+def test_the_administrator_is_told_of_who_was_revoked_elsewhere(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, HERE)
+    changed = []
+    machine.membership.on_change = lambda: changed.append(True)
+    assert "does not admit them" in machine.tell(signed(LATER_THERE[1]))
+    (tmp_path / "other").mkdir()
+    other = Machine(tmp_path / "other", LATER_THERE[1])
+    other.membership.on_change = lambda: changed.append(True)
+    changed.clear()
+    assert "sent an older one" in other.tell(signed(HERE))
+    assert changed, "it is cut off at once"
+    assert not other.knows_laptop
+
+
+def test_must_fail_where_only_the_latest_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Revocations, "__contains__", lambda *_: False)
+    assert fork(tmp_path, 0).knows_laptop
+
+
+def test_must_fail_where_revocations_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nodes.membership.replace_file", lambda *_: None)
+    machine = Machine(tmp_path, HERE)
+    machine.tell(signed(LATER_THERE[1]))
+    assert not machine.knows_laptop
+    (tmp_path / "cluster.toml").unlink()
+    machine.copy_in(LATER_THERE[1])
+    machine.restart()
+    assert machine.knows_laptop
+
+
+@pytest.mark.parametrize("contents", ["x\n", "00 a b\n", "zz laptop\n"])
+def test_a_damaged_list_of_the_revoked_is_no_empty_one(tmp_path: Path, contents: str) -> None:
+    machine = Machine(tmp_path, HERE)
+    (tmp_path / "description.toml.revoked").write_text(contents)
+    with pytest.raises(UsageError, match="the clients that were revoked, cannot be used"):
+        machine.restart()
 
 
 # --- what is sent -----------------------------------------------------------------------------
@@ -332,11 +430,11 @@ def test_must_fail_where_any_signed_description_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ClusterDescription, "is_superseded_by", lambda *_: True)
-    machine = Machine(tmp_path, BEFORE)
-    machine.copy_in(BEFORE.without_client("laptop", at_s=7))
-    assert not machine.knows_laptop
+    machine = Machine(tmp_path, narrowed(BEFORE))
     machine.copy_in(BEFORE)
-    assert machine.knows_laptop
+    sender = machine.membership.principal(LAPTOP.public_key)
+    assert sender is not None
+    assert sender.grant.write, "which the administrator had taken from it"
 
 
 @pytest.mark.parametrize("how", [Machine.tell, Machine.hear])
@@ -354,8 +452,8 @@ def test_must_fail_where_signatures_are_not_checked(
 ) -> None:
     monkeypatch.setattr(cluster, "_is_signed", lambda *_: True)
     machine = Machine(tmp_path, AFTER)
-    machine.hear(signed(replace(BEFORE, serial=9), LAPTOP))
-    assert machine.knows_laptop
+    machine.hear(signed(replace(THERE, serial=9), LAPTOP))
+    assert machine.membership.principal(DESK.public_key) is not None
 
 
 def test_must_fail_where_nothing_is_kept(tmp_path: Path) -> None:

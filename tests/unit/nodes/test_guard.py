@@ -123,7 +123,9 @@ def test_updates_of_objects_are_refused_while_the_pool_is_full() -> None:
 def test_a_full_disk_is_told_of_until_there_is_room() -> None:
     links = SimpleNamespace(unreachable=tuple)
     latest = SimpleNamespace(serial=0, digest=bytes(32), let_go=())
-    membership = SimpleNamespace(latest=latest, outdated="", unused="", is_partial=False)
+    membership = SimpleNamespace(
+        latest=latest, outdated="", unused="", contradicted="", is_partial=False
+    )
     room = Room()
     health = Health(
         disk_bytes=lambda: 1,
