@@ -15,7 +15,10 @@ from bftfs.identifiers import ClientId
 from bftfs.printable import printable
 from bftfs.server.comparison import with_a_correct_one
 
-_LATER = "was sent an older one"  # in what a node says that has seen a later description
+# In what a node says that has seen a later description, or another one.
+_LATER = ("was sent an older one", "was sent another one")
+
+_CONTRADICTED = "does not admit them"  # in what one says that knows of other revocations
 
 
 def announce(directory: DataDirectory, signed: SignedDescription, *, done: str) -> int:
@@ -38,12 +41,12 @@ def announce(directory: DataDirectory, signed: SignedDescription, *, done: str) 
         )
     missed = {node: why for node, why in deaf.items() if node not in stopped}
     for node, why in missed.items():
-        click.echo(f"bftfs: node {node} has not heard of it: it {printable(why)}", err=True)
-    if any(_LATER in why for why in missed.values()):
+        heard_it = "has heard of it, and" if _CONTRADICTED in why else "has not heard of it: it"
+        click.echo(f"bftfs: node {node} {heard_it} {printable(why)}", err=True)
+    if any(words in why for why in missed.values() for words in _LATER):
         click.echo(
-            "bftfs: the files here are older than that node's: bring its description.toml and "
-            "description.toml.sig here as cluster.toml and cluster.toml.sig, and make the change "
-            "again",
+            "bftfs: if you have just changed the clients on another machine, too: `bftfs cluster "
+            "tell` brings the later description here; see that it has both changes",
             err=True,
         )
     if missed:

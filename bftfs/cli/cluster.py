@@ -14,7 +14,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ from bftfs.cli.decisions import tell_decisions
 from bftfs.cli.let_go import let_go
 from bftfs.cli.options import data_option, data_words, json_option, new_data_option
 from bftfs.cli.plain_console import plain_console
+from bftfs.cli.signed_elsewhere import adopt_later, description_to_change, edited_description
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
 from bftfs.credentials import Grant
 from bftfs.crypto import keys
@@ -245,7 +245,6 @@ def add_client(
 
     Example: bftfs cluster add-client alice --uid 1000 --gid 1000 --gid 27
     """
-    description = description_files.load(directory.description)
     administrator = keys.read_identity(directory.administrator_key)
     if any_uid:
         if uids or gids:
@@ -255,7 +254,7 @@ def add_client(
         uids = tuple(dict.fromkeys(uids or (_own_uid(),)))
         gids = tuple(dict.fromkeys(gids or (gid for uid in uids for gid in _groups_of(uid))))
         grant = Grant(uids, write=not read_only, gids=gids, squash_root=squash_root)
-    description = _with_new_client(directory, description, name, grant)
+    description = _with_new_client(directory, description_to_change(directory), name, grant)
     signed = description_files.store(directory.description, description, administrator)
     click.echo(
         f"Client {name}: key in {as_word(directory.client_key(name))}\n"
@@ -301,8 +300,8 @@ def revoke_client(directory: DataDirectory, name: str, yes: bool) -> int:
 
     Example: bftfs cluster revoke-client alice
     """
-    description = description_files.load(directory.description)
     administrator = keys.read_identity(directory.administrator_key)
+    description = description_to_change(directory)
     entry = _present_client(description, name)
     if entry.name == DEFAULT_CLIENT and not yes:
         raise UsageError(
@@ -341,7 +340,7 @@ def tell(directory: DataDirectory) -> int:
 
     Example: bftfs cluster tell
     """
-    return announce(directory, description_files.read(directory.description), done="have it")
+    return announce(directory, adopt_later(directory), done="have it")
 
 
 @cluster.command()
@@ -349,11 +348,12 @@ def tell(directory: DataDirectory) -> int:
 def sign(directory: DataDirectory) -> int:
     """Sign cluster.toml after editing it by hand, and tell all nodes.
 
+    A client that was taken out of it is revoked.
+
     Example: bftfs cluster sign
     """
-    edited = description_files.load_unsigned(directory.description)
-    description = replace(edited, serial=edited.serial + 1)
     administrator = keys.read_identity(directory.administrator_key)
+    description = edited_description(directory)
     signed = description_files.store(directory.description, description, administrator)
     click.echo(f"Signed {as_word(directory.description)}, number {description.serial}")
     return announce(directory, signed, done="have it")

@@ -8,17 +8,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from contextlib import suppress
+from typing import Self, TypeAlias, TypeVar
 
 from bftfs.asking.ask import ask_all
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
-from bftfs.cluster import ClusterDescription, SignedDescription, UnixAddress, parse_address
+from bftfs.cluster import (
+    ClusterDescription,
+    SignedDescription,
+    UnixAddress,
+    parse_address,
+    verified,
+)
 from bftfs.conversation import Delivery
 from bftfs.crypto.keys import Identity, read_identity
 from bftfs.data_directory import DataDirectory
-from bftfs.envelope import REPLIES, Announcement, UpkeepReply, UpkeepRequest
+from bftfs.envelope import (
+    REPLIES,
+    Announcement,
+    DescriptionReply,
+    DescriptionRequest,
+    UpkeepReply,
+    UpkeepRequest,
+)
 from bftfs.errors import NotAdmitted, UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import SECOND_US
@@ -31,6 +45,9 @@ _LONGER_US = 5 * SECOND_US  # for those that can, and are slow
 _NOT_ADMITTED = NotAdmitted.__name__  # the beginning of that reason for a lost connection
 
 _NOT_RUNNING = "does not run on this machine"
+
+_Request: TypeAlias = UpkeepRequest | Announcement | DescriptionRequest
+_Reply = TypeVar("_Reply", UpkeepReply, DescriptionReply)
 
 Replies = dict[int, UpkeepReply | str]  # by node; a sentence if the node did not obey
 
@@ -113,6 +130,22 @@ class NodeAccess:
         replies = self.ask_over_channels(dict.fromkeys(range(signed.description.n), announcement))
         return {node: reply for node, reply in replies.items() if isinstance(reply, str)}
 
+    def descriptions(self) -> list[SignedDescription]:
+        """The latest description of each node that answers, as far as its signature is right."""
+        found: list[SignedDescription] = []
+        if self._administrator is None:
+            return found
+        requests = dict.fromkeys(range(self._description.n), DescriptionRequest())
+        administrator = self._administrator.public_key
+        for node, reply in self._ask(requests, DescriptionReply).items():
+            if not isinstance(reply, str):
+                encoded, signature, source = reply.encoded, reply.signature, f"node {node}'s"
+                with suppress(UsageError):
+                    found.append(
+                        verified(encoded, signature, administrator=administrator, source=source)
+                    )
+        return found
+
     @property
     def stopped(self) -> tuple[int, ...]:
         """The nodes that were found not to run, and can run nowhere but on this machine."""
@@ -130,10 +163,14 @@ class NodeAccess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -----------------------------------------------------------------------------------------
-
     def ask_over_channels(self, requests: Mapping[int, UpkeepRequest | Announcement]) -> Replies:
         """The answer of each node to its request; also of those on this machine."""
+        return self._ask(requests, UpkeepReply)
+
+    # -----------------------------------------------------------------------------------------
+
+    def _ask(self, requests: Mapping[int, _Request], kind: type[_Reply]) -> dict[int, _Reply | str]:
+        """Ask nodes over channels, for replies of this kind."""
         nodes = list(requests)
         if self._administrator is None:
             for node in nodes:
@@ -146,7 +183,7 @@ class NodeAccess:
                         f"{self.why_not}"
                     )
             return {node: self._silent[node] for node in nodes}
-        replies: Replies = {}
+        replies: dict[int, _Reply | str] = {}
         for node in nodes:
             address = parse_address(self._description.members[node].address)
             if isinstance(address, UnixAddress) and not os.path.exists(address.path):
@@ -162,15 +199,17 @@ class NodeAccess:
         peers = Peers(ThresholdQuorums(self._description.query_update))
         ask, links = self._network.perform, self._network.links
         sent = {NodeId(node): requests[node] for node in nodes}
-        answers = ask(_answers(peers, sent, _PATIENCE_US))
+        answers = ask(_answers(peers, sent, kind, _PATIENCE_US))
         slow = sent.keys() - answers.keys() - dict(links.unreachable()).keys()
         if slow:
-            answers |= ask(_answers(peers, {node: sent[node] for node in slow}, _LONGER_US))
+            answers |= ask(_answers(peers, {node: sent[node] for node in slow}, kind, _LONGER_US))
         why = dict(links.unreachable())
         for node in nodes:
             answer = answers.get(NodeId(node))
-            if isinstance(answer, UpkeepReply):
-                replies[node] = f"says: {answer.error}" if answer.error else answer
+            if isinstance(answer, UpkeepReply) and answer.error:
+                replies[node] = f"says: {answer.error}"
+            elif answer is not None and not isinstance(answer, Refused):
+                replies[node] = answer
             else:
                 sentence = self._sentence(node, answer, why.get(NodeId(node), ""))
                 self._silent[node] = replies[node] = sentence
@@ -195,10 +234,10 @@ class NodeAccess:
 
 
 async def _answers(
-    peers: Peers, requests: Mapping[NodeId, UpkeepRequest | Announcement], patience_us: int
-) -> dict[NodeId, UpkeepReply | Refused]:
-    def judge(delivery: Delivery, _now_us: int) -> UpkeepReply | Refused | None:
+    peers: Peers, requests: Mapping[NodeId, _Request], kind: type[_Reply], patience_us: int
+) -> dict[NodeId, _Reply | Refused]:
+    def judge(delivery: Delivery, _now_us: int) -> _Reply | Refused | None:
         message = delivery.message
-        return message if isinstance(message, (UpkeepReply, Refused)) else None
+        return message if isinstance(message, (kind, Refused)) else None
 
     return await ask_all(peers, requests, judge, patience_us=patience_us)

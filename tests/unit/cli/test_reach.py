@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,27 @@ from click.testing import CliRunner, Result
 from bftfs import cluster
 from bftfs.cli import reach
 from bftfs.cli.main import program
+from bftfs.cli.reach import NodeAccess
+from bftfs.cluster import ClientEntry
 from bftfs.crypto.keys import Identity, write_identity
 from bftfs.data_directory import DataDirectory
-from bftfs.envelope import REQUESTS, Announcement, ClientUse, UpkeepReply, UpkeepRequest, WorkStatus
-from bftfs.errors import PeerFault
-from bftfs.server.step import Sender
+from bftfs.envelope import (
+    REQUESTS,
+    Announcement,
+    ClientUse,
+    DescriptionReply,
+    DescriptionRequest,
+    UpkeepReply,
+    UpkeepRequest,
+    WorkStatus,
+)
+from bftfs.errors import PeerFault, UsageError
+from bftfs.identifiers import ClientId
+from bftfs.server.step import Role, Sender
+from bftfs.storage import MemoryStorage
 from bftfs.wire.channel import ServerChannel
 from bftfs.wire.codec import encode
+from nodes.membership import LiveMembership, MembershipServer, latest_description
 
 IDLE = WorkStatus("scrub", "idle", 1.0, 0.0, 1024, None, None, {"passes": 1})
 Answer = Callable[[Any], Any]
@@ -233,7 +250,7 @@ def test_who_has_heard_of_a_revocation_and_who_has_not(
     assert lines[0] == "bftfs: node 3 has not heard of it: it says: it\\x0awas sent an older one"
     assert lines[1].startswith("bftfs: node 4 has not heard of it: it does not take the admin")
     assert lines[2].startswith("bftfs: node 5 has not heard of it: it cannot be reached at tcp:")
-    assert lines[3].startswith("bftfs: the files here are older than that node's: bring its descr")
+    assert lines[3].startswith("bftfs: if you have just changed the clients on another machine")
     assert "`bftfs cluster tell` tells all again; start node 5 on its machine" in lines[4]
     description = cluster.load(office.directory.description)
     last = {message.encoded for message in heard[-3:]}
@@ -287,3 +304,147 @@ def test_a_node_that_has_lost_its_store_is_of_this_machine_by_its_log(office: Of
     office.sockets[1].close()
     reported = json.loads(office.bftfs("status", "--json").stdout)["nodes"][1]
     assert any("store cannot be used" in reason for reason in reported["reasons"])
+
+
+# --- descriptions that were signed elsewhere ------------------------------------------------------
+
+
+class TwoMachines:
+    """Two machines with the administrator's key, of which neither knows of the other; and nodes."""
+
+    def __init__(self, office: Office, path: Path, nodes: ExitStack) -> None:
+        self.office = office
+        laptop = ClientEntry("laptop", Identity.generate(b"p" * 32).public_key)
+        described = office.made.description.with_client(laptop)
+        cluster.store(office.directory.description, described, office.made.administrator)
+        self.elsewhere = DataDirectory(path / "elsewhere")
+        self.elsewhere.path.mkdir()
+        for name in ("cluster.toml", "cluster.toml.sig", "admin.key"):
+            shutil.copy(office.directory.path / name, self.elsewhere.path / name)
+        self.memberships = []
+        self.lies: list[DescriptionReply] = []  # what nodes say first that are asked for theirs
+        for number in range(6):
+            kept = path / f"node{number}.toml"
+            latest = latest_description(office.directory.description, kept)
+            membership = LiveMembership(path / "none.toml", kept, latest)
+            self.memberships.append(membership)
+            nodes.enter_context(office.running(number, partial(self._answer, membership)))
+
+    def _answer(self, membership: LiveMembership, message: Any) -> bytes:
+        if isinstance(message, DescriptionRequest) and self.lies:
+            return encode(self.lies.pop())
+        administrator = Sender(Role.ADMINISTRATOR, ClientId(bytes(16)))
+        step = MembershipServer(membership).step
+        return encode(step(MemoryStorage(), administrator, message, b"", 0).reply)
+
+    def there(self, *words: str) -> Result:
+        """A command on the other machine."""
+        words = ("cluster", *words, "--data", str(self.elsewhere.path))
+        return CliRunner().invoke(program, words, standalone_mode=False)
+
+    @property
+    def names(self) -> tuple[list[str], list[str]]:
+        """The clients, present and past, that all nodes know of."""
+        [latest] = {each.latest.digest: each.latest for each in self.memberships}.values()
+        present = [each.name for each in latest.clients]
+        return present, [each.name for each in latest.past_clients]
+
+
+ADD_DESK = ("add-client", "desk", "--uid", "1000", "--gid", "1000")
+
+
+@pytest.fixture
+def machines(office: Office, tmp_path: Path) -> Iterator[TwoMachines]:
+    with ExitStack() as nodes:
+        yield TwoMachines(office, tmp_path, nodes)
+
+
+def test_a_change_is_made_in_what_another_machine_has_signed(machines: TwoMachines) -> None:
+    machines.office.bftfs("cluster", "revoke-client", "laptop")
+    added = machines.there(*ADD_DESK)
+    assert added.return_value == 0, added.output
+    assert "Nodes have number 2 of the descriptions, signed on another machine" in added.output
+    assert machines.names == (["desk"], ["laptop"])
+    assert "number 3" in machines.office.bftfs("cluster", "tell").output
+    assert cluster.load(machines.office.directory.description).serial == 3
+
+
+def test_must_fail_where_nodes_are_not_asked_first(
+    machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NodeAccess, "descriptions", lambda _: [])
+    machines.office.bftfs("cluster", "add-client", "tv", "--uid", "1", "--gid", "1")
+    machines.there(*ADD_DESK)
+    machines.there("revoke-client", "laptop")
+    assert machines.names == (["desk"], ["laptop"]), "tv is forgotten"
+
+
+def test_of_two_with_one_number_both_revocations_hold(
+    machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as alone:
+        alone.setattr(NodeAccess, "_ask", lambda *_: {})
+        machines.there(*ADD_DESK)
+    machines.office.bftfs("cluster", "revoke-client", "laptop")
+    told = machines.there("tell")
+    assert told.return_value == 1
+    assert "was sent another one, number 2" in told.output
+    added = machines.there("add-client", "tv", "--uid", "1000", "--gid", "1000")
+    assert added.return_value == 0, added.output
+    other = machines.elsewhere.path / "cluster.other.toml"
+    assert "nodes have another description with number 2" in added.output
+    assert "Revoked elsewhere, and so here, too: laptop." in added.output
+    assert cluster.load(other).past_clients[0].name == "laptop"
+    assert machines.names == (["desk", "tv"], ["laptop"])
+
+
+def test_who_is_taken_out_by_hand_is_remembered_as_revoked(machines: TwoMachines) -> None:
+    path = machines.office.directory.description
+    machines.office.bftfs("cluster", *ADD_DESK)
+    cut = path.read_text().partition('[[clients]]\nname = "desk"')[0]
+    path.write_text(cut)
+    done = machines.office.bftfs("cluster", "sign")
+    assert done.return_value == 0, done.output
+    assert machines.names == (["laptop"], ["desk"])
+    [past] = cluster.load(path).past_clients
+    assert past.revoked_s >= (past.added_s or 0) > 0
+
+    again = path.read_text().partition("[[past_clients]]")[0]
+    entry = '[[clients]]\nname = "desk"\nwrite = true\nsubtree = "/"\npublic_key = '
+    key = Identity.generate(b"d" * 32).public_key.hex()
+    path.write_text(f'{again}{entry}"{key}"\n')
+    assert machines.office.bftfs("cluster", "sign").return_value == 0
+    assert machines.names == (["laptop", "desk"], ["desk"]), "that is another one"
+
+
+def test_what_was_made_from_an_older_one_is_not_signed(machines: TwoMachines) -> None:
+    machines.office.bftfs("cluster", "revoke-client", "laptop")
+    refused = machines.there("sign")
+    assert isinstance(refused.exception, UsageError)
+    assert "was made from number 1 of the descriptions, and nodes have number 2" in str(
+        refused.exception
+    )
+    other = machines.elsewhere.path / "cluster.other.toml"
+    for suffix in ("", ".sig"):
+        shutil.copy(f"{other}{suffix}", f"{machines.elsewhere.description}{suffix}")
+    assert machines.there("sign").return_value == 0
+    assert machines.names == ([], ["laptop"])
+
+
+def test_what_somebody_else_has_signed_is_not_taken(machines: TwoMachines) -> None:
+    """A lying node offers a later description of its own, nonsense, and an older one."""
+    liar = Identity.generate(b"l" * 32)
+    here = machines.office.directory
+    mine = cluster.read(here.description)
+    later = replace(mine.description, administrator=liar.public_key, clients=(), serial=99)
+    forged = cluster.store(here.path / "forged.toml", later, liar)
+    machines.office.bftfs("cluster", *ADD_DESK)
+    machines.lies = [
+        DescriptionReply(forged.encoded, forged.signature),
+        DescriptionReply(mine.encoded + b"#", mine.signature),
+        DescriptionReply(mine.encoded, mine.signature),
+    ]
+    done = machines.office.bftfs("cluster", "add-client", "tv", "--uid", "1000", "--gid", "1000")
+    assert done.return_value == 0, done.output
+    assert not machines.lies
+    assert machines.names == (["laptop", "desk", "tv"], [])

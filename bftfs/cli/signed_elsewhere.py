@@ -1,0 +1,166 @@
+"""What the administrator has signed on other machines, as nodes know it, before a change is made.
+
+Situation: there may be two machines with `admin.key`, or the files here come from a backup. A
+change of an older description would take back what was signed since: admit whom somebody has
+revoked, and forget whom somebody has added. So a command that changes the description asks the
+nodes first. It believes what the administrator has signed, and that every revocation holds: nodes
+do the same (`nodes.membership`). A node that lies can keep something back, and invent nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from bftfs import cluster
+from bftfs.cli.reach import NodeAccess
+from bftfs.cluster import ClusterDescription, PastClient, SignedDescription, signature_path
+from bftfs.data_directory import DataDirectory
+from bftfs.errors import UsageError
+from bftfs.identifiers import ClientId
+from bftfs.printable import as_word
+
+
+def description_to_change(directory: DataDirectory) -> ClusterDescription:
+    """The latest description: that of the files here, or a later one of a node, now here, too.
+
+    Without clients who were revoked in any of them.
+    """
+    here = cluster.read(directory.description)
+    known = _of_nodes(directory, here.description)
+    latest = max((here, *known), key=lambda each: each.description.serial)
+    if latest is not here:
+        _adopt(directory, here, latest)
+    elif any(_is_other(here.description, each.description) for each in known):
+        other = _put_beside(directory, "other", known)
+        click.echo(
+            f"bftfs: nodes have another description with number {here.description.serial}, which "
+            f"was signed on another machine: {as_word(other)}; whom it revokes is revoked here, "
+            "too; see what else is in it, make these changes here as well, and run `bftfs cluster "
+            "sign`",
+            err=True,
+        )
+    return _without_revoked(latest.description, [each.description for each in (here, *known)])
+
+
+def adopt_later(directory: DataDirectory) -> SignedDescription:
+    """The latest description, which is in the files here from now on."""
+    here = cluster.read(directory.description)
+    latest = max(
+        (here, *_of_nodes(directory, here.description)), key=lambda each: each.description.serial
+    )
+    if latest is not here:
+        _adopt(directory, here, latest)
+    return latest
+
+
+def edited_description(directory: DataDirectory) -> ClusterDescription:
+    """The description that was edited by hand, to be signed: with the next number.
+
+    Clients that were taken out of it are remembered as revoked. Raises UsageError if it was made
+    from an older one than nodes have.
+    """
+    edited = cluster.load_unsigned(directory.description)
+    known = _of_nodes(directory, edited)
+    latest = max((each.description.serial for each in known), default=0)
+    if latest > edited.serial:
+        other = _put_beside(directory, "other", known)
+        raise UsageError(
+            f"{as_word(directory.description)}: was made from number {edited.serial} of the "
+            f"descriptions, and nodes have number {latest}, signed on another machine, which is "
+            f"now {as_word(other)}: make the changes in that, copy it and "
+            f"{as_word(signature_path(other))} over this one and its signature, and sign it"
+        )
+    signed = replace(edited, serial=edited.serial + 1)
+    lines: list[bytes] = []
+    with suppress(OSError):
+        lines = signature_path(directory.description).read_bytes().split()
+    for each in known:
+        if each.description.serial == edited.serial and each.signature in lines:
+            signed = _with_removed(signed, each.description)
+    return _without_revoked(signed, [each.description for each in known])
+
+
+# -----------------------------------------------------------------------------------------------
+
+
+def _of_nodes(directory: DataDirectory, mine: ClusterDescription) -> list[SignedDescription]:
+    """The descriptions that nodes have and this machine's administrator has signed, each once."""
+    with NodeAccess(directory, mine) as access:
+        found = {each.signature: each for each in access.descriptions()}
+    for number in range(mine.n):  # nodes of this machine that do not run
+        with suppress(UsageError):
+            kept = directory.node(number).description
+            each = cluster.read(kept, administrator=mine.administrator)
+            found[each.signature] = each
+    return [each for each in found.values() if each.description.cluster_id == mine.cluster_id]
+
+
+def _named(description: ClusterDescription) -> set[ClientId]:
+    """The clients that a description names, present and past."""
+    past = {each.client for each in description.past_clients}
+    return past | {each.client for each in description.clients}
+
+
+def _is_other(mine: ClusterDescription, theirs: ClusterDescription) -> bool:
+    return mine.serial == theirs.serial and mine.digest != theirs.digest
+
+
+def _put_beside(directory: DataDirectory, suffix: str, known: Sequence[SignedDescription]) -> Path:
+    """Write the latest of these descriptions beside the one here; its path."""
+    latest = max(known, key=lambda each: each.description.serial)
+    path = directory.description.with_suffix(f".{suffix}.toml")
+    cluster.keep(path, latest)
+    return path
+
+
+def _adopt(directory: DataDirectory, here: SignedDescription, later: SignedDescription) -> None:
+    """Replace the files here by a later description, and say so."""
+    before = _put_beside(directory, "before", [here])
+    cluster.keep(directory.description, later)
+    mine, theirs = here.description, later.description
+    click.echo(
+        f"Nodes have number {theirs.serial} of the descriptions, signed on another machine: "
+        f"{as_word(directory.description)} is that one now. It was number {mine.serial}, which is "
+        f"in {as_word(before)}."
+    )
+    known = _named(theirs)
+    lost = [each.name for each in mine.clients if each.client not in known]
+    if lost:
+        click.echo(
+            f"bftfs: it does not have {', '.join(lost)}: add who is to stay with `bftfs cluster "
+            "add-client`",
+            err=True,
+        )
+
+
+def _without_revoked(
+    description: ClusterDescription, others: Sequence[ClusterDescription]
+) -> ClusterDescription:
+    """The description without those whom others call revoked; its serial stays."""
+    for other in others:
+        gone = {past.client: past for past in other.past_clients}
+        names = [each.name for each in description.clients if each.client in gone]
+        description = description.with_revocations_of(other)
+        if names:
+            click.echo(f"Revoked elsewhere, and so here, too: {', '.join(names)}.")
+    return description
+
+
+def _with_removed(
+    description: ClusterDescription, before: ClusterDescription
+) -> ClusterDescription:
+    """The description, which remembers whom `before` listed and it does not list as revoked."""
+    known = _named(description)
+    now_s = int(time.time())
+    removed = tuple(
+        PastClient(each.name, each.client, each.added_s, now_s)
+        for each in before.clients
+        if each.client not in known
+    )
+    return description.with_revocations_of(replace(before, clients=(), past_clients=removed))
