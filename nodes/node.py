@@ -274,6 +274,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
                 background=(*services.background, comparison),
                 on_damage=services.on_damage,
                 is_full=lambda: room.full,
+                admits=membership.admits,
             ),
             store=store,
             room=room,

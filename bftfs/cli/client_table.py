@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.table import Table
 
 from bftfs.credentials import Grant
@@ -20,10 +19,11 @@ def clients_table(
     clients: tuple[KnownClient, ...], *, dated: bool, seen_s: Mapping[ClientId, int] | None = None
 ) -> Table:
     """A row per client; `dated`: with ids and dates, too; `seen_s`: and when it was seen last."""
-    table = Table(box=SIMPLE) if dated else Table()
+    narrow = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)  # fits 80 columns
+    table = narrow if dated else Table()
     for name in ("client", "id", "uids", "gids", "may write", "added", "revoked"):
         if dated or name not in _DATED:
-            table.add_column(name, no_wrap=name in _DATED)
+            table.add_column(name, no_wrap=name in _DATED, overflow="fold")
     if seen_s is not None:
         table.add_column("last seen", no_wrap=True)
     for each in clients:

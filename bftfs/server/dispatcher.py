@@ -78,8 +78,12 @@ class Dispatcher:
         background: Iterable[Background] = (),
         on_damage: Callable[[ObjectId], None] = lambda _object: None,
         is_full: Callable[[], bool] = lambda: False,
+        admits: Callable[[Sender], bool] = lambda _sender: True,
     ) -> None:
-        """`on_damage` is told of objects whose rows cannot be read, `is_full` tells of the disk."""
+        """`on_damage` is told of objects whose rows cannot be read, `is_full` tells of the disk.
+
+        `admits` tells of senders, whose right may have been taken while their requests waited.
+        """
         self._servers = servers  # by message class
         self._engine = engine
         self._waiting: dict[bytes, list[Incoming]] = {}  # by the key of what they want
@@ -90,6 +94,7 @@ class Dispatcher:
         self.on_supply: Callable[[], None] = lambda: None  # tells the host that a batch is due
         self.foreground_us = 0  # when a client last asked for something
         self._is_full = is_full
+        self._admits = admits
         self._tasks: deque[Task] = deque()
         self._on_damage = on_damage
         for each in background:
@@ -153,7 +158,10 @@ class Dispatcher:
                 continue
             batch.apply(writes)
             for request in waiting:
-                self._step(batch, request, now_us)
+                if self._admits(request.sender):
+                    self._step(batch, request, now_us)
+                else:
+                    self._refuse(request, errno.EACCES, "no longer admitted")
 
     def _step(self, batch: BatchView, request: Incoming, now_us: int) -> bool:
         """True if the reply is in `outbox`."""

@@ -106,6 +106,27 @@ def test_requests_that_want_the_same_share_it(host: Host) -> None:
     assert not host.dispatcher.has_supplies
 
 
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_who_is_revoked_gets_nothing_that_has_waited(host: Host, is_asked: bool) -> None:
+    """Must fail where the host does not ask again: what has waited was of a client of then."""
+    revoked: list[ClientId] = []
+    host.dispatcher = Dispatcher(
+        servers={bytes: host.server},
+        engine=host.engine,
+        admits=lambda sender: not is_asked or sender.client not in revoked,
+    )
+    host.request(b"a", client=1)
+    host.request(b"a", client=2)
+    revoked.append(ClientId(bytes([1]) * 16))
+    host.engine.deliver(PEER, 1, b"supplied")
+    host.resume()
+    (_, first), (_, second) = host.replies()
+    assert second == b"supplied"
+    assert (first == b"supplied") != is_asked
+    assert not is_asked or first == Refused(errno.EACCES, "no longer admitted")
+    assert host.dispatcher.parked == 0
+
+
 def test_the_body_of_a_parked_request_is_its_own(host: Host) -> None:
     buffer = bytearray(b"body")
     host.request(b"a", body=memoryview(buffer))
