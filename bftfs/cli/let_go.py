@@ -16,6 +16,7 @@ from bftfs.cli.decisions import what_goes
 from bftfs.cli.options import data_option
 from bftfs.cli.progress import Progress
 from bftfs.cli.reach import NodeAccess
+from bftfs.cli.signed_elsewhere import description_to_change
 from bftfs.cli.times import past_time
 from bftfs.cli.upkeep import volume
 from bftfs.cli.usage import survey
@@ -49,7 +50,10 @@ def let_go(
     Example: bftfs cluster let-go --client mallory --since 'yesterday 14:00' --yes
     """
     now_us = clock.now_us()
-    description = description_files.load(directory.description)
+    if yes:
+        description = description_to_change(directory)
+    else:
+        description = description_files.load(directory.description)
     client = None if name is None else _revoked(description, name)
     if since is not None and client is None:
         raise UsageError("--since is for the versions of one client: name it with --client")

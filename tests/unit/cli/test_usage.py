@@ -163,7 +163,7 @@ def let_go(office: Office, *words: str) -> Result:
         for number in range(6):
 
             def answer(request: UpkeepRequest | Announcement) -> bytes:
-                if isinstance(request, Announcement):
+                if not isinstance(request, UpkeepRequest):
                     return encode(UpkeepReply())
                 return encode(UpkeepReply(usage=honest(request)))
 
