@@ -386,7 +386,11 @@ class QueryUpdateClient:
         if tally.complete:
             if tally.contenders or self._streaks:
                 await self._streaks.succeeded(names, tally.contenders or 0)
-            content = await self._agreed(tally, message, timestamp)
+            try:
+                content = await self._agreed(tally, message, timestamp)
+            except AdmissionRefused:  # it has taken effect; its answer is asked for in another way
+                self._remember(update, timestamp, message, observed)
+                raise
             return Answered(self.types.decode_answer(method, content), timestamp)
         if tally.refusal:
             # The method, its arguments and the versions are the same everywhere, and for ever.

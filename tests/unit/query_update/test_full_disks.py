@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import Grant
 from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import ConditionedKind, decode_conditioned
-from bftfs.query_update.messages import Update
+from bftfs.query_update.messages import Update, UpdateReply
 from bftfs.server.step import Ready, Sender
 from bftfs.thresholds import QueryUpdateThresholds
 from tests.builders import USER
@@ -152,6 +153,36 @@ def test_must_fail_clients_that_are_refused_and_leave_requests_under_way(
     for thresholds, refusing, behaviour in REFUSING:
         told, found = refused_then_copied(thresholds, refusing, behaviour)
         assert (told, found) == (1, 2), "it has been told that nothing changed"
+
+
+def test_what_took_effect_is_told_though_the_client_may_only_read_since(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A large answer comes whole from one server. That is silent, and the others refuse by then."""
+    monkeypatch.setattr(limits, "ANSWER_INLINE_BYTES", 0)
+    cluster = Cluster()
+    client = cluster.client("X")
+    increment(client)
+
+    def once(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
+        ready: Ready = step(view, sender, message, b"", now_us)
+        if isinstance(ready.reply, UpdateReply) and not ready.writes:  # it asks again
+            return unwritable(step, view, sender, message, now_us)
+        return ready
+
+    for node in cluster.nodes:
+        node.behaviour = once
+    cluster.sent.clear()
+    first: list[int] = []
+
+    def route(_source: Any, target: Any, message: Any) -> int | None:
+        if isinstance(message, Update) and not first:
+            first.append(message.whole_answer_from)
+        return None if first and target == ("node", first[0]) else 200
+
+    cluster.route = route
+    assert increment(client).answer.value == 2
+    assert sum(isinstance(message, Update) for *_, message in cluster.sent) > SMALLEST.n
 
 
 def test_who_cannot_exclude_what_was_refused_says_that_it_is_not_known() -> None:
