@@ -147,6 +147,7 @@ class ClientEntry:
     public_key: bytes
     grant: Grant = field(default_factory=Grant)
     added_s: int | None = None  # since the epoch; None: not known
+    share: int | None = None  # of the room of a node, in percent; None: what the description says
 
     @property
     def client(self) -> ClientId:
@@ -186,6 +187,7 @@ class ClusterDescription:
     block_bytes: int = limits.BLOCK_BYTES_DEFAULT
     window_us: int = limits.DETECTION_WINDOW_US  # younger history is always kept [design §8]
     serial: int = 0
+    client_share: int = 100  # of the room of a node that each client may use, in percent
     past_clients: tuple[PastClient, ...] = ()  # in the order in which they were revoked
     let_go: tuple[LetGo, ...] = ()  # in the order in which they were signed
 
@@ -221,6 +223,12 @@ class ClusterDescription:
     def client(self, client: ClientId) -> ClientEntry | None:
         """The client with this id, if it is listed."""
         return self._clients_by_id.get(client)
+
+    def share_of(self, client: ClientId) -> float:
+        """The part of a node's history pool that the client's versions of blocks may use."""
+        entry = self.client(client)
+        chosen = None if entry is None else entry.share
+        return (self.client_share if chosen is None else chosen) / 100
 
     def principal(self, public_key: bytes) -> Sender | None:
         """The holder of `public_key`, as an origin of messages; None if it is unknown."""
@@ -381,6 +389,9 @@ def _validate_sizes(description: ClusterDescription) -> None:
         raise UsageError(
             f"history was let go {len(description.let_go)} times; at most {_LET_GO} are remembered"
         )
+    for share in (description.client_share, *(each.share for each in description.clients)):
+        if share is not None and not 1 <= share <= 100:
+            raise UsageError(f"{share} is not a share of the room: write 1 to 100, in percent")
     size = description.block_bytes
     if size & (size - 1) or not limits.BLOCK_BYTES_MIN <= size <= limits.BLOCK_BYTES_MAX:
         raise UsageError(
@@ -454,6 +465,7 @@ def create(
     durability: Durability = Durability.SYNC,
     block_bytes: int = limits.BLOCK_BYTES_DEFAULT,
     window_us: int = limits.DETECTION_WINDOW_US,
+    client_share: int = 100,
 ) -> NewCluster:
     """A new cluster with a node at each address; `draw(count)` gives `count` unguessable bytes."""
     administrator = Identity.generate(draw(32))
@@ -474,6 +486,7 @@ def create(
         durability=durability,
         block_bytes=block_bytes,
         window_us=window_us,
+        client_share=client_share,
     )
     return NewCluster(description, administrator, nodes)
 
@@ -633,6 +646,7 @@ class _ClientTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     gids: tuple[int, ...] = ()
     squash_root: bool = False
     added: datetime | None = None
+    share: int | None = None
 
 
 class _PastTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -663,6 +677,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     durability: str
     block_bytes: int
     detection_window: str = format_duration(limits.DETECTION_WINDOW_US)
+    client_share: int | msgspec.UnsetType = msgspec.UNSET
     volume: str
     root: str
     members: tuple[_MemberTable, ...] = ()
@@ -684,6 +699,7 @@ def encode(description: ClusterDescription) -> bytes:
         durability=description.durability.value,
         block_bytes=description.block_bytes,
         detection_window=format_duration(description.window_us),
+        client_share=msgspec.UNSET if description.client_share == 100 else description.client_share,
         volume=description.volume.hex(),
         root=description.root.hex(),
         members=tuple(
@@ -700,6 +716,7 @@ def encode(description: ClusterDescription) -> bytes:
                 entry.grant.gids,
                 entry.grant.squash_root,
                 _date(entry.added_s),
+                entry.share,
             )
             for entry in description.clients
         ),
@@ -781,6 +798,7 @@ def _described(document: _Document) -> ClusterDescription:
                 _octets(f"clients[{at}].public_key", each.public_key, PUBLIC_KEY_BYTES),
                 Grant(each.uids, each.write, each.subtree, each.gids, each.squash_root),
                 _seconds(f"clients[{at}].added", each.added),
+                each.share,
             )
             for at, each in enumerate(document.clients)
         ),
@@ -811,6 +829,7 @@ def _described(document: _Document) -> ClusterDescription:
         block_bytes=document.block_bytes,
         window_us=_parsed("detection_window", document.detection_window, parse_duration),
         serial=document.serial,
+        client_share=100 if document.client_share is msgspec.UNSET else document.client_share,
     )
 
 

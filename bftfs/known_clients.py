@@ -31,6 +31,7 @@ class KnownClient:
     added_s: int | None  # since the epoch; None: not known
     revoked_s: int | None  # None: it may connect
     grant: Grant | None  # None: it was revoked
+    share: float  # the part of the room that its versions may use
 
     @property
     def full_name(self) -> str:
@@ -42,11 +43,25 @@ def known_clients(description: ClusterDescription) -> tuple[KnownClient, ...]:
     """The present clients, then the past ones, the latest first."""
     return (
         *(
-            KnownClient(each.name, each.client, each.added_s, None, each.grant)
+            KnownClient(
+                each.name,
+                each.client,
+                each.added_s,
+                None,
+                each.grant,
+                description.share_of(each.client),
+            )
             for each in description.clients
         ),
         *(
-            KnownClient(each.name, each.client, each.added_s, each.revoked_s, None)
+            KnownClient(
+                each.name,
+                each.client,
+                each.added_s,
+                each.revoked_s,
+                None,
+                description.share_of(each.client),
+            )
             for each in reversed(description.past_clients)
         ),
     )

@@ -49,7 +49,7 @@ from bftfs.server.step import Ready, Role, Sender
 from bftfs.storage import StorageView
 
 # The fields that nodes take over at once.
-_LIVE = {"clients", "past_clients", "let_go", "serial"}
+_LIVE = {"clients", "client_share", "past_clients", "let_go", "serial"}
 RESTART = "more than its clients has changed in its cluster description: restart the node to use it"
 
 
@@ -190,6 +190,10 @@ class LiveMembership:
         entry = self.latest.client(sender.client)
         is_listed = entry is not None and entry.grant == sender.grant
         return is_listed and sender.client not in self._revoked
+
+    def share_of(self, client: ClientId) -> float:
+        """The part of the room that the client may use, by the latest description."""
+        return self.latest.share_of(client)
 
     def refresh(self) -> None:
         """Read the description again if its files have changed."""

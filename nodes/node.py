@@ -203,6 +203,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         room = services.room
         room.attach(store.space.measure)
         membership = LiveMembership(description_file, directory.description, signed)
+        room.share_of = membership.share_of
         comparison = Comparison(node, description, services.peers, membership)
         health = Health(
             disk_bytes=partial(disk_bytes, directory.store),

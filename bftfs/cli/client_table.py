@@ -24,6 +24,8 @@ def clients_table(
     for name in ("client", "id", "uids", "gids", "may write", "added", "revoked"):
         if dated or name not in _DATED:
             table.add_column(name, no_wrap=name in _DATED, overflow="fold")
+    if not dated:
+        table.add_column("share of the room", justify="right")
     if seen_s is not None:
         table.add_column("last seen", no_wrap=True)
     for each in clients:
@@ -39,7 +41,7 @@ def clients_table(
             each.name,
             *((each.client.hex()[:SHORT_DIGITS],) if dated else ()),
             *rights,
-            *(dates if dated else ()),
+            *(dates if dated else (f"{each.share:.0%}",)),
             *seen,
         )
     return table
@@ -55,6 +57,7 @@ def facts(client: KnownClient) -> dict[str, Any]:
         "revoked_s": client.revoked_s,
         "uids": None if grant is None else grant.uids,
         "gids": None if grant is None else grant.gids,
+        "share": client.share,
         "may_write": grant is not None and grant.write,
     }
 

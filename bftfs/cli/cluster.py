@@ -44,6 +44,7 @@ from bftfs.runtime.sockets import unconnected
 
 # A socket's path may have 107 bytes; a data directory that lies deeper has its sockets elsewhere.
 _SOCKET_PATH_BYTES = 100
+_CLIENT_SHARE = 50  # percent of the room of a new cluster, of each client but the first
 
 
 @click.group()
@@ -89,7 +90,13 @@ def create_cluster(
     directory.path.chmod(0o700)
     _clear_unfinished(directory)
     made = description_files.create(
-        addresses, t=t, b=b, draw=os.urandom, durability=durability, window_us=window_us
+        addresses,
+        t=t,
+        b=b,
+        draw=os.urandom,
+        durability=durability,
+        window_us=window_us,
+        client_share=_CLIENT_SHARE,
     )
     keys.write_identity(directory.administrator_key, made.administrator)
     keys.write_volume_key(directory.volume_key, os.urandom(keys.VOLUME_KEY_BYTES))
@@ -100,7 +107,8 @@ def create_cluster(
         keys.write_identity(node.key, identity)
     description = made.description
     for name, grant in ({DEFAULT_CLIENT: Grant()} if clients is None else clients).items():
-        description = _with_new_client(directory, description, name, grant)
+        share = 100 if name == DEFAULT_CLIENT else None
+        description = _with_new_client(directory, description, name, grant, share)
     description_files.store(directory.description, description, made.administrator)
     return description
 
@@ -117,11 +125,15 @@ def _clear_unfinished(directory: DataDirectory) -> None:
 
 
 def _with_new_client(
-    directory: DataDirectory, description: ClusterDescription, name: str, grant: Grant
+    directory: DataDirectory,
+    description: ClusterDescription,
+    name: str,
+    grant: Grant,
+    share: int | None,
 ) -> ClusterDescription:
     key = directory.client_key(name)
     identity = keys.Identity.generate(os.urandom(32))
-    entry = ClientEntry(name, identity.public_key, grant, int(time.time()))
+    entry = ClientEntry(name, identity.public_key, grant, int(time.time()), share)
     description = description.with_client(entry)
     key.parent.mkdir(exist_ok=True)
     key.parent.chmod(0o700)
@@ -230,6 +242,13 @@ def init(
     "--squash-root", is_flag=True, help="Root on that machine acts as nobody (uid 65534)."
 )
 @click.option("--read-only", is_flag=True, help="May only read.")
+@click.option(
+    "--share",
+    type=click.IntRange(1, 100),
+    default=None,
+    metavar="PERCENT",
+    help="Of each node's room, for its versions of contents. [default: as the cluster says, 50]",
+)
 def add_client(
     directory: DataDirectory,
     name: str,
@@ -238,6 +257,7 @@ def add_client(
     any_uid: bool,
     squash_root: bool,
     read_only: bool,
+    share: int | None,
 ) -> int:
     """Make a key and a grant for client NAME, and sign the new description.
 
@@ -254,11 +274,13 @@ def add_client(
         uids = tuple(dict.fromkeys(uids or (_own_uid(),)))
         gids = tuple(dict.fromkeys(gids or (gid for uid in uids for gid in _groups_of(uid))))
         grant = Grant(uids, write=not read_only, gids=gids, squash_root=squash_root)
-    description = _with_new_client(directory, description_to_change(directory), name, grant)
+    described = description_to_change(directory)
+    description = _with_new_client(directory, described, name, grant, share)
     signed = description_files.store(directory.description, description, administrator)
     click.echo(
         f"Client {name}: key in {as_word(directory.client_key(name))}\n"
-        f"It may act as uid {users_shown(grant)}, with groups {groups_shown(grant)}."
+        f"It may act as uid {users_shown(grant)}, with groups {groups_shown(grant)}.\n"
+        f"Its versions of contents may use {share or description.client_share} % of the room."
     )
     click.echo("Give the client that file, cluster.toml, cluster.toml.sig and volume.key.")
     return announce(directory, signed, done="admit it")

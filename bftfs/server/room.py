@@ -10,12 +10,14 @@ readers repair what they read, and only removals make room again.
 | condition | a new version of a block | an update of objects | a repair or removal |
 |---|---|---|---|
 | `client_bytes` are used | EDQUOT | taken | taken |
+| the client's share of the pool is used | EDQUOT | taken | taken |
 | 85 % of the pool (`SHORT`) | taken | taken; bytes are counted | taken; bytes are counted |
 | 90 % (`SLOW`), greedy client | one attempt in 2 to 8 | taken | taken |
 | 95 % (`TIGHT`), greedy client | EDQUOT | EDQUOT | a share of the overdraft |
 | 100 % of the pool | ENOSPC | greedy client: ENOSPC | greedy client: a share |
 | the disk is full | ENOSPC | ENOSPC | a share of the reserve |
 
+- The share is signed, in the cluster's description: a stolen key does not fill the pool by itself.
 - A client is greedy if its versions use as much as the average client's, or more.
 - A share: a client gets room as long as it has had at most half of what is left. So the first gets
   a third of the whole, the next a third of the rest, and together they never use it up.
@@ -68,6 +70,10 @@ _ACCOUNTS_END = after_keys(CLIENT_ID_BYTES)
 
 # The same words at all nodes, because a client believes only what b + 1 nodes say alike.
 _GREEDY = "the nodes' history pools are full, and this client's versions use most of them"
+_SHARE_USED = (
+    "this client's versions use their share of the nodes' room (`share` in the cluster's "
+    "description); `bftfs usage` shows the administrator what holds it"
+)
 _POOL_FULL = (
     "the node's history pool is full, and everything in it is younger than the detection window or "
     "kept by snapshots"
@@ -166,6 +172,7 @@ class Room:
         Without `pool_bytes`, the pool is most of what the store may occupy.
         """
         self._client_bytes = client_bytes
+        self.share_of: Callable[[ClientId], float] = lambda _: 1.0  # of the pool, of one client
         self._budget_bytes = pool_bytes
         self._measure: Callable[[], Figures] | None = None
         self._charges = 0
@@ -242,6 +249,9 @@ class Room:
         if limit is not None and used_bytes(view, client) + volume > limit:
             return Refused(errno.EDQUOT, f"this client's versions may use {limit} bytes of a node")
         share = self._charged()
+        part = self.share_of(client)
+        if part < 1 and used_bytes(view, client) + volume > part * self.limit_bytes > 0:
+            return Refused(errno.EDQUOT, _SHARE_USED)
         if share >= 1:
             return Refused(errno.ENOSPC, _POOL_FULL)
         if share >= SLOW and self._is_greedy(view, client, volume):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ from bftfs.cluster import Durability
 from bftfs.credentials import ALL_RIGHTS, Grant
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
+from bftfs.identifiers import ClientId
+from nodes import membership
 
 GROUPS = {"ann": [1000, 27, 100], "bob": [1001, 100]}
 UIDS = {1000: "ann", 1001: "bob"}
@@ -177,3 +180,26 @@ def test_who_revokes_the_client_of_this_machine_has_to_mean_it(directory: DataDi
 def test_whom_nobody_knows_cannot_be_revoked(directory: DataDirectory) -> None:
     assert "no client is called so; there are local:" in said(directory, "revoke-client", "nobody")
     assert "there is no such client" in said(directory, "revoke-client", "0f" * 16)
+
+
+def test_shares_of_the_room(directory: DataDirectory) -> None:
+    """The first client has all of it, others half unless told so; nodes go by it at once."""
+    assert "may use 50 % of the room" in added(directory)[1]
+    assert "may use 20 % of the room" in added(directory, "--share", "20", name="other")[1]
+    description = description_files.load(directory.description)
+    shares = {each.name: description.share_of(each.client) for each in description.clients}
+    assert shares == {"local": 1.0, "new": 0.5, "other": 0.2}
+    assert description.share_of(ClientId(b"?" * 16)) == 0.5
+    assert {"client_share", "clients"} <= membership._LIVE
+    shown = said(directory, "show")
+    assert "share of the room" in shown
+    assert "20%" in shown
+
+
+def test_older_descriptions_have_no_shares(directory: DataDirectory) -> None:
+    encoded = directory.description.read_text().replace("client_share = 50\n", "")
+    encoded = encoded.replace("share = 100\n", "")
+    description = description_files.decode(encoded.encode(), source="old")
+    assert description.share_of(description.clients[0].client) == 1.0
+    with pytest.raises(UsageError, match="0 is not a share of the room"):
+        replace(description, client_share=0)
