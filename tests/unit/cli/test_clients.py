@@ -90,6 +90,7 @@ def test_it_says_what_it_has_granted(directory: DataDirectory) -> None:
         "1000",
         "1000, 27, 100",
         "yes",
+        "50%",
     ]
 
 
