@@ -1,17 +1,23 @@
-"""A stranger's bytes show only where he was let in; if nodes do not ask, the checker finds it."""
+"""A stranger's bytes show only where he was let in; if nodes do not ask, the checker finds it.
+
+And nobody is refused what is permitted, whatever nodes say that are behind or lie.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from bftfs.filesystem import inode
+from bftfs.read_write.client import ReadWriteClient
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.configuration import Configuration
 from bftfs.simulation.scenario import Simulation
 from bftfs.simulation.workloads.files import FileMix, FileWorkload
+from bftfs.simulation.world import SECOND_US
 from tests.simulation.mutants import attacked, believe_claims_of_groups, hunt
 
 SHUT = FileMix(names=2, contents=0.7, directories=0.1, private=0.0)
@@ -58,3 +64,46 @@ def test_must_fail_nodes_that_do_not_ask(mix: FileMix, monkeypatch: pytest.Monke
 def test_must_fail_nodes_that_believe_claims_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     believe_claims_of_groups(monkeypatch)
     assert hunt(attacks(SHUT, range(12)), about_permission)
+
+
+# --- nodes that refuse what is permitted ---------------------------------------------------------
+
+
+def refusals(seeds: range) -> Iterator[Configuration]:
+    """Doors open and close while ways are cut, so that nodes are behind; another one refuses."""
+    for seed in seeds:
+        configuration = attacked(
+            seed,
+            kind="files",
+            node="refuser",
+            files=DOORS,
+            operations=150,
+            verification=VerificationSettings(),
+        )
+        faults = replace(
+            configuration.faults, partition_every_us=2 * SECOND_US, sever_every_us=SECOND_US
+        )
+        yield replace(configuration, faults=faults)
+
+
+def test_nobody_is_refused_what_is_permitted() -> None:
+    refused = 0
+    for configuration in refusals(range(18, 21)):
+        simulation = Simulation(configuration)
+        simulation.run()
+        assert simulation.findings == []
+        workload = simulation.workload
+        assert isinstance(workload, FileWorkload)
+        refused += sum(map(len, workload.denied.values()))
+    assert refused
+
+
+def test_must_fail_where_nodes_have_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_many = ReadWriteClient.write_many
+
+    async def unasked(*arguments: Any, permit: Any = None, **options: Any) -> Any:
+        del permit
+        return await write_many(*arguments, **options)
+
+    monkeypatch.setattr(ReadWriteClient, "write_many", unasked)
+    assert hunt(refusals(range(18, 24)), about_permission)

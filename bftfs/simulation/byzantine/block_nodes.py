@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from msgspec.structs import replace
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Send
@@ -29,7 +31,7 @@ from bftfs.read_write.messages import (
 )
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp, encoded, version_key
-from bftfs.server.step import Ready
+from bftfs.server.step import Ready, Role
 from bftfs.simulation.byzantine.positions import Asked, NodeAdversary, NodePosition
 from bftfs.storage import Table, Write
 
@@ -217,6 +219,37 @@ class Accomplice(NodeAdversary):
             versions = tuple(Listed(each.timestamp, verified=True) for each in ready.reply.versions)
             ready.reply = ReadReply(versions, ready.reply.below, ready.reply.cross_checksum)
         return ready
+
+
+class Refuser(NodeAdversary):
+    """Refuses blocks, and some of them everything, for reasons that are not true.
+
+    [design §6] "Nodes check write permission before they accept a block": b that lie and t that are
+    behind say what more than t say. The inode decides, and no node. And a reason that b + 1 nodes
+    do not give is reported to nobody. Shown by permission: nobody is refused what was permitted all
+    the time; and by progress.
+    """
+
+    chances = (0.5, 1.0)
+    _REASONS = (
+        (errno.EACCES,),
+        (errno.EPERM, errno.EROFS),
+        (errno.ENOSPC, errno.EDQUOT),
+        (errno.EACCES, errno.ENOSPC, errno.ETIME, errno.EAGAIN),
+        (errno.ENODATA, errno.EKEYEXPIRED, errno.ESTALE, errno.EBADMSG, errno.EINVAL, errno.EIO),
+    )
+
+    def __init__(self, position: NodePosition) -> None:
+        super().__init__(position)
+        self._codes = self.random.choice(self._REASONS)
+        self._refuses_all = self.random.random() < 0.2
+
+    def answer(self, asked: Asked) -> Ready:
+        """Refuse, or do what a correct node would do. Peers are not lied to."""
+        refusable = self._refuses_all or isinstance(asked.message, WriteRequest)
+        if refusable and asked.sender.role is Role.CLIENT and self.misbehaves():
+            return Ready(Refused(self.random.choice(self._codes), "the user may not write"))
+        return self.honest(asked)
 
 
 class FalseVerifier(NodeAdversary):

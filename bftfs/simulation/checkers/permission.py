@@ -4,7 +4,8 @@ The states of an inode are those on its chain. The calls of correct clients tell
 have been the truth: not before the beginning of the call that made it or an earlier one, and not
 after the end of a call that made a later one. If bytes of a stranger are read, there must have been
 a state that permitted the stranger to write, between the beginning of the write and the end of the
-read. (The converse need not hold: a write that was permitted when it began may end with a refusal.)
+read. And if somebody's write is refused, there must have been one that did not permit it, between
+the beginning and the end of the write.
 
 Who may write is worked out here from mode, owner and list, not as nodes do it. [acl(5)]
 """
@@ -36,6 +37,15 @@ class Shown(NamedTuple):
     read: float
 
 
+class Denied(NamedTuple):
+    """A write that was refused for lack of permission."""
+
+    identifier: ObjectId
+    content: bytes
+    began: float
+    ended: float
+
+
 class Door(NamedTuple):
     """A state of an inode: when it may have been the truth; and if the user might write then."""
 
@@ -60,6 +70,13 @@ class Doors:
         """True if a state that may have been the truth then permitted the user to write."""
         return any(
             door.open and door.since <= until and since <= door.until
+            for door in self._of(identifier)
+        )
+
+    def shut_between(self, identifier: ObjectId, since: float, until: float) -> bool:
+        """True if a state that may have been the truth then did not permit it."""
+        return any(
+            not door.open and door.since <= until and since <= door.until
             for door in self._of(identifier)
         )
 
@@ -95,6 +112,9 @@ def _permits(state: dict[bytes, bytes | None], who: Credentials) -> bool:
     for each in entries:
         if each.tag is Tag.USER and each.identity == who.uid:
             return bool(each.permissions & mask & _WRITE)
+    if attributes.gid in (who.gid, *who.groups):
+        owning = next(each for each in entries if each.tag is Tag.OWNING_GROUP)
+        return bool(owning.permissions & mask & _WRITE)
     return bool(entries[-1].permissions & _WRITE)
 
 
@@ -105,4 +125,14 @@ def check_permitted(shown: Iterable[Shown], doors: Doors) -> list[str]:
         f"which its author was not permitted to write since {each.began}"
         for each in shown
         if not doors.open_between(each.identifier, each.began, each.read)
+    ]
+
+
+def check_denied(denied: Iterable[Denied], doors: Doors) -> list[str]:
+    """Findings against writes that were refused."""
+    return [
+        f"permission: {each.content!r} was refused at {each.ended} in "
+        f"{each.identifier.hex()[-6:]}, though its author was permitted to write since {each.began}"
+        for each in denied
+        if not doors.shut_between(each.identifier, each.began, each.ended)
     ]

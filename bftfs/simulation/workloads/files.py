@@ -54,7 +54,13 @@ from bftfs.simulation.checkers.candidates import chain_of, check_chain
 from bftfs.simulation.checkers.disks import check_bound, check_convergence
 from bftfs.simulation.checkers.namespace import Call, Established, check_namespace
 from bftfs.simulation.checkers.past import ListedVersions, PastTree, WrittenContents, check_past
-from bftfs.simulation.checkers.permission import Doors, Shown, check_permitted
+from bftfs.simulation.checkers.permission import (
+    Denied,
+    Doors,
+    Shown,
+    check_denied,
+    check_permitted,
+)
 from bftfs.simulation.checkers.registers import RegisterOperation, check_register, check_regular
 from bftfs.simulation.checkers.tree import SeenObject, check_tree
 from bftfs.simulation.checkers.undo import Restored, Undone, check_restored, check_undone
@@ -148,6 +154,7 @@ class FileWorkload:
         self.blocks: dict[ObjectId, WrittenContents] = {}  # what correct clients wrote in files
         self.acknowledged: list[bytes] = []  # the keys of these versions
         self.strange: dict[bytes, float] = {}  # contents that the stranger wrote, and since when
+        self.denied: dict[Credentials, list[Denied]] = {}  # writes that were refused to users
         self.done: list[str] = []  # operations that ended, for the digest
         self._items = 0
 
@@ -294,6 +301,8 @@ class FileWorkload:
             then = next(past for past in self.pasts if past.time_us == time_us)
             found += check_restored(self.restored, then, root=self.root)
         found += check_permitted(self._shown(), Doors(taken, self.calls, STRANGER))
+        for who, denied in self.denied.items():
+            found += check_denied(denied, Doors(taken, self.calls, who))
         return found + check_namespace(self.calls, taken, correct=self.correct)
 
     def _shown(self) -> Iterator[Shown]:
@@ -722,10 +731,16 @@ class FileSession:
         world = self.host.world
         begun = RegisterOperation(self.name, "write", content, world.now_us)
         self.workload.contents.setdefault(identifier, []).append(begun)
-        if system.write(file, 0, content, now_ns=(START_US + world.now_us) * 1_000):
-            await system.write_behind(file)
-        await system.synchronize(file)
-        await system.release(file)
+        try:
+            if system.write(file, 0, content, now_ns=(START_US + world.now_us) * 1_000):
+                await system.write_behind(file)
+            await system.synchronize(file)
+            await system.release(file)
+        except (AdmissionRefused, FileSystemError) as refused:
+            if refused.code == errno.EACCES:
+                denied = Denied(identifier, content, begun.invoked, world.now_us)
+                self.workload.denied.setdefault(file.who, []).append(denied)
+            raise
         begun.responded = world.now_us
 
     def _make_file(self) -> Task:
