@@ -96,7 +96,7 @@ def honest_services(
         window_us=description.window_us + limits.CLOCK_SKEW_US,
         pool=room,
         clock=clock if description.n > 1 else None,
-        remembers=object_healer.remembers,
+        knowledge=object_healer,
     )
     collector.let_go(description.let_go)
     verifier = LazyVerifier(node, session, configuration.verification)

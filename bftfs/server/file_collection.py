@@ -28,6 +28,10 @@ remove a version that somebody needs.
 5. Policies and snapshots count both as they were when the detection window began and as they are
    now. So deleting a snapshot, or asking for less, removes nothing before the window has passed,
    and people can notice and revert it.
+6. Snapshots stand in another object than what they keep: in the volume. A node may have missed one,
+   and know that the file has gone on. So before a pass it takes over what it lacks of the volume,
+   and does nothing unless a quorum then has the same latest version of that. And a walk ends where
+   a snapshot is made meanwhile, which may be of any time.
 
 **Tests.** tests/simulation/test_collection.py and test_retention.py: the checkers find the damage
 that collectors without these rules do.
@@ -51,6 +55,7 @@ import msgspec
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import Nodes
 from bftfs.conversation import Event, Now, Pause, Spawn, Wait
 from bftfs.errors import DamagedRow, UsageError
 from bftfs.filesystem.attributes import Attributes, Layout, decode_attributes
@@ -70,7 +75,13 @@ from bftfs.identifiers import (
     kind_of,
 )
 from bftfs.query_update.history import ZERO, LogicalTimestamp, client_of, time_of
-from bftfs.query_update.messages import CatalogueReply, CatalogueRequest, Looked
+from bftfs.query_update.messages import (
+    CatalogueReply,
+    CatalogueRequest,
+    HistoryReply,
+    HistoryRequest,
+    Looked,
+)
 from bftfs.query_update.object_type import Refusal
 from bftfs.query_update.past_state import PastState, newest_at, state_at
 from bftfs.query_update.replica import NUMBER_BYTES, Replica, Version, Workspace, past_prefix
@@ -97,7 +108,7 @@ from bftfs.retention import (
 from bftfs.server.object_collection import ObjectWalk, establish, settled_everywhere
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.step import Host
-from bftfs.server.stray_blocks import StrayBlocks
+from bftfs.server.stray_blocks import StrayBlocks, shows
 from bftfs.server.tally import counter
 from bftfs.server.worker import (
     OtherNodes,
@@ -136,6 +147,24 @@ class CollectionTally(PassTally):
     )
     pressed: int = counter("Passes because the pool was full.", name="collect_pressed")
     pressure_us: int = 0  # up to here, versions are removed because the pool is full; 0: none
+
+
+class Knowledge(Protocol):
+    """The node's healer of objects."""
+
+    def remembers(self, name: ObjectId) -> bool:
+        """False for an object of which this node may have forgotten something."""
+
+    async def catch_up(self, host: Host, name: ObjectId) -> bool:
+        """Take over later established versions. True if nothing is lacking after that."""
+
+
+class Facts(NamedTuple):
+    """What this node knows of the volume."""
+
+    head: LogicalTimestamp
+    snapshots_us: tuple[int, ...]  # now, and when the window began
+    created_us: int
 
 
 class Pool(Protocol):
@@ -355,7 +384,6 @@ class BlockWalk:
     def __init__(
         self,
         inode: ObjectId,
-        shown: ShownBlocks,
         *,
         horizon_us: int,
         may_go: Callable[[BlockTimestamp], bool] = lambda _: True,
@@ -365,7 +393,8 @@ class BlockWalk:
         self.removed = 0
         self.removed_bytes = 0
         self._inode = inode
-        self._shown = shown
+        self._head = ZERO
+        self._shown: ShownBlocks | None = None  # by the inode as it is at this head
         self._horizon_us = horizon_us
         self._cursor = bytes(inode)
         self._end = inode + _AFTER_BLOCKS
@@ -379,6 +408,11 @@ class BlockWalk:
         replica = Replica(view, self._inode)
         if replica.row.collected_us < self._horizon_us:
             self.done = True  # the batch that recorded this walk was lost
+            return writes
+        if replica.head != self._head:  # a file that was deleted may have been written since
+            self._head, self._shown = replica.head, shown_by(replica, self._horizon_us)
+        if self._shown is None:
+            self.done = True
             return writes
         removed: list[RowChange] = []
         marked: set[bytes] = set()
@@ -468,13 +502,11 @@ class Collector:
         *,
         window_us: int,
         pool: Pool,
+        knowledge: Knowledge,
         clock: OwnClock | None = None,
-        remembers: Callable[[ObjectId], bool] = lambda _name: True,
     ) -> None:
         """Requires: `window_us` is as long as the detection window by any correct node's clock,
         whatever time a client may have given its versions. Without a `clock`, this node's is right.
-
-        `remembers` is False for an object of which this node may have forgotten something.
         """
         self.tally = CollectionTally()
         self._node = node
@@ -484,7 +516,8 @@ class Collector:
         self._pool = pool
         self._clock = clock
         self._others = OtherNodes(node, peers)
-        self._strays = StrayBlocks(node, self._others, peers.quorums, remembers)
+        self._knowledge = knowledge
+        self._strays = StrayBlocks(node, self._others, peers.quorums, knowledge.remembers)
         self._walk = Walk(_AFTER_OBJECTS, tally=self.tally, fraction=fraction_below)
         self._halvings = 0  # passes since the pool got short
         self._is_passing = False
@@ -566,10 +599,14 @@ class Collector:
         if self._clock is not None:
             now_us -= self._clock.jumped_ahead_us(now_us, self._window_us)
         horizon_us = now_us - self._window_us
-        facts = await look(host, partial(self._facts, horizon_us=horizon_us))
-        if facts is None or (horizon_us <= 0 and decision is None) or not knows_time:
-            return False  # the snapshots, or the time, are unknown: any version may be needed
-        snapshots_us, created_us = facts
+        if (horizon_us <= 0 and decision is None) or not knows_time:
+            return False  # the time is unknown: any version may be needed
+        if not await self._knows_snapshots(host):
+            return False
+        look_up = partial(self._facts, since_us=horizon_us)
+        facts = await look(host, look_up)
+        if facts is None:
+            return False
         pressure_us, window_us = 0, self._window_us
         if decision is not None:
             pressure_us = decision.before_s * limits.SECOND_US
@@ -579,37 +616,75 @@ class Collector:
         elif short:
             # The oldest first: this pass removes the older half of the past, the next one the older
             # half of the rest.
-            left_us = max(horizon_us - created_us, 0)
+            left_us = max(horizon_us - facts.created_us, 0)
             left_us >>= self._halvings + 1
             pressure_us = horizon_us - (left_us if self._halvings < _HALVINGS else 0)
             self._halvings += 1
             self.tally.pressed += 1
         if decision is None:
             self.tally.pressure_us = pressure_us
-        retention = Retention(now_us, window_us, (), snapshots_us, pressure_us)
-        scope = Scope(retention, decision)
-        await self._walk.one_pass(host, partial(self._collect_page, scope))
+        scope = Scope(Retention(now_us, window_us, (), (), pressure_us), decision)
+        complete = await self._walk.one_pass(host, partial(self._collect_page, scope, look_up))
         if short or decision is not None:
             young_us = limits.COVERED_WITHIN_US + limits.CLOCKS_AGREE_US
             before_us = min(horizon_us, now_us - young_us)
             removed = await self._strays.remove(host, before_us, partial(self._give_way, host))
             self.tally.block_versions += removed.versions
             self.tally.block_bytes += removed.volume
-        return True
+        return complete
 
-    async def _collect_page(self, scope: Scope, host: Host, after: bytes) -> tuple[bytes, bool]:
-        """Collect from a page of the objects that follow `after`."""
+    async def _knows_snapshots(self, host: Host) -> bool:
+        """True if a quorum, this node included, has forgotten nothing of the volume, and has the
+        latest version of it that is here; perhaps after this node has taken over what it lacked.
+
+        Then that is established, and so is nothing later: this node knows each snapshot that was
+        made before. One that is made from now on is of a time within the window, or else the walks
+        end that do not know it.
+        """
+        if await self._is_agreed(host):
+            return True
+        caught_up = await self._knowledge.catch_up(host, self._volume)
+        return caught_up and await self._is_agreed(host)
+
+    async def _is_agreed(self, host: Host) -> bool:
+        """True if a quorum has the latest version of the volume that this node has."""
+        volume = self._volume
+        if not self._knowledge.remembers(volume):
+            return False
+        head = await look(host, lambda view: Replica(view, volume).head)
+
+        def enough(replies: dict[NodeId, HistoryReply]) -> bool:
+            alike = [node for node, reply in replies.items() if shows(reply, head)]
+            return self._quorums.is_quorum(Nodes.of([self._node, *alike]))
+
+        request = HistoryRequest(volume, b"")
+        return enough(await self._others.ask(request, HistoryReply, enough=enough))
+
+    async def _collect_page(
+        self,
+        scope: Scope,
+        look_up: Callable[[StorageView], Facts | None],
+        host: Host,
+        after: bytes,
+    ) -> tuple[bytes, bool] | None:
+        """Collect from a page of the objects that follow `after`; None if the volume is unknown."""
+        facts = await look(host, look_up)
+        if facts is None:
+            return None
+        retention = replace(scope.retention, snapshots_us=facts.snapshots_us)
+        scope = scope._replace(retention=retention)
         listed, heads, until = await look(host, partial(self._page, after=after, scope=scope))
         await self._settle(host, after, heads)
+        complete = True
         for name in listed:
-            await self._collect(host, name, scope)
+            complete &= await self._collect(host, name, scope, facts)
         await self._give_way(host)
-        return until, True
+        return until, complete
 
-    def _facts(self, view: StorageView, *, horizon_us: int) -> tuple[tuple[int, ...], int] | None:
-        """The times of snapshots, now and when the window began; and when the volume was made."""
+    def _facts(self, view: StorageView, *, since_us: int) -> Facts | None:
+        """What counts of the volume, if the window began then; None if there is none here."""
         replica = Replica(view, self._volume)
-        state = _past_at(replica, horizon_us)
+        state = _past_at(replica, since_us)
         try:
             created_us = record_of(replica.workspace).created_us
             times = set(times_of_snapshots(replica.workspace))
@@ -619,7 +694,18 @@ class Collector:
             return None
         except UNREADABLE as error:
             raise DamagedRow(self._volume, str(error)) from error
-        return tuple(sorted(times)), created_us
+        return Facts(replica.head, tuple(sorted(times)), created_us)
+
+    def _go_on(
+        self, walk: ObjectWalk | BlockWalk, facts: Facts, view: StorageView
+    ) -> tuple[bool, list[Write]]:
+        """A step of a walk. False if snapshots have been made that it does not know."""
+        volume = Replica(view, self._volume)
+        if volume.head != facts.head:
+            made = set(times_of_snapshots(volume.workspace)).difference(facts.snapshots_us)
+            if made:
+                return False, []
+        return True, walk.step(view)
 
     def _page(
         self, view: StorageView, *, after: bytes, scope: Scope
@@ -671,8 +757,11 @@ class Collector:
             if settled_everywhere(name, latest, replies, self._node, self._quorums):
                 host.arrange(partial(establish, name, latest))
 
-    async def _collect(self, host: Host, name: ObjectId, scope: Scope) -> None:
-        """Remove the versions of one object, and of its blocks, that may go."""
+    async def _collect(self, host: Host, name: ObjectId, scope: Scope, facts: Facts) -> bool:
+        """Remove the versions of one object, and of its blocks, that may go.
+
+        False if it has ended early, because a snapshot has been made.
+        """
         retention = scope.retention
         policies: tuple[Policy, ...] = ()
         if scope.decision is None:
@@ -681,7 +770,7 @@ class Collector:
             )
         retention = replace(retention, policies=policies)
         if not await step(host, partial(_begin, name, retention.horizon_us)):
-            return
+            return True
         walk = ObjectWalk(
             name,
             retention.keeps,
@@ -689,20 +778,20 @@ class Collector:
             may_go=scope.lets_version_go,
         )
         while not walk.done:
-            await step(host, lambda view: (None, walk.step(view)))
+            if not await step(host, partial(self._go_on, walk, facts)):
+                return False
             await self._give_way(host)
         self.tally.object_versions += walk.removed
         if kind_of(name) != ObjectKind.INODE:
-            return
-        shown = await look(host, lambda view: shown_by(Replica(view, name), retention.horizon_us))
-        if shown is None:
-            return
-        blocks = BlockWalk(name, shown, horizon_us=retention.horizon_us, may_go=scope.lets_block_go)
+            return True
+        blocks = BlockWalk(name, horizon_us=retention.horizon_us, may_go=scope.lets_block_go)
         while not blocks.done:
-            await step(host, lambda view: (None, blocks.step(view)))
+            if not await step(host, partial(self._go_on, blocks, facts)):
+                return False
             await self._give_way(host)
         self.tally.block_versions += blocks.removed
         self.tally.block_bytes += blocks.removed_bytes
+        return True
 
     async def _give_way(self, host: Host) -> None:
         """Pause; longer, but for a limited time, while clients are active."""

@@ -103,14 +103,15 @@ class StrayBlocks:
             return False
 
         def enough(replies: dict[NodeId, HistoryReply]) -> bool:
-            alike = [node for node, reply in replies.items() if _shows(reply, head)]
+            alike = [node for node, reply in replies.items() if shows(reply, head)]
             return self._quorums.is_quorum(Nodes.of([self._node, *alike]))
 
         request = HistoryRequest(inode, b"")
         return enough(await self._others.ask(request, HistoryReply, enough=enough))
 
 
-def _shows(reply: HistoryReply, head: LogicalTimestamp) -> bool:
+def shows(reply: HistoryReply, head: LogicalTimestamp) -> bool:
+    """True if a node that has forgotten nothing of an object has this as its latest version."""
     try:
         return reply.remembers and parse_history(reply.history).latest_object.timestamp == head
     except MalformedMessage:

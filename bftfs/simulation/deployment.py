@@ -281,7 +281,7 @@ class Deployment:
                 window_us=self.collection.window_us,
                 pool=ConstantPool(short=node not in self.collection.roomy),
                 clock=clock if self.compares_clocks else None,
-                remembers=objects_healer.remembers,
+                knowledge=objects_healer,
             )
             background.append(collector)
         return NodeServices(servers, tuple(background), objects_healer.note_damage)

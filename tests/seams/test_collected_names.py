@@ -8,6 +8,7 @@ vouched for the version by then, or have not heard of it: when it is covered it 
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,12 +20,13 @@ from bftfs.filesystem.block_names import covered, name_at
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import WRITE
-from bftfs.identifiers import BlockId, ObjectId
+from bftfs.identifiers import BlockId, NodeId, ObjectId
 from bftfs.query_update.messages import Status
 from bftfs.query_update.replica import Replica
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.server import file_collection
-from bftfs.server.file_collection import BlockWalk, shown_by
+from bftfs.server.file_collection import BlockWalk, Collector
+from bftfs.server.object_collection import establish
 from bftfs.simulation.deployment import CollectionPlan
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import StorageView, Table, Write
@@ -176,9 +178,15 @@ def named() -> Named:
     return Named(world, identifier, version.block, version.timestamp)
 
 
+async def though_few_answer(*_: Any) -> bool:
+    """In place of `Collector._knows_snapshots`: nodes collect while half of them are down."""
+    return True
+
+
 def finished_late(monkeypatch: pytest.MonkeyPatch) -> Named:
     """The nodes that have accepted it are down for a while. Then somebody finishes the update."""
     monkeypatch.setattr(limits, "COVERED_WITHIN_US", 4 * WINDOW_US)
+    monkeypatch.setattr(Collector, "_knows_snapshots", though_few_answer)
     case = named()
     world = case.world
     for node in FEW:
@@ -225,12 +233,60 @@ def test_what_is_named_while_a_node_collects_is_kept(monkeypatch: pytest.MonkeyP
     case = named()
     disk = case.world.nodes[OTHERS[0]].disk
     horizon_us = Replica(disk, case.identifier).row.collected_us
-    shown = shown_by(Replica(disk, case.identifier), horizon_us)
-    assert shown is not None
-    walk = BlockWalk(case.identifier, shown, horizon_us=horizon_us)
+    walk = BlockWalk(case.identifier, horizon_us=horizon_us)
     walk.step(disk)  # the later version of the block
     case.world.run_until(lambda: case.is_named(OTHERS[0]))
     case.world.user("other").chmod(case.identifier, 0o600)  # that the name is established
     key = version_key(case.block, case.timestamp)
     while not walk.done:
         assert Write(Table.BLOCK, key, None) not in walk.step(disk)
+
+
+# --- files that are deleted, and open ------------------------------------------------------------
+
+
+def hosting_after_deletion(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A file is deleted that a program has open. After the window, while a node collects its
+    blocks, the program writes one of them. The nodes that have it then."""
+    monkeypatch.setattr(limits, "COLLECT_ROWS", 1)
+    plan = CollectionPlan(WINDOW_US, roomy=tuple(map(NodeId, range(6))))
+    world = World(collection=plan, volume=VOLUME)
+    user = world.user("user")
+    user.format()
+    identifier = user.make("file", "." * 3 * BLOCK_BYTES)
+    mount, file = opened(world, user, identifier)
+    block = file.contents.layout.block(identifier, 2)
+    world.user("other").run(user.files.unlink(ROOT, b"file", user.who))
+    world.run_for(2 * WINDOW_US)
+    disk = world.nodes[0].disk
+    horizon_us = world.now_us - WINDOW_US
+    disk.apply(establish(identifier, Replica(disk, identifier).head, disk, 0))
+    begins, writes = file_collection._begin(identifier, horizon_us, disk)
+    assert begins
+    disk.apply(writes)
+    walk = BlockWalk(identifier, horizon_us=horizon_us)
+    disk.apply(walk.step(disk))
+    mount.write(file, 2 * BLOCK_BYTES, b"later", now_ns=world.now_us * 1000)
+    user.run(mount.flush(file))
+    while not walk.done:
+        disk.apply(walk.step(disk))
+    name = name_at(Replica(disk, identifier).workspace, 2)
+    assert name is not None
+    return world.hosting(block, name.timestamp)
+
+
+def test_what_is_written_to_a_deleted_file_while_a_node_collects_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert hosting_after_deletion(monkeypatch) == list(range(6))
+
+
+def test_must_fail_where_a_walk_goes_by_what_the_file_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown_by = cache(lambda name, disk, horizon_us: genuine(Replica(disk, name), horizon_us))
+    genuine = file_collection.shown_by
+    monkeypatch.setattr(
+        file_collection,
+        "shown_by",
+        lambda replica, horizon_us: shown_by(replica.object, replica.view, horizon_us),
+    )
+    assert hosting_after_deletion(monkeypatch) == list(range(1, 6))
