@@ -66,6 +66,8 @@ _CHARGES_PER_LOOK = 64
 _SHARE_PARTS = 2  # a client gets more only if it has had at most 1/2 of the rest
 _ROW_BYTES = 256  # what a row takes besides key and value, half-empty pages included
 
+_ACCOUNT_BYTES = 8
+_ACCOUNT_MOST = (1 << 8 * _ACCOUNT_BYTES) - 1
 _ACCOUNTS_END = after_keys(CLIENT_ID_BYTES)
 
 # The same words at all nodes, because a client believes only what b + 1 nodes say alike.
@@ -125,8 +127,9 @@ def charged(view: StorageView, charges: Iterable[tuple[ClientId, int]]) -> list[
     writes = []
     for client, volume in by_client.items():
         if volume:
-            left = max(used_bytes(view, client) + volume, 0)
-            writes.append(Write(Table.ADMISSION, client, left.to_bytes(8, "big")))
+            # It may have rotted.
+            left = min(max(used_bytes(view, client) + volume, 0), _ACCOUNT_MOST)
+            writes.append(Write(Table.ADMISSION, client, left.to_bytes(_ACCOUNT_BYTES, "big")))
     return writes
 
 

@@ -19,6 +19,7 @@ from bftfs.server.room import (
     ReserveShares,
     Room,
     charged,
+    used_bytes,
 )
 from bftfs.storage import MemoryStorage, Table, Write
 
@@ -298,3 +299,10 @@ def test_shares_begin_anew_when_the_disk_is_full_again() -> None:
     room.look_again(figures(WHOLE, free_bytes=LIMIT * 100))
     room.disk_is_full(FULL, figures(WHOLE))
     assert taken() == first
+
+
+def test_an_account_that_has_rotted_stops_no_node() -> None:
+    view = MemoryStorage()
+    view.apply([Write(Table.ADMISSION, ALICE, b"\xff" * 8)])
+    view.apply(charged(view, [(ALICE, 5)]))
+    assert used_bytes(view, ALICE) == (1 << 64) - 1
