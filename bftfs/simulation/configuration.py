@@ -145,7 +145,8 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     drawn = _with_pact(drawn, Random(f"pact {seed}"))
     drawn = _with_power_failures(drawn, Random(f"power {seed}"))
     drawn = replace(drawn, files=_draw_rare_uses(drawn, Random(f"uses {seed}")))
-    return _with_jumps(drawn, Random(f"jumps {seed}"))
+    drawn = _with_jumps(drawn, Random(f"jumps {seed}"))
+    return _with_revocations(drawn, Random(f"revocations {seed}"))
 
 
 def _with_jumps(drawn: Configuration, random: Random) -> Configuration:
@@ -169,6 +170,18 @@ def _with_jumps(drawn: Configuration, random: Random) -> Configuration:
         jump_every_us=random.choice((SECOND_US, 5 * SECOND_US)),
         jumps_us=random.choice(((CLOCK_SKEW_US // 2,), (3 * CLOCK_SKEW_US, 10**13), (10**14,))),
         jumped_us=(1_000, random.choice((SECOND_US, 10 * SECOND_US))),
+    )
+    return replace(drawn, faults=faults)
+
+
+def _with_revocations(drawn: Configuration, random: Random) -> Configuration:
+    """In a part of the seeds, Byzantine clients are revoked while they are at work."""
+    if not drawn.byzantine_clients or random.random() >= 0.3:
+        return drawn
+    faults = replace(
+        drawn.faults,
+        revoke_every_us=random.choice((SECOND_US // 5, SECOND_US, 5 * SECOND_US)),
+        hear_us=(0, random.choice((1_000, SECOND_US, 10 * SECOND_US))),
     )
     return replace(drawn, faults=faults)
 

@@ -43,6 +43,7 @@ from bftfs.server.scrubbing import (
     VersionScrubber,
 )
 from bftfs.server.step import Background, Role, Sender, Server
+from bftfs.simulation.descriptions import ClientLists
 from bftfs.simulation.disk import Tables
 from bftfs.simulation.network import Endpoint, SimulatedNetwork
 from bftfs.simulation.principals import (
@@ -162,13 +163,14 @@ class Deployment:
             self._senders[node_endpoint(NodeId(node))] = Sender(
                 Role.NODE, client_named(f"node {node}"), NodeId(node), Grant(uids=(), write=False)
             )
+        self.descriptions = ClientLists(self._senders, map(NodeId, range(sizes.n)))
         self.nodes = tuple(
             SimulatedNode(
                 world,
                 self.network,
                 NodeId(node),
                 servers=partial(self.servers, NodeId(node)),
-                senders=self._senders,
+                senders=self.descriptions.at(NodeId(node)),
                 skew_us=self.skews_us[node] if self.skews_us else 0,
                 commit_us=self.commit_us,
                 on_commit=self.on_commit,
@@ -328,7 +330,7 @@ class Deployment:
             self.network,
             node,
             servers=partial(self.servers, node, begins_runs=False),
-            senders=self._senders,
+            senders=self.descriptions.at(node),
             commit_us=(20, 20),
             endpoint=endpoint,
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from bftfs.identifiers import NodeId
 from bftfs.simulation.deployment import Deployment
 from bftfs.simulation.disk import Disk, Tables
-from bftfs.simulation.network import NetworkFaults
+from bftfs.simulation.network import Endpoint, NetworkFaults
 from bftfs.simulation.principals import DiskFaults
 
 _COPIES_KEPT = 3
@@ -40,6 +40,10 @@ class FaultPlan:
     jumped_us: tuple[int, int] = (0, 0)  # …for so long
     distances_us: tuple[int, ...] = ()  # of the nodes: how much longer all their ways are
     longest_us: int = 120_000_000  # the faulty phase ends then at the latest
+    # One Byzantine client after the other is revoked. Nodes hear of it one by one, and are offered
+    # older descriptions all the time.
+    revoke_every_us: int = 0
+    hear_us: tuple[int, int] = (0, 0)
 
 
 @dataclass(slots=True)
@@ -51,6 +55,7 @@ class FaultCounts:
     lost_disks: int = 0
     folders: int = 0  # that were put back
     jumps: int = 0
+    revoked: int = 0  # clients
 
 
 @dataclass(slots=True)
@@ -61,6 +66,8 @@ class FaultInjector:
     plan: FaultPlan
     counts: FaultCounts = field(default_factory=FaultCounts)
     _copies: dict[NodeId, list[Tables]] = field(default_factory=dict)  # of folders
+    revocable: list[Endpoint] = field(default_factory=list)  # Byzantine clients
+    on_cut_off: Callable[[Endpoint], None] | None = None  # all nodes have heard that it is revoked
     _over: bool = False
     _ahead_us: int = 0  # by which all clocks are ahead
 
@@ -78,6 +85,7 @@ class FaultInjector:
         self._every(plan.partition_every_us, self._partition)
         self._every(plan.sever_every_us, self._sever)
         self._every(plan.jump_every_us, self._jump)
+        self._every(plan.revoke_every_us, self._revoke)
         if plan.losers:
             self._every(plan.lose_every_us, self._lose)
         if plan.copies:
@@ -149,6 +157,21 @@ class FaultInjector:
         copies = self._copies[loser]
         copies.append(self.deployment.nodes[loser].disk.copy())
         del copies[1:-_COPIES_KEPT]
+
+    def _revoke(self) -> None:
+        """The administrator revokes a client; somebody brings each node an older description."""
+        world, descriptions = self.deployment.world, self.deployment.descriptions
+        for node in self.deployment.nodes:
+            descriptions.offer(node.node, world.draw(descriptions.latest + 1))
+        if self.revocable:
+            self.counts.revoked += 1
+            client = self.revocable.pop()
+            serial = descriptions.revoke(client)
+            delays_us = [world.between(*self.plan.hear_us) for _ in self.deployment.nodes]
+            for node, delay_us in zip(self.deployment.nodes, delays_us, strict=True):
+                world.after(delay_us, descriptions.offer, node.node, serial)
+            if self.on_cut_off is not None:
+                world.after(max(delays_us), self.on_cut_off, client)
 
     def _jump(self) -> None:
         """All clocks jump ahead, of nodes and clients, unless they are ahead."""

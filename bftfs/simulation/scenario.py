@@ -196,14 +196,15 @@ class _ByzantineClient:
     """A Byzantine client: it misbehaves until the quiet phase."""
 
     def __init__(self, simulation: Simulation, name: str, adversary: str) -> None:
+        self.name = name
         self._simulation = simulation
         grants = GRANTS.get(adversary, (Grant(),))
         grant = simulation.world.random.choice(grants)
-        self._host = simulation.deployment.client(name, grant=grant)
+        self.host = simulation.deployment.client(name, grant=grant)
         self._adversary = CLIENTS[simulation.configuration.kind][adversary](
             ClientPosition(
                 name,
-                self._host.client,
+                self.host.client,
                 simulation.configuration.sizes,
                 simulation.workload.random,
                 simulation.workload,
@@ -218,7 +219,7 @@ class _ByzantineClient:
         """Go to work."""
         self._acts_left -= 1
         if not self._simulation.quiet and self._acts_left >= 0:
-            self._host.start(self._adversary.act(), self._again)
+            self.host.start(self._adversary.act(), self._again)
 
     def _again(self, _result: Any, error: BaseException | None) -> None:
         if error is not None:
@@ -318,6 +319,9 @@ class Simulation:
             _ByzantineClient(self, f"intruder {number} {name}", name)
             for number, name in enumerate(configuration.byzantine_clients)
         ]
+        known = {each.host.endpoint: each.name for each in self.intruders}
+        self.faults.revocable = list(known)
+        self.faults.on_cut_off = lambda client: self.workload.cut_off.add(known[client])
         kept = configuration.kept
         self._kept = None if kept is None else frozenset(kept)
         self.issued = 0

@@ -57,6 +57,8 @@ class Workload(Protocol):
     volume: ObjectId  # whose snapshots nodes that collect go by
     # Where nodes collect: the first moment that they must keep, as it is now.
     kept_since_us: Callable[[], int] | None
+    # Byzantine clients that no node serves any more: what they attempt must never take place.
+    cut_off: set[str]
 
     def session(self, host: SimulatedClient, name: str) -> ClientSession:
         """A client's session; a client that comes back after a crash starts a new one."""

@@ -63,6 +63,7 @@ class BlockWorkload:
         )
         self.volume = object_id(ObjectKind.VOLUME, placement=0, unique=bytes(14))  # there is none
         self.kept_since_us: Callable[[], int] | None = None
+        self.cut_off: set[str] = set()
         self.history: list[_BlockOperation] = []
         # Every version whose write was acknowledged: what later reads of the past must find.
         self.acknowledged: list[tuple[int, BlockTimestamp, str]] = []
@@ -96,9 +97,10 @@ class BlockWorkload:
     def attempted(self, name: str, block: BlockId, now: float) -> bytes:
         """An item that a Byzantine client may write to `block` from now on: it may take place."""
         item, label = self.new_item(name)
-        self.history.append(
-            _BlockOperation(name, "write", label, now, block=self.blocks.index(block))
-        )
+        if name not in self.cut_off:
+            self.history.append(
+                _BlockOperation(name, "write", label, now, block=self.blocks.index(block))
+            )
         return item
 
     def forbidden(self) -> bytes:

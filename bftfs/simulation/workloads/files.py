@@ -154,6 +154,7 @@ class FileWorkload:
         self.blocks: dict[ObjectId, WrittenContents] = {}  # what correct clients wrote in files
         self.acknowledged: list[bytes] = []  # the keys of these versions
         self.strange: dict[bytes, float] = {}  # contents that the stranger wrote, and since when
+        self.cut_off: set[str] = set()
         self.denied: dict[Credentials, list[Denied]] = {}  # writes that were refused to users
         self.done: list[str] = []  # operations that ended, for the digest
         self._items = 0
@@ -241,6 +242,8 @@ class FileWorkload:
     def intruding(self, name: str, block: BlockId, at: float) -> bytes:
         """Contents that a Byzantine client may write from now on, as the stranger."""
         content = self.new_content(name)
+        if name in self.cut_off:
+            return content
         self.strange[content] = at
         identifier = inode_of(block)
         begun = RegisterOperation(name, "write", content, at)

@@ -109,6 +109,7 @@ class ObjectWorkload:
         self.volume = object_id(ObjectKind.VOLUME, placement=0, unique=bytes(14))
         self.root = object_id(ObjectKind.DIRECTORY, placement=0, unique=bytes(14))
         self.kept_since_us: Callable[[], int] | None = None
+        self.cut_off: set[str] = set()
         self.random = random
         self.sizes = sizes
         self.types = types
@@ -162,7 +163,8 @@ class ObjectWorkload:
         entry = self.draw(name, updates=1.0)
         self.issue(entry)
         entry.invoked = at
-        self.history.append(entry)
+        if name not in self.cut_off:
+            self.history.append(entry)
         objects = tuple(self.objects[number] for number in entry.objects)
         return entry.method, objects, entry.arguments
 
