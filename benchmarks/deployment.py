@@ -26,7 +26,7 @@ from benchmarks.processes import ProcessWatch, WatchedProcess
 from benchmarks.session import Phase, Place, Session
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.cli.cluster import create_cluster, local_addresses, smallest_cluster
+from bftfs.cli.local_cluster import create_cluster, local_addresses, smallest_cluster
 from bftfs.cluster import ClusterDescription, Durability, UnixAddress, parse_address
 from bftfs.conversation import Conversation, Receive, Send
 from bftfs.credentials import Credentials, Grant

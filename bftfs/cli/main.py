@@ -17,8 +17,8 @@ from bftfs.exit_code import exit_code_of
 
 # Command -> the module below `bftfs.cli` that defines it, and its purpose.
 _COMMANDS = {
-    "up": ("cluster", "Start a local cluster (made if there is none) and mount it."),
-    "down": ("cluster", "Unmount a local cluster and stop its nodes. The data stays."),
+    "up": ("local_cluster", "Start a local cluster (made if there is none) and mount it."),
+    "down": ("local_cluster", "Unmount a local cluster and stop its nodes. The data stays."),
     "status": ("status", "Show the state of the nodes, and what limits the cluster."),
     "usage": ("usage", "Show who and what holds the room, and what becomes free when."),
     "heal": ("upkeep", "Control how nodes fetch objects and blocks that they lack."),
@@ -42,7 +42,7 @@ _COMMANDS = {
     "audit": ("restore", "What a client has changed, and what others built on it."),
     "undo": ("restore", "Take back what a client has changed."),
     "cluster": ("cluster", "Make a cluster, and manage its clients."),
-    "node": ("cluster", "Storage nodes: one process, one directory each."),
+    "node": ("local_cluster", "Storage nodes: one process, one directory each."),
     "simulate": ("simulate", "Run the protocols in a simulated world full of faults."),
 }
 

@@ -20,11 +20,9 @@ from typing import NamedTuple
 import click
 
 from bftfs.cli.options import data_option
-from bftfs.cli.times import AmbiguousTime, past_time
 from bftfs.cluster import ClusterDescription
 from bftfs.data_directory import DataDirectory, NodeDirectory
 from bftfs.errors import UsageError
-from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import NodeId
 from bftfs.printable import as_word
 from bftfs.runtime import clock
@@ -174,6 +172,9 @@ def mount(
     """
     mountpoint = mountpoint.absolute()
     if at is not None:
+        # Only then: it takes as long to import as all else here.
+        from bftfs.filesystem.time_names import format_time_name
+
         time_us = _time_of_mount(at)
         at = at if time_us is None else format_time_name(time_us)
         if "," in at:
@@ -188,6 +189,8 @@ def mount(
 
 def _time_of_mount(text: str) -> int | None:
     """The time that `text` says; None if it may be a snapshot, which the mount process looks up."""
+    from bftfs.cli.times import AmbiguousTime, past_time
+
     try:
         return past_time(text, now_us=clock.now_us())
     except AmbiguousTime:

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from bftfs import cluster as description_files
-from bftfs.cli import cluster
+from bftfs.cli import cluster, local_cluster
 from bftfs.cluster import Durability
 from bftfs.credentials import ALL_RIGHTS, Grant
 from bftfs.data_directory import DataDirectory
@@ -37,7 +37,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataDirectory:
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     made = DataDirectory(tmp_path)
     addresses = [f"unix:/nowhere/{number}" for number in range(6)]
-    cluster.create_cluster(made, addresses, t=1, b=1, durability=Durability.SYNC)
+    local_cluster.create_cluster(made, addresses, t=1, b=1, durability=Durability.SYNC)
     return made
 
 

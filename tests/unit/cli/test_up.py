@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bftfs.cli import cluster, processes
+from bftfs.cli import local_cluster, processes
 from bftfs.cluster import ClusterDescription, Durability
 from bftfs.data_directory import DataDirectory, NodeDirectory
 from bftfs.errors import UsageError
@@ -19,7 +19,7 @@ from bftfs.errors import UsageError
 def made(tmp_path: Path) -> tuple[DataDirectory, ClusterDescription]:
     directory = DataDirectory(tmp_path / "data")
     addresses = [f"unix:/nowhere/{number}/socket" for number in range(6)]
-    description = cluster.create_cluster(
+    description = local_cluster.create_cluster(
         directory, addresses, t=1, b=1, durability=Durability.INTERVAL
     )
     return directory, description
@@ -39,7 +39,7 @@ def damaged(monkeypatch: pytest.MonkeyPatch) -> set[int]:
         return int(Path(address).parent.name) not in numbers
 
     monkeypatch.setattr(processes, "start", start)
-    monkeypatch.setattr(cluster, "_listens", listens)
+    monkeypatch.setattr(local_cluster, "_listens", listens)
     return numbers
 
 
@@ -47,7 +47,7 @@ def test_a_damaged_node_that_is_tolerated_is_told_of(
     made: tuple[DataDirectory, ClusterDescription], damaged: set[int]
 ) -> None:
     damaged.add(4)
-    begun = cluster.start_nodes(*made)
+    begun = local_cluster.start_nodes(*made)
     assert begun.started == 5
     assert list(begun.failed) == [4]
     assert "stopped at once (exit code 2)" in begun.failed[4]
@@ -59,7 +59,7 @@ def test_more_damaged_nodes_than_tolerated_are_all_named(
 ) -> None:
     damaged |= {2, 4}
     with pytest.raises(UsageError) as refused:
-        cluster.start_nodes(*made)
+        local_cluster.start_nodes(*made)
     said = str(refused.value)
     assert said.startswith("node 2 stopped at once")
     assert "\nnode 4 stopped at once" in said
