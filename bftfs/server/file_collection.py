@@ -45,10 +45,12 @@ their turn between steps.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
+from math import inf
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -125,6 +127,7 @@ from bftfs.wire.codec import UNREADABLE, encode
 
 _AFTER_OBJECTS = after_keys(OBJECT_ID_BYTES)
 _AFTER_BLOCKS = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES)
+_LAYOUTS_LOOKED_AT = 64  # of versions with one name; if there are more, they count as showing it
 _HALVINGS = 6  # passes while the pool is full; each collects the older half of what is left
 
 
@@ -187,6 +190,25 @@ class ShownBlocks(NamedTuple):
     alive: Layout | None  # at the beginning of the window; None: it was deleted by then
     from_us: int  # the time of its contents at the beginning of the window
     shown_at: tuple[tuple[int, Layout], ...]  # times of earlier kept contents, and their layouts
+    # The layouts that stay, in order: each with the first version that has it and the first one
+    # that has another; for the present one that is None.
+    layouts: tuple[tuple[int, int | None, Layout], ...]
+
+    def may_show(self, block: BlockId, since: int, until: int) -> bool:
+        """False if the versions [since, until), which name a version of the block, have cut it off.
+
+        Versions are meant by their numbers. A name of another incarnation than the layout's means
+        nothing.
+        """
+        incarnation, number = incarnation_of(block), block_number_of(block)
+        first = bisect_right(self.layouts, float(since), key=_end)
+        for position in range(first, len(self.layouts)):
+            begun, _, layout = self.layouts[position]
+            if begun >= until:
+                return False
+            if layout.incarnation(number) == incarnation or position - first == _LAYOUTS_LOOKED_AT:
+                return True
+        return False
 
     def keeps(self, block: BlockId) -> Keeps:
         """The rule that says which versions of one block are kept."""
@@ -210,6 +232,10 @@ class ShownBlocks(NamedTuple):
             )
 
         return keeps
+
+
+def _end(layout: tuple[int, int | None, Layout]) -> float:
+    return inf if layout[1] is None else layout[1]
 
 
 def _established_at(replica: Replica, at_us: int) -> LogicalTimestamp | None:
@@ -242,19 +268,34 @@ def shown_by(replica: Replica, horizon_us: int) -> ShownBlocks | None:
     shown_at: dict[tuple[int, Layout], None] = {}
     prefix = past_prefix(replica.object, ATTRIBUTES_KEY)
     rows = replica.view.scan(Table.PAST, prefix, prefix + after_keys(NUMBER_BYTES))
-    for _, row in islice(rows, limits.VERSIONS_SHOWN + 1):
+    layouts: list[tuple[int, int | None, Layout]] = []
+    for key, row in islice(rows, limits.VERSIONS_SHOWN + 1):
         before = _attributes(replica, row[NUMBER_BYTES:])
+        if before.layout is not None:
+            layouts.append((_number(row), _number(key[-NUMBER_BYTES:]), before.layout))
         if before.version < attributes.version and before.layout is not None and before.links:
             shown_at[before.contents, before.layout] = None
             _add_unnamed(shown_at, before)
+    now = replica.workspace.get(ATTRIBUTES_KEY)
+    present = None if now is None else _attributes(replica, now).layout
+    if present is not None:
+        layouts.append((layouts[-1][1] or 0 if layouts else 0, None, present))
     deleted = not attributes.links and version == replica.head
     if not deleted:
         _add_unnamed(shown_at, attributes)
-    if len(shown_at) > limits.VERSIONS_SHOWN:
+    if len(layouts) > limits.VERSIONS_SHOWN:
         return None
     return ShownBlocks(
-        None if deleted else attributes.layout, attributes.contents, tuple(sorted(shown_at))
+        None if deleted else attributes.layout,
+        attributes.contents,
+        tuple(sorted(shown_at)),
+        tuple(layouts),
     )
+
+
+def _number(stored: bytes) -> int:
+    """The number of a version, as rows of PAST begin with it and their keys end."""
+    return int.from_bytes(stored[:NUMBER_BYTES], "big")
 
 
 def _add_unnamed(shown_at: dict[tuple[int, Layout], None], attributes: Attributes) -> None:
@@ -268,17 +309,22 @@ def kept_names(
 ) -> frozenset[BlockTimestamp] | None:
     """The versions of a block that kept versions of its inode name; None if they are too many.
 
-    What is left in the past of the inode is what versions see that are kept. What is named now
-    may have been deleted since, or cut off.
+    What is left in the past of the inode is what versions see that are kept; they may have cut the
+    block off. What is named now may have been deleted since, or cut off.
     """
     key, incarnation = key_of_block(block_number_of(block)), incarnation_of(block)
     prefix = past_prefix(replica.object, key)
     rows = replica.view.scan(Table.PAST, prefix, prefix + after_keys(NUMBER_BYTES))
-    stored = [row[NUMBER_BYTES:] for _, row in islice(rows, limits.VERSIONS_SHOWN + 1)]
+    stored = tuple(islice(rows, limits.VERSIONS_SHOWN + 1))
     if len(stored) > limits.VERSIONS_SHOWN:
         return None
-    known = map(decode_name, stored)
-    names = {name.timestamp for name in known if name.incarnation == incarnation}
+    names = set()
+    for at, row in stored:
+        name = decode_name(row[NUMBER_BYTES:])
+        if name.incarnation == incarnation and shown.may_show(
+            block, _number(row), _number(at[-NUMBER_BYTES:])
+        ):
+            names.add(name.timestamp)
     now = name_at(replica.workspace, block_number_of(block))
     if now is not None and now.incarnation == incarnation:
         is_alive = shown.keeps(block)(now.timestamp.time, None)

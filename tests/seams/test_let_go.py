@@ -23,7 +23,7 @@ from bftfs.server.file_collection import Scope
 from bftfs.simulation.checkers.accounts import stored_bytes
 from bftfs.simulation.deployment import CollectionPlan
 from bftfs.simulation.world import SECOND_US
-from tests.seams.world import BLOCK_BYTES, VOLUME, User, World
+from tests.seams.world import BLOCK_BYTES, ROOT, VOLUME, User, World
 
 DAY_US = 24 * 3600 * SECOND_US
 WINDOW_US = 14 * DAY_US
@@ -169,6 +169,39 @@ def test_what_another_clients_version_shows_stays() -> None:
     story.pass_time()
     story.decide_about_mallory()
     assert story.read_at(story.diary, then_us) == "evilev"
+
+
+def of_mallory(*, is_shown: bool = False) -> int:
+    """What is left of her work after an undo that wrote the file anew, as `bftfs undo` does."""
+    story = Story()
+    story.mallory.put(story.diary, "evil" * 1024)
+    then_us = story.world.now_us
+    story.pass_time()
+    story.root.run(story.root.files.truncate(story.diary, 0, story.root.who))
+    story.root.put(story.diary, "friday" * 600)
+    story.root.run(story.root.files.unlink(ROOT, b"junk", story.root.who))
+    story.pass_time()
+    if is_shown:
+        reader = story.root
+        history = History(reader.files, reader.objects, PastReader(reader.objects), reader.blocks)
+        reader.run(history.create_snapshot(b"evidence", reader.who, time_us=then_us))
+        story.pass_time()
+    story.decide_about_mallory()
+    if is_shown:
+        assert story.read_at(story.diary, then_us) == "evilev"
+    assert story.root.read(story.diary)[:6] == "friday"
+    return story.stored()[story.mallory.host.client]
+
+
+def test_what_others_have_cut_off_goes() -> None:
+    """The version that cut it off has its names still; they mean nothing."""
+    assert of_mallory() == 0
+    assert of_mallory(is_shown=True) > 0
+
+
+def test_must_fail_where_names_of_what_was_cut_off_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_collection.ShownBlocks, "may_show", lambda *_: True)
+    assert of_mallory() > 0
 
 
 def test_nothing_goes_while_clients_may_still_date_changes_back() -> None:
