@@ -12,7 +12,7 @@ from bftfs.cluster import ClusterDescription
 from bftfs.credentials import ALL_RIGHTS, NOBODY, Credentials, Grant
 from bftfs.crypto.cipher import BlockCipher
 from bftfs.crypto.digest import client_id_of
-from bftfs.crypto.keys import Identity, read_identity, read_volume_key
+from bftfs.crypto.keys import Identity, read_volume_key
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
 from bftfs.filesystem import object_types
@@ -25,6 +25,7 @@ from bftfs.printable import as_word
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader
 from bftfs.read_write.client import ReadWriteClient
+from mount.identity import identity_of
 from mount.options import MountOptions
 
 
@@ -49,25 +50,6 @@ def grant_of(description: ClusterDescription, identity: Identity) -> Grant:
     """The grant of the client with this identity; all rights if it is not listed (any more)."""
     client = description.client(client_id_of(public_key=identity.public_key))
     return ALL_RIGHTS if client is None else client.grant
-
-
-def identity_of(directory: DataDirectory, client: str) -> Identity:
-    """The identity of the client called `client`; a `UsageError` if its key is not here."""
-    key = directory.client_key(client)
-    if not key.exists():
-        here = sorted(path.stem for path in key.parent.glob("*.key"))
-        others = (
-            f"keys that are here: {', '.join(here)} (say `--client {here[0]}`, or `-o "
-            f"client={here[0]}` to mount)"
-            if here
-            else "there is none here: copy yours from the administrator's machine"
-        )
-        raise UsageError(
-            f"{as_word(key)}: there is no key of a client named {client}; {others}; or `bftfs "
-            "cluster "
-            f"add-client --data {as_word(directory.path)} {client}` makes one, where `admin.key` is"
-        )
-    return read_identity(key)
 
 
 def credentials_of(

@@ -30,7 +30,7 @@ from bftfs.filesystem.attributes import inode_number
 from bftfs.printable import as_word, printable
 from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.server.comparison import health_reports, with_a_correct_one
-from mount.access import identity_of
+from mount.identity import identity_of
 
 _POOL_WORTH_SAYING = 0.85  # the share from which on a node collects, and soon slows writers
 _NEARLY = 0.8  # the share of a limit that is worth a warning

@@ -60,11 +60,16 @@ gives times, versions and snapshots.
 
 from __future__ import annotations
 
-from bftfs.filesystem.registry import file_system_types
-from bftfs.query_update.counter import counter_types
-from bftfs.query_update.object_type import ObjectTypes
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bftfs.query_update.object_type import ObjectTypes
 
 
 def object_types() -> ObjectTypes:
     """All object types that the nodes of a cluster serve."""
+    # Here: commands that need a small module of this package start in less time.
+    from bftfs.filesystem.registry import file_system_types
+    from bftfs.query_update.counter import counter_types
+
     return counter_types() | file_system_types()
