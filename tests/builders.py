@@ -22,7 +22,7 @@ from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Now, Pause
-from bftfs.credentials import Credentials, Grant
+from bftfs.credentials import NOBODY, Credentials, Grant
 from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.errors import FileSystemError
@@ -277,7 +277,10 @@ class InMemoryBlocks:
         finally:
             self.in_flight -= sum(len(item) for _, item in items)
 
-    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> Item:
+    async def read(
+        self, block: BlockId, who: Credentials = NOBODY, *, at_time_us: int | None = None
+    ) -> Item:
+        del who
         self.reads.append(block)
         if latency := self.latency():
             await Pause(latency)
@@ -289,11 +292,14 @@ class InMemoryBlocks:
             await Pause(latency)
         return item
 
-    async def vouched(self, versions: Sequence[Any], again: bool) -> tuple[Any, ...]:
-        del versions, again
+    async def vouched(
+        self, versions: Sequence[Any], who: Credentials, again: bool
+    ) -> tuple[Any, ...]:
+        del versions, who, again
         return ()
 
-    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> Item:
+    async def written(self, block: BlockId, timestamp: BlockTimestamp, who: Credentials) -> Item:
+        del who
         return await self.read(block, at_time_us=timestamp.time)
 
 

@@ -136,7 +136,7 @@ def inspected(
         found = session.network.perform_many(
             (
                 block_inspection.inspect(
-                    peers, thresholds, layout.block(located.identifier, number)
+                    peers, thresholds, layout.block(located.identifier, number), session.who
                 )
                 for number in numbers
             ),

@@ -26,6 +26,7 @@ from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem import contents as file_contents
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.block_memory import BlockCache, Buffer
+from bftfs.filesystem.block_names import BlockName
 from bftfs.filesystem.contents import Contents, Failure, OpenFile, Sharing
 from bftfs.filesystem.file_blocks import BlockReader, BlockWriter
 from bftfs.filesystem.metadata import Metadata
@@ -144,6 +145,12 @@ class ContentStore:
     async def read(self, file: OpenFile, offset: int, size: int) -> Buffer:
         """Up to `size` bytes from `offset` on; fewer at the end of the file."""
         return await self._reader.read(file, offset, size)
+
+    async def version(
+        self, identifier: ObjectId, number: int, name: BlockName, who: Credentials
+    ) -> bytes:
+        """A named version of a block. Raises what `BlockReader.version` raises."""
+        return await self._reader.version(identifier, number, name, who)
 
     async def open_named(self, identifier: ObjectId, flags: int, who: Credentials) -> OpenFile:
         """A handle on the file as the nodes have it now, with the names of its first blocks."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,7 +15,7 @@ from typing import Final
 
 from bftfs import limits
 from bftfs.clock_skew import is_ahead
-from bftfs.conversation import Compute, Draw, Event, Now, Spawn, Together, Wait
+from bftfs.conversation import Compute, Conversation, Draw, Event, Now, Spawn, Together, Wait
 from bftfs.credentials import Credentials
 from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher
 from bftfs.errors import AdmissionRefused, FileSystemError, OperationFailed, PeerFault
@@ -32,7 +32,11 @@ from bftfs.identifiers import BlockId, ObjectId, block_id, block_number_of
 from bftfs.limits import STEPS_AHEAD_US
 from bftfs.query_update.object_type import Record
 from bftfs.read_write.client import ReadWriteClient
+from bftfs.read_write.permission import FORBIDDEN, pause_before
+from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
+
+ATTEMPTS: Final = 32  # at what other mounts' changes, or nodes that are behind, keep overtaking
 
 
 @dataclass(slots=True, eq=False)
@@ -160,7 +164,7 @@ class BlockReader:
         # The past does not change: what is named in it is asked for at once.
         if not self.options.is_past and number not in contents.uncovered:
             block = contents.layout.block(identifier, number)
-            version = await self.blocks.read(block)
+            version = await self._permitted(identifier, who, partial(self.blocks.read, block, who))
             if is_named(version.timestamp, name, contents.attributes):
                 plaintext = await plaintext_of(self.cipher, block, version.item)
                 return plaintext if name is None else plaintext[: name.valid]
@@ -171,13 +175,53 @@ class BlockReader:
             load.is_outdated = False  # what was dropped so far: the block is read again now
             name = contents.name(number)
         if name is not None:
-            return await version_of(self.blocks, self.cipher, identifier, number, name)
+            return await self.version(identifier, number, name, who)
         unnamed_us = contents.attributes.unnamed_until_us
         if not unnamed_us:
             return b""
         block = contents.layout.block(identifier, number)
-        version = await self.blocks.read(block, at_time_us=unnamed_us)
+        read = partial(self.blocks.read, block, who, at_time_us=unnamed_us)
+        version = await self._permitted(identifier, who, read)
         return await plaintext_of(self.cipher, block, version.item)
+
+    async def version(
+        self, identifier: ObjectId, number: int, name: BlockName, who: Credentials
+    ) -> bytes:
+        """The plaintext of a named version of a block of a file.
+
+        EIO if the nodes do not have it: whoever had it named has not written it, or not in a way
+        that can be read. What was there before is not shown in its place: it is part of no version
+        since.
+        """
+        block = block_id(identifier, incarnation=name.incarnation, number=number)
+        read = partial(self.blocks.written, block, name.timestamp, who)
+        version = await self._permitted(identifier, who, read)
+        if version.timestamp != name.timestamp:
+            raise FileSystemError(errno.EIO, f"block {number} was named and never written")
+        plaintext = await plaintext_of(self.cipher, block, version.item)
+        return plaintext[: name.valid]
+
+    async def _permitted(
+        self,
+        identifier: ObjectId,
+        who: Credentials,
+        read: Callable[[], Conversation[FoundVersion]],
+    ) -> FoundVersion:
+        """What `read` finds of a block. For lack of permission it fails by the inode's word alone.
+
+        Each node judges by its own replica of the inode, and some may be behind, or lie. So if
+        nodes refuse, the inode is asked; and if it permits what they refuse, they are asked again:
+        a node that refuses compares its replica with those of others first.
+        """
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return await read()
+            except AdmissionRefused as refused:
+                if refused.code not in FORBIDDEN:
+                    raise
+            await self.metadata.permit_reading(identifier, who)
+            await pause_before(attempt)
+        return await read()
 
     # --- reading ahead -----------------------------------------------------------------------
 
@@ -231,26 +275,6 @@ def is_named(timestamp: BlockTimestamp, name: BlockName | None, attributes: Attr
     return timestamp == name.timestamp
 
 
-async def version_of(
-    blocks: ReadWriteClient,
-    cipher: BlockCipher | None,
-    identifier: ObjectId,
-    number: int,
-    name: BlockName,
-) -> bytes:
-    """The plaintext of a named version of a block of a file.
-
-    EIO if the nodes do not have it: whoever had it named has not written it, or not in a way that
-    can be read. What was there before is not shown in its place: it is part of no version since.
-    """
-    block = block_id(identifier, incarnation=name.incarnation, number=number)
-    version = await blocks.written(block, name.timestamp)
-    if version.timestamp != name.timestamp:
-        raise FileSystemError(errno.EIO, f"block {number} was named and never written")
-    plaintext = await plaintext_of(cipher, block, version.item)
-    return plaintext[: name.valid]
-
-
 async def plaintext_of(cipher: BlockCipher | None, block: BlockId, item: bytes | None) -> bytes:
     """The contents of a data-item; empty if it was never written."""
     if item is None:
@@ -273,9 +297,6 @@ async def sealed(
     nonce = (await Draw(1 << 8 * NONCE_BYTES)).to_bytes(NONCE_BYTES, "big")
     view = plaintext if isinstance(plaintext, bytes) else memoryview(plaintext)
     return block, await Compute(partial(cipher.seal, block, view, nonce=nonce))
-
-
-ATTEMPTS: Final = 32  # at an update that other mounts' truncations keep overtaking
 
 
 @dataclass(slots=True, eq=False)
@@ -525,16 +546,16 @@ class BlockWriter:
 
         Only the bytes that programs here wrote are written, onto the block as it is now.
         """
-        overtaken = contents.overtaken()
+        overtaken, who = contents.overtaken(), contents.writer
+        if who is None:
+            return  # nothing is unsaved
         batch = max(1, self.options.batch_bytes // contents.layout.block_bytes)
         for position in range(0, len(overtaken), batch):
             numbers = overtaken[position : position + batch]
             for number in numbers:
                 block = contents.uncovered[number]
                 name = BlockName(block.incarnation, block.timestamp)
-                written = await version_of(
-                    self.blocks, self.cipher, contents.identifier, number, name
-                )
+                written = await self.reader.version(contents.identifier, number, name, who)
                 del contents.uncovered[number]
                 self._redirty(contents, number, written, block.extents)
             await self._push_dirty(contents, numbers)
@@ -640,7 +661,7 @@ class BlockWriter:
             arguments,
             who,
             not_before_us=contents.pushed_us,
-            vouch=partial(self.blocks.vouched, versions) if versions else None,
+            vouch=partial(self.blocks.vouched, versions, who) if versions else None,
         )
         self.metadata.learn(contents.identifier, answer.attributes, await Now())
         size = contents.attributes.size

@@ -77,6 +77,7 @@ from bftfs.filesystem.objects import (
     concluded,
     is_member,
     owns,
+    permits,
     time_ns,
     without_set_id_bits,
 )
@@ -649,6 +650,35 @@ def may_write_blocks(inode: MutableState, who: Principal) -> int:
     if subject.attributes.layout is None:
         return errno.EINVAL
     return 0 if may_write(subject, who) else errno.EACCES
+
+
+def may_read(subject: Subject, who: Principal) -> bool:
+    """True if `who` may be shown a file's bytes, as far as nodes can tell.
+
+    Besides those who may read it, these are its owner, who may open it to himself; whoever may
+    execute it, since the kernel reads it for him; and whoever may write it, since a client writes
+    whole blocks: it needs the bytes beside those that a program writes.
+    """
+    attributes = subject.attributes
+    if owns(who, attributes):
+        return True
+    acl = subject.acl(ACCESS_ACL)
+    return any(permits(attributes, acl, who, want) for want in (READ, EXECUTE, WRITE))
+
+
+def permit_reading_blocks(states: States, arguments: NoArguments, caller: Caller) -> bytes:
+    """Refuse a caller who may not be shown the file's blocks."""
+    del arguments
+    if not may_read(Subject.existing(states[0]), caller):
+        raise Refusal(errno.EACCES)
+    return b""
+
+
+def may_read_blocks(inode: MutableState, who: Principal) -> int:
+    """0 if `who` may be shown the blocks, UNKNOWN_INODE, or an errno."""
+    if inode.get(ATTRIBUTES_KEY) is None:
+        return UNKNOWN_INODE
+    return 0 if may_read(Subject.existing(inode), who) else errno.EACCES
 
 
 def contents_us(inode: MutableState) -> int:

@@ -1,17 +1,20 @@
-"""Who may write the blocks of files: a node asks the grant, and its own replica of the inode."""
+"""Who may write and read the blocks of files: a node asks the grant, and its own replica of the
+inode.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
+from typing import Protocol
 
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import Credentials
 from bftfs.errors import DamagedRow
-from bftfs.filesystem.inode import UNKNOWN_INODE, contents_us, may_write_blocks
-from bftfs.identifiers import BlockId, ObjectKind, inode_of, kind_of
+from bftfs.filesystem.inode import UNKNOWN_INODE, contents_us, may_read_blocks, may_write_blocks
+from bftfs.identifiers import BlockId, ObjectId, ObjectKind, inode_of, kind_of
 from bftfs.query_update.replica import Workspace
-from bftfs.query_update.server import Doubts
 from bftfs.server.authority import overstepped
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Sender, Want
@@ -19,15 +22,34 @@ from bftfs.storage import StorageView
 from bftfs.wire.codec import UNREADABLE
 
 
+class Knowledge(Protocol):
+    """What a node does to know an inode as it is: its healer."""
+
+    def wanted(self, names: Sequence[ObjectId]) -> Want | None:
+        """What a request for these objects has to wait for, of a node that may have lost some."""
+
+    def compared(self, name: ObjectId, now_us: int) -> Want | None:
+        """A comparison with what peers have; None if there was one just now."""
+
+
 class InodeAuthority:
     """Asks the node's own replica of the inode. A node that has never had one allows it. One that
     may have lost it, or its latest version, brings it first: more than t nodes that do not know the
     inode as it is could be deceived.
+
+    At most t nodes that do not lie lack an established version of the inode. So, with the b that
+    lie, at most t + b give away what may not be read, or vouch for what may not be written. That is
+    fewer than m = QC - t fragments, or vouchers for a repair.
+    (`ReadWriteThresholds.require_knowing_vouchers`)
+
+    A node that is behind may refuse to show what is permitted now. So before it refuses it compares
+    the inode with its peers', unless it has just done that. (Readers' grants may not permit the
+    update by which writers bring such nodes up to date.)
     """
 
-    def __init__(self, recovery: Recovery, doubts: Doubts) -> None:
+    def __init__(self, recovery: Recovery, knowledge: Knowledge) -> None:
         self._recovery = recovery
-        self._doubts = doubts
+        self._knowledge = knowledge
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
@@ -39,7 +61,7 @@ class InodeAuthority:
         refusal = overstepped(sender, credentials, writes=True)
         if refusal is not None:
             return refusal
-        if self._recovery.doubtful and (want := self._doubts.wanted((name,))) is not None:
+        if self._recovery.doubtful and (want := self._knowledge.wanted((name,))) is not None:
             return want
         try:
             code = may_write_blocks(Workspace(view, name), credentials)
@@ -48,6 +70,25 @@ class InodeAuthority:
         if code in (0, UNKNOWN_INODE):
             return None
         return Refused(code, f"user {credentials.uid} may not write: {os.strerror(code)}")
+
+    def may_read(
+        self, view: StorageView, sender: Sender, block: BlockId, who: Credentials, now_us: int
+    ) -> Refused | Want | None:
+        """None if the user may read, otherwise why not, or what must be brought first."""
+        refusal = overstepped(sender, who, writes=False)
+        if refusal is not None:
+            return refusal
+        name = inode_of(block)
+        if self._recovery.doubtful and (want := self._knowledge.wanted((name,))) is not None:
+            return want
+        try:
+            code = may_read_blocks(Workspace(view, name), who)
+        except UNREADABLE as error:
+            raise DamagedRow(name, str(error)) from error
+        if code in (0, UNKNOWN_INODE):
+            return None
+        want = self._knowledge.compared(name, now_us)
+        return want or Refused(code, f"user {who.uid} may not read: {os.strerror(code)}")
 
     def reached_us(self, view: StorageView, block: BlockId) -> int:
         """The time of the file's last change of contents, as far as this node knows."""

@@ -50,6 +50,7 @@ from bftfs.filesystem.registry import (
     GET_ATTRIBUTES,
     GET_BLOCKS,
     LOOKUP,
+    PERMIT_READING,
     PERMIT_WRITING,
     READ_DIRECTORY,
 )
@@ -218,6 +219,10 @@ class Metadata:
         The nodes that are `forbidding` it know the inode as it is after that, if they can be heard.
         """
         await self.update((identifier,), PERMIT_WRITING, NoArguments(), who, reaching=forbidding)
+
+    async def permit_reading(self, identifier: ObjectId, who: Credentials) -> None:
+        """Ask the inode if the user may be shown its blocks; raises FileSystemError if not."""
+        await self.query(identifier, PERMIT_READING, NoArguments(), who)
 
     # --- names -------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from bftfs.filesystem.attributes import (
     Changes,
 )
 from bftfs.filesystem.block_memory import Buffer
+from bftfs.filesystem.block_names import BlockName
 from bftfs.filesystem.capacity import Capacity, ClusterCapacity
 from bftfs.filesystem.content_store import ContentStore
 from bftfs.filesystem.contents import Contents, OpenFile
@@ -698,6 +699,12 @@ class FileSystem:
             file.is_access_noted = True
             await self._note_access(file.identifier, file.who)
         return await self._contents.read(file, offset, size)
+
+    async def version(
+        self, identifier: ObjectId, number: int, name: BlockName, who: Credentials
+    ) -> bytes:
+        """A version of a block that the file's inode has named. EIO if nodes do not have it."""
+        return await self._contents.version(identifier, number, name, who)
 
     def write(self, file: OpenFile, offset: int | None, data: bytes, *, now_ns: int) -> bool:
         """Take `data` at `offset` (None: at the end); True if `write_behind` must be performed.

@@ -33,6 +33,7 @@ TRUNCATE: Final = "inode.truncate"
 MERGE: Final = "inode.merge"
 GET_BLOCKS: Final = "inode.blocks"
 PERMIT_WRITING: Final = "inode.permit_writing"
+PERMIT_READING: Final = "inode.permit_reading"
 GET_ATTRIBUTES: Final = "attributes.get"
 PERMIT_HISTORY: Final = GUARD
 CHANGE_ATTRIBUTES: Final = "attributes.change"
@@ -91,6 +92,7 @@ _METHODS = (
     _method(MERGE, inode.merge, _INODE, rests_on=inode.blocks_written),
     _query(GET_BLOCKS, inode.get_blocks, _INODE),
     _method(PERMIT_WRITING, inode.permit_writing, _INODE),
+    _query(PERMIT_READING, inode.permit_reading_blocks, _INODE, permit=inode.permit_reading_blocks),
     _query(GET_ATTRIBUTES, inode.get_attributes, _EITHER),
     _query(PERMIT_HISTORY, inode.permit_reading, _EITHER),
     _method(CHANGE_ATTRIBUTES, inode.change_attributes, _EITHER),

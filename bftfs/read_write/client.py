@@ -48,7 +48,7 @@ from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Compute, Now, Together
-from bftfs.credentials import Credentials
+from bftfs.credentials import NOBODY, Credentials
 from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.read_write import vouching
@@ -205,18 +205,18 @@ class ReadWriteClient:
     # --- vouchers ----------------------------------------------------------------------------
 
     async def vouched(
-        self, versions: Sequence[vouching.Version], refused: int
+        self, versions: Sequence[vouching.Version], who: Credentials, refused: int
     ) -> tuple[Voucher, ...]:
         """N - t nodes' vouchers that they host all of these versions of this client's.
 
         What came with the write of a single one is returned first; then the nodes are asked, in
-        another way if servers have `refused` some so often.
+        another way if servers have `refused` some so often. `who` may write them.
         Raises QuorumUnavailable after `patience_total_us`, FileSystemError if one is gone.
         """
         remembered = self._vouchers.pop(versions[0], ()) if len(versions) == 1 else ()
         if len(remembered) >= self._session.thresholds.responses and not refused:
             return remembered
-        return await vouching.gather(self._session, versions, refused=refused)
+        return await vouching.gather(self._session, versions, who, refused=refused)
 
     def _remember(self, version: vouching.Version, vouchers: tuple[Voucher, ...]) -> None:
         self._vouchers[version] = vouchers
@@ -228,30 +228,34 @@ class ReadWriteClient:
     async def read(
         self,
         block: BlockId,
+        who: Credentials = NOBODY,
         *,
         before: BlockTimestamp | None = None,
         at_time_us: int | None = None,
     ) -> FoundVersion:
-        """The latest complete version.
+        """The latest complete version, as `who` may read it.
 
         With `before`, the latest of those strictly below it; with `at_time_us`, the latest of those
         with time <= it. Raises QuorumUnavailable after `patience_total_us` of silence, and
-        VersionUnrecoverable if too few fragments are left, or NoLongerKept.
+        VersionUnrecoverable if too few fragments are left, NoLongerKept, or AdmissionRefused if
+        more than t nodes refuse.
         """
         bounds = [bound for bound in (before, _bound(at_time_us)) if bound is not None]
-        return await BlockRead(self._session, block, min(bounds, default=None)).run()
+        return await BlockRead(self._session, block, min(bounds, default=None), who).run()
 
-    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> FoundVersion:
+    async def written(
+        self, block: BlockId, timestamp: BlockTimestamp, who: Credentials = NOBODY
+    ) -> FoundVersion:
         """The version at `timestamp`, which is complete. Raises what `read` raises."""
-        return await self.read(block, before=successor_of(timestamp))
+        return await self.read(block, who, before=successor_of(timestamp))
 
     async def read_many(
-        self, blocks: Sequence[BlockId], *, at_time_us: int | None = None
+        self, blocks: Sequence[BlockId], who: Credentials = NOBODY, *, at_time_us: int | None = None
     ) -> tuple[FoundVersion, ...]:
         """`read` of different blocks at once; their versions, in order."""
         bound = _bound(at_time_us)
         session = self._session
-        reads = tuple(BlockRead(session, block, bound).run for block in blocks)
+        reads = tuple(BlockRead(session, block, bound, who).run for block in blocks)
         versions: tuple[FoundVersion, ...] = await Together(reads)
         return versions
 

@@ -20,6 +20,7 @@ from bftfs.asking.ask import inspect_nodes
 from bftfs.asking.peers import Peers
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Compute, Now
+from bftfs.credentials import Credentials
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass, classify
 from bftfs.read_write.messages import ReadReply, ReadRequest
@@ -81,11 +82,13 @@ class BlockReport:
         return bool(self.reasons)
 
 
-async def inspect(peers: Peers, thresholds: ReadWriteThresholds, block: BlockId) -> BlockReport:
-    """What can be shown of `block` now."""
+async def inspect(
+    peers: Peers, thresholds: ReadWriteThresholds, block: BlockId, who: Credentials
+) -> BlockReport:
+    """What can be shown to `who` of `block` now."""
     responses = Responses(thresholds, rotation_of(block, thresholds.N))
     everyone = tuple(NodeId(node) for node in range(thresholds.N))
-    request = ReadRequest(block, None, want_data=True, history=limits.HISTORY_IN_REPLY)
+    request = ReadRequest(block, None, True, limits.HISTORY_IN_REPLY, *who)
     refused = await _ask(peers, responses, everyone, request, lists=True)
     silent = set(everyone) - refused - responses.depth.keys() - responses.discarded
     away = dict.fromkeys(refused, Fragment.REFUSED) | dict.fromkeys(silent, Fragment.SILENT)
@@ -103,7 +106,7 @@ async def inspect(peers: Peers, thresholds: ReadWriteThresholds, block: BlockId)
             heard=len(responses.heard(version)) + len(responses.damaged_heard(version)),
         )
         further = [node for node in hosts if not responses.has_fragment_of(node, version)]
-        request = ReadRequest(block, successor_of(version), want_data=True, history=0)
+        request = ReadRequest(block, successor_of(version), True, 0, *who)
         await _ask(peers, responses, further, request, lists=False)
         valid = await _is_valid(thresholds, responses, version)
         poisonous = not valid and len(responses.fragments(version)) >= thresholds.m
@@ -187,7 +190,7 @@ _WHY = {
     Fragment.FALSE: "sent a fragment that is not the version's: its disk is damaged, or it lies",
     Fragment.LACKING: "does not host this version (yet): it has to heal",
     Fragment.SILENT: "does not answer",
-    Fragment.REFUSED: "refuses to answer: it rebuilds its store, or lacks the message",
+    Fragment.REFUSED: "refuses to answer: it rebuilds its store, or you may not read the file",
 }
 
 

@@ -14,6 +14,7 @@ from msgspec import Meta
 from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.coding.cross_checksum import CrossChecksum
+from bftfs.credentials import NOBODY
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import BLOCK_ID_BYTES
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES, BlockTimestamp
@@ -85,13 +86,17 @@ class ReadRequest(Message, frozen=True, tag=0x32):
     """READ_LATEST, or with `before` READ_PREV: the greatest version strictly below it.
 
     Without `want_data` the node is a read witness: it answers without fragment and cross-checksum.
-    `history` is how many further versions the reply may list. [PASIS §3.5.1.2]
+    `history` is how many further versions the reply may list. [PASIS §3.5.1.2] The user has to be
+    permitted to read the block, unless a node asks.
     """
 
     block: BlockField
     before: BlockTimestamp | None
     want_data: bool
     history: HistoryLengthField
+    uid: UserField = NOBODY.uid
+    gid: UserField = NOBODY.gid
+    groups: GroupsField = ()
 
 
 class Listed(Value, frozen=True):

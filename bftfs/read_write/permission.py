@@ -20,6 +20,7 @@ again. Everything is touched between awaits only.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Final
 
@@ -29,6 +30,9 @@ from bftfs.limits import SECOND_US
 
 # Asks the object, and reaches these nodes by that. Raises what it refuses with.
 Permit = Callable[[Nodes], Conversation[None]]
+
+# By the inode's permissions, or by the client's grant as the node knows it.
+FORBIDDEN: Final = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 
 _PAUSE_US: Final = 20_000  # before a write is sent a third time; doubles…
 _PAUSE_MOST_US: Final = 2 * SECOND_US  # …up to this

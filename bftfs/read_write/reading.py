@@ -27,6 +27,7 @@ from functools import partial
 
 from bftfs.asking.ask import Inquiry, Refusals
 from bftfs.conversation import Compute, Delivery, Now, Send
+from bftfs.credentials import NOBODY, Credentials
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Descent, Question, Usable
@@ -54,9 +55,16 @@ NEVER_WRITTEN = FoundVersion(ZERO, None)
 class BlockRead:
     """One read of the latest complete version; with `before`, of the latest strictly below it."""
 
-    __slots__ = ("_before", "_began_us", "_block", "_inquiry", "_refusals", "_session")
+    __slots__ = ("_before", "_began_us", "_block", "_inquiry", "_refusals", "_session", "_who")
 
-    def __init__(self, session: Session, block: BlockId, before: BlockTimestamp | None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        block: BlockId,
+        before: BlockTimestamp | None,
+        who: Credentials = NOBODY,
+    ) -> None:
+        self._who = who
         self._session = session
         self._block = block
         self._before = before
@@ -135,9 +143,9 @@ class BlockRead:
     # --- asking and listening ----------------------------------------------------------------
 
     async def _ask(self, questions: list[Question]) -> None:
-        block = self._block
+        block, who = self._block, self._who
         requests = [
-            Send(each.node, ReadRequest(block, each.before, each.want_data, each.history))
+            Send(each.node, ReadRequest(block, each.before, each.want_data, each.history, *who))
             for each in questions
         ]
         await self._inquiry.send(requests, questions)

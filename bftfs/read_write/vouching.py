@@ -22,6 +22,7 @@ from functools import partial
 from bftfs import limits
 from bftfs.asking.ask import ask_all
 from bftfs.conversation import Compute, Delivery, Pause, Together
+from bftfs.credentials import Credentials
 from bftfs.crypto.digest import authenticator_bytes
 from bftfs.errors import FileSystemError, QuorumUnavailable
 from bftfs.identifiers import BlockId, NodeId
@@ -39,7 +40,7 @@ _PAUSE_MOST_US = limits.SECOND_US  # …up to this
 
 
 async def gather(
-    session: Session, versions: Sequence[Version], *, refused: int
+    session: Session, versions: Sequence[Version], who: Credentials, *, refused: int
 ) -> tuple[Voucher, ...]:
     """The vouchers of N - t nodes for these versions. Servers have `refused` some so often.
 
@@ -74,7 +75,7 @@ async def gather(
     left_us, pause_us = session.patience_total_us, _PAUSE_US
     everywhere = refused > 1
     if everywhere:
-        await _repair(session, versions, everywhere=True)
+        await _repair(session, versions, who, everywhere=True)
     while True:
         replies = await ask_all(
             peers, requests, judge, patience_us=limits.WRITE_PATIENCE_US, enough=enough
@@ -82,7 +83,7 @@ async def gather(
         for vouchers in (made(replies).vouchers, _vouchers(replies)):
             if len(vouchers) >= thresholds.responses:
                 return vouchers
-        await _repair(session, versions, everywhere=everywhere)
+        await _repair(session, versions, who, everywhere=everywhere)
         everywhere = True
         await Pause(pause_us)
         if left_us is not None:
@@ -104,22 +105,29 @@ def _vouchers(replies: Mapping[NodeId, VouchReply]) -> tuple[Voucher, ...]:
     )
 
 
-async def _repair(session: Session, versions: Sequence[Version], *, everywhere: bool) -> None:
+async def _repair(
+    session: Session, versions: Sequence[Version], who: Credentials, *, everywhere: bool
+) -> None:
     """Have these versions complete; `everywhere`: send all nodes their fragments."""
     batch = limits.BLOCKS_PER_TIME_REQUEST
     for position in range(0, len(versions), batch):
         await Together(
             tuple(
-                partial(_repair_one, session, *version, everywhere=everywhere)
+                partial(_repair_one, session, *version, who, everywhere=everywhere)
                 for version in versions[position : position + batch]
             )
         )
 
 
 async def _repair_one(
-    session: Session, block: BlockId, timestamp: BlockTimestamp, *, everywhere: bool
+    session: Session,
+    block: BlockId,
+    timestamp: BlockTimestamp,
+    who: Credentials,
+    *,
+    everywhere: bool,
 ) -> None:
-    found = await BlockRead(session, block, successor_of(timestamp)).run()
+    found = await BlockRead(session, block, successor_of(timestamp), who).run()
     if found.timestamp != timestamp:
         raise FileSystemError(errno.EIO, f"what was written to block {block.hex()} is gone")
     if everywhere and found.item is not None:

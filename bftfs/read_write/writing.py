@@ -44,14 +44,12 @@ from bftfs.read_write.messages import (
     WriteReply,
     WriteRequest,
 )
-from bftfs.read_write.permission import Permission, pause_before
+from bftfs.read_write.permission import FORBIDDEN, Permission, pause_before
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.session import Gathering, Session
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.wire.codec import Voucher
 
-# By the inode's permissions, or by the client's grant as the node knows it.
-_FORBIDDEN = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 _GATHERINGS = 4  # how often one repair gathers vouchers
 
 
@@ -184,7 +182,7 @@ class WriteRound(Gathering[Told]):
         message = reply.message
         if isinstance(message, WriteReply) and message.voucher:
             self._made[reply.node] = message.voucher
-        if self._is_disputable and isinstance(message, Refused) and message.code in _FORBIDDEN:
+        if self._is_disputable and isinstance(message, Refused) and message.code in FORBIDDEN:
             self.forbidding = self.forbidding.plus(reply.node)
             self.useless(reply.node)
         else:

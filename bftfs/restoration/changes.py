@@ -32,7 +32,6 @@ from msgspec.msgpack import decode
 from bftfs import limits
 from bftfs.errors import FileSystemError, NoLongerKept, VersionUnrecoverable
 from bftfs.filesystem.block_names import BlockName, CoveredBlock
-from bftfs.filesystem.file_blocks import version_of
 from bftfs.filesystem.file_history import UNSEEN, Change, in_batches
 from bftfs.filesystem.inode import Merging, Truncation, Writing
 from bftfs.filesystem.operations import FoundObject
@@ -478,9 +477,8 @@ async def _is_readable(
         return True
     timestamp = BlockTimestamp(block.time_us, change.client, block.verifier)
     name = BlockName(layout.incarnation(block.number), timestamp)
-    blocks, cipher = view.history.blocks, view.files.cipher
     try:
-        await version_of(blocks, cipher, identifier, block.number, name)
+        await view.files.version(identifier, block.number, name, view.who)
     except NoLongerKept:
         return True
     except VersionUnrecoverable:

@@ -149,7 +149,9 @@ class Correct(Client):
         self.network.perform(self.blocks.write(block, item, credentials_of(self.number)))
 
     def get(self, block: BlockId) -> bytes | None:
-        item: bytes | None = self.network.perform(self.blocks.read(block)).item
+        item: bytes | None = self.network.perform(
+            self.blocks.read(block, credentials_of(self.number))
+        ).item
         return item
 
 

@@ -71,10 +71,12 @@ from bftfs.wire.codec import Voucher
 from bftfs.wire.codec import encode as encode_message
 
 
-async def latest_complete(reader: BlockReader, contents: Contents, number: int, *_: Any) -> bytes:
+async def latest_complete(
+    reader: BlockReader, contents: Contents, number: int, _load: Any, who: Credentials
+) -> bytes:
     """In place of `BlockReader._shown`: what nodes host counts, and not what the inode names."""
     block = contents.layout.block(contents.identifier, number)
-    version = await reader.blocks.read(block, at_time_us=contents.version)
+    version = await reader.blocks.read(block, who, at_time_us=contents.version)
     return bytes(version.item or b"")
 
 

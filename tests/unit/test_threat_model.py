@@ -14,7 +14,7 @@ PAGE = (PROJECT / "docs" / "threat-model.md").read_text()
 NAMED = sorted(set(re.findall(r"`((?:tests|bftfs)/[^`\s]*)`", PAGE)))
 PROMISED, _, FIGURES = PAGE.split("## What is not promised")[0].partition("## Figures")
 GUARANTEES = re.split(r"^\*\*(?=G\d\.)", PROMISED, flags=re.M)[1:]
-NUMBERS = [f"G{number}" for number in range(1, 9)]
+NUMBERS = [f"G{number}" for number in range(1, 10)]
 
 
 @cache

@@ -9,6 +9,7 @@ import pytest
 
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.credentials import NOBODY
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import Fetch
 from bftfs.query_update.inspection import Copy, ObjectReport
@@ -33,7 +34,7 @@ READ_TIME = VerificationSettings(
 def seen(client: Client, number: int = 0) -> BlockReport:
     sizes = client.cluster.sizes
     peers = Peers(ThresholdQuorums(sizes.query_update))
-    report: BlockReport = client.do(inspect_block(peers, sizes.read_write, block(number)))
+    report: BlockReport = client.do(inspect_block(peers, sizes.read_write, block(number), NOBODY))
     return report
 
 

@@ -701,9 +701,9 @@ def test_a_read_during_our_covering_update_is_repeated(world: World) -> None:
     past = world.blocks.written
     is_covered = False
 
-    async def slow(block: BlockId, timestamp: BlockTimestamp) -> Any:
+    async def slow(block: BlockId, timestamp: BlockTimestamp, who: Any) -> Any:
         nonlocal is_covered
-        version = await past(block, timestamp)
+        version = await past(block, timestamp, who)
         if not is_covered:
             is_covered = True
             await other[0].flush(theirs)
@@ -765,11 +765,11 @@ def test_what_could_not_be_covered_is_shown_to_nobody(world: World) -> None:
 
 
 async def latest_version(
-    reader: file_blocks.BlockReader, contents: contents.Contents, number: int, *_: Any
+    reader: file_blocks.BlockReader, contents: contents.Contents, number: int, _load: Any, who: Any
 ) -> bytes:
     """A reader that believes the nodes: what was written last is shown."""
     block = contents.layout.block(contents.identifier, number)
-    version = await reader.blocks.read(block)
+    version = await reader.blocks.read(block, who)
     return await file_blocks.plaintext_of(reader.cipher, block, version.item)
 
 

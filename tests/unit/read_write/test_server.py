@@ -203,6 +203,11 @@ class OwnersOnly:
             return None
         return Refused(errno.EACCES, "not the owner")
 
+    def may_read(
+        self, view: StorageView, sender: Sender, block: BlockId, who: Any, now_us: int
+    ) -> Refused | None:
+        return self.may_write(view, sender, block, who)
+
     def reached_us(self, view: StorageView, block: BlockId) -> int:
         return AHEAD_US
 

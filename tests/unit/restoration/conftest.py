@@ -107,7 +107,9 @@ class User(ClusterClient):
             )
             for each in blocks
         ]
-        vouch = partial(self.blocks.vouched, versions) if versions and is_written else None
+        vouch = None
+        if versions and is_written:
+            vouch = partial(self.blocks.vouched, versions, CREDENTIALS)
         self.run(self.objects.update((identifier,), WRITE, arguments, CREDENTIALS, vouch=vouch))
 
     def put(self, path: str, contents: str, offset: int) -> None:

@@ -1,0 +1,315 @@
+"""Nobody is shown the blocks of a file that he may not read, whatever b nodes do for him.
+
+A spy holds the key of a client, and the volume key: the contents are his as soon as he has m
+fragments. Nodes that lie give him theirs. Nodes that are behind do not know that the file is, or
+has become, private.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bftfs.asking.refusal import Refused
+from bftfs.coding.erasure import ErasureCode
+from bftfs.conversation import Receive, Send
+from bftfs.credentials import Credentials, Grant
+from bftfs.errors import AdmissionRefused, FileSystemError
+from bftfs.filesystem.attributes import Changes
+from bftfs.filesystem.file_blocks import BlockReader
+from bftfs.filesystem.inode_authority import InodeAuthority
+from bftfs.identifiers import BlockId, NodeId, ObjectId
+from bftfs.read_write.messages import ReadReply, ReadRequest
+from bftfs.read_write.placement import fragment_index
+from bftfs.read_write.timestamp import version_key
+from bftfs.server.object_healing import ObjectHealer
+from bftfs.server.step import Ready
+from bftfs.simulation.world import SECOND_US
+from bftfs.storage import Table
+from tests.seams.world import (
+    READERS_GRANT,
+    STRANGER,
+    STRANGERS_GRANT,
+    SUPERUSER,
+    Hand,
+    User,
+    World,
+    refused,
+)
+
+SIZES = [(1, 1, 1), (1, 0, 0), (2, 1, 0), (2, 1, 1)]  # t, b, and how many lie
+SECRET = "what root wrote"
+
+
+def outside(world: World) -> list[int]:
+    """The nodes outside of the preferred quorum of all objects here: placement 0."""
+    return list(range(world.sizes.query_update.q, world.sizes.n))
+
+
+def block_of(root: User, identifier: ObjectId) -> BlockId:
+    layout = root.attributes(identifier).layout
+    assert layout is not None
+    return layout.block(identifier, 0)
+
+
+class Spy:
+    """A client that asks all nodes for their fragments of a block, and some give him theirs."""
+
+    def __init__(self, world: World, liars: int = 0, grant: Grant = STRANGERS_GRANT) -> None:
+        knowing = world.sizes.query_update.q
+        self.world = world
+        self.allies = range(knowing - liars, knowing)
+        self.hand: Hand = world.hand("spy", grant=grant)
+
+    def ask(self, message: Any) -> dict[int, tuple[Any, bytes]]:
+        """What each node says, with its fragment."""
+
+        async def ask() -> dict[int, tuple[Any, bytes]]:
+            nodes = range(self.world.sizes.n)
+            numbers = {await Send(NodeId(node), message): node for node in nodes}
+            replies: dict[int, tuple[Any, bytes]] = {}
+            while (delivery := await Receive(5 * SECOND_US)) is not None:
+                replies[numbers[delivery.request_number]] = delivery.message, bytes(delivery.body)
+            return replies
+
+        found: dict[int, tuple[Any, bytes]] = self.hand.perform(ask())
+        return found
+
+    def steal(self, block: BlockId, who: Credentials = STRANGER) -> str | None:
+        """The contents of the block's latest version, if he gets enough of its fragments."""
+        world, sizes = self.world, self.world.sizes.read_write
+        replies = self.ask(ReadRequest(block, None, True, 8, *who))
+        gathered = {
+            (node, reply.versions[0].timestamp): fragment
+            for node, (reply, fragment) in replies.items()
+            if isinstance(reply, ReadReply) and reply.versions
+        }
+        for node in self.allies:
+            for key, _ in world.nodes[node].disk.scan(Table.BLOCK, block, block + b"\xff" * 60):
+                for _, timestamp in list(gathered):
+                    if version_key(block, timestamp) == key:
+                        fragment = world.nodes[node].disk.get(Table.FRAGMENT, key)
+                        assert fragment is not None
+                        gathered[node, timestamp] = bytes(fragment)
+        for latest in {timestamp for _, timestamp in gathered}:
+            fragments = {
+                fragment_index(block, NodeId(node), sizes.N): fragment
+                for (node, timestamp), fragment in gathered.items()
+                if timestamp == latest
+            }
+            if len(fragments) >= sizes.m:
+                some = dict(list(fragments.items())[: sizes.m])
+                return bytes(ErasureCode(sizes.m, sizes.N).decode(some)).decode()
+        return None
+
+
+# --- nodes that do not know that a file is private --------------------------------------------
+
+
+def new_file(t: int, b: int) -> tuple[World, User, ObjectId]:
+    """Root has made a file 0600, of which t nodes have not heard."""
+    world = World(t, b)
+    root = world.user("root")
+    root.format()
+    world.run_for(2 * SECOND_US)
+    identifier = root.make("secret", SECRET, mode=0o600)
+    assert world.knowing(identifier) == list(range(world.sizes.query_update.q))
+    return world, root, identifier
+
+
+def closed_file(t: int, b: int) -> tuple[World, User, ObjectId]:
+    """All know a file that was 0644; root closes it at a quorum; t nodes still think it open."""
+    world = World(t, b)
+    root = world.user("root")
+    root.format()
+    identifier = root.make("secret", SECRET, mode=0o644)
+    world.run_for(605 * SECOND_US)
+    assert world.knowing(identifier) == list(range(world.sizes.n))
+    root.chmod(identifier, 0o600)
+    return world, root, identifier
+
+
+FILES = [new_file, closed_file]
+
+
+@pytest.mark.parametrize("made", FILES)
+@pytest.mark.parametrize(("t", "b", "liars"), SIZES)
+def test_private_files_are_shown_to_nobody_else(
+    made: Callable[..., Any], t: int, b: int, liars: int
+) -> None:
+    world, root, identifier = made(t, b)
+    block = block_of(root, identifier)
+    assert Spy(world, liars).steal(block) is None
+    assert root.read(identifier) == SECRET
+
+
+@pytest.mark.parametrize("made", FILES)
+@pytest.mark.parametrize(("t", "b", "liars"), SIZES)
+def test_nor_by_nodes_that_have_lost_their_stores(
+    made: Callable[..., Any], t: int, b: int, liars: int
+) -> None:
+    """As many as may fail, beside t that have not heard of it."""
+    world, root, identifier = made(t, b)
+    block = block_of(root, identifier)
+    for node in range(t - liars):
+        world.deployment.lose_disk(NodeId(node))
+        world.nodes[node].start()
+    assert Spy(world, liars).steal(block) is None
+
+
+@pytest.mark.parametrize("made", FILES)
+@pytest.mark.parametrize(("t", "b", "liars"), SIZES)
+def test_must_fail_where_nodes_show_blocks_to_all(
+    made: Callable[..., Any], t: int, b: int, liars: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InodeAuthority, "may_read", lambda *_: None)
+    world, root, identifier = made(t, b)
+    assert Spy(world, liars).steal(block_of(root, identifier)) == SECRET
+
+
+def test_nobody_reads_in_anothers_name() -> None:
+    world, root, identifier = closed_file(1, 1)
+    block, spy = block_of(root, identifier), Spy(world)
+    for who in (SUPERUSER, STRANGER._replace(gid=0), STRANGER._replace(groups=(0,))):
+        replies = {node: reply for node, (reply, _) in spy.ask(request(block, who)).items()}
+        assert refused(replies) == dict.fromkeys(range(6), errno.EPERM)
+
+
+def request(block: BlockId, who: Credentials, *, want_data: bool = True) -> ReadRequest:
+    return ReadRequest(block, None, want_data, 8, *who)
+
+
+def test_nor_is_he_told_which_versions_there_are() -> None:
+    world, root, identifier = closed_file(1, 1)
+    world.run_for(605 * SECOND_US)
+    question = request(block_of(root, identifier), STRANGER, want_data=False)
+    replies = {node: reply for node, (reply, _) in Spy(world).ask(question).items()}
+    assert refused(replies) == dict.fromkeys(range(6), errno.EACCES)
+
+
+OWN = STRANGER.uid
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "is_shown"),
+    [
+        (0o604, 0, True),
+        (0o601, 0, True),  # the kernel reads it for whoever executes it
+        (0o602, 0, True),  # a client needs the bytes beside those that it writes
+        (0o660, 0, False),
+        (0o670, 0, False),
+        (0o000, OWN, True),  # he may open it to himself, and may have it open
+        (0o066, OWN + 1, True),
+        (0o060, OWN + 1, False),
+    ],
+)
+def test_who_is_shown_blocks(mode: int, uid: int, is_shown: bool) -> None:
+    world = World(verifying=False)
+    root = world.user("root")
+    root.format()
+    identifier = root.make("file", SECRET, mode=0o600)
+    changes = Changes(mode=mode, uid=uid)
+    root.run(root.files.change_attributes(identifier, changes, root.who))
+    assert (Spy(world).steal(block_of(root, identifier)) == SECRET) is is_shown
+
+
+# --- readers who are permitted ------------------------------------------------------------------
+
+
+class Refusing:
+    """A server that takes part in everything, and shows no block: for lack of permission."""
+
+    def __init__(self, honest: Any) -> None:
+        self._honest = honest
+
+    def step(self, *arguments: Any) -> Any:
+        if isinstance(arguments[2], ReadRequest):
+            return Ready(Refused(errno.EACCES, "the user may not read"))
+        return self._honest.step(*arguments)
+
+
+def let_in(t: int, b: int, liars: int, down: int) -> str:
+    """All nodes know that a file is private; then it is not, and t nodes do not know it.
+
+    What somebody reads at once whose client may do nothing but read. Some nodes are down, and
+    others lie that it is private.
+    """
+    world = World(t, b)
+    root, reader = world.user("root"), world.user("stranger", STRANGER, grant=READERS_GRANT)
+    root.format()
+    identifier = root.make("shared", SECRET, mode=0o600)
+    world.run_for(605 * SECOND_US)
+    root.chmod(identifier, 0o644)
+    for number in range(liars):
+        node = world.nodes[number]
+
+        def servers(node: Any = node) -> Any:
+            honest = world.deployment.servers(node.node, begins_runs=False)
+            for message, server in honest.items():
+                honest[message] = Refusing(server)  # type: ignore[index]
+            return honest
+
+        node.become(servers)
+    for number in range(liars, liars + down):
+        world.nodes[number].crash(down_us=None)
+    return reader.read(identifier)
+
+
+LET_IN = [(t, b, liars, t - liars) for t, b, liars in SIZES]
+
+
+@pytest.mark.parametrize(("t", "b", "liars", "down"), LET_IN)
+def test_who_was_let_in_reads_though_others_are_behind_or_lie(
+    t: int, b: int, liars: int, down: int
+) -> None:
+    assert let_in(t, b, liars, down) == SECRET
+
+
+def never_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ObjectHealer, "compared", lambda *_: None)
+
+
+def test_must_fail_where_nodes_that_are_behind_refuse_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    never_compare(monkeypatch)
+    with pytest.raises((AdmissionRefused, AssertionError)):
+        let_in(1, 1, 1, 0)
+
+
+def test_must_fail_where_it_counts_what_nodes_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that are behind compare what they have when they are asked first; then it is late."""
+
+    async def at_once(_reader: Any, _identifier: Any, _who: Any, read: Any) -> Any:
+        return await read()
+
+    compared = ObjectHealer.compared
+    asked: list[ObjectId] = []
+
+    def late(healer: ObjectHealer, name: ObjectId, now_us: int) -> Any:
+        asked.append(name)
+        return None if len(asked) == 1 else compared(healer, name, now_us)
+
+    monkeypatch.setattr(ObjectHealer, "compared", late)
+    assert let_in(1, 1, 1, 0) == SECRET
+    asked.clear()
+    monkeypatch.setattr(BlockReader, "_permitted", at_once)
+    with pytest.raises(AdmissionRefused):
+        let_in(1, 1, 1, 0)
+
+
+def test_who_is_refused_is_told_so() -> None:
+    """He has opened the file before it was closed: it ends with an error, and soon."""
+    world = World()
+    root, reader = world.user("root"), world.user("stranger", STRANGER, grant=READERS_GRANT)
+    root.format()
+    identifier = root.make("shared", SECRET, mode=0o644)
+    file = reader.run(reader.files.open(identifier, os.O_RDONLY, STRANGER))
+    root.chmod(identifier, 0o600)
+    with pytest.raises(FileSystemError) as failure:
+        reader.run(reader.files.read(file, 0, 100), within_us=5 * SECOND_US)
+    assert failure.value.code == errno.EACCES
