@@ -278,9 +278,14 @@ class InMemoryBlocks:
             self.in_flight -= sum(len(item) for _, item in items)
 
     async def read(
-        self, block: BlockId, who: Credentials = NOBODY, *, at_time_us: int | None = None
+        self,
+        block: BlockId,
+        who: Credentials = NOBODY,
+        *,
+        at_time_us: int | None = None,
+        permit: Any = None,
     ) -> Item:
-        del who
+        del who, permit
         self.reads.append(block)
         if latency := self.latency():
             await Pause(latency)
@@ -298,8 +303,10 @@ class InMemoryBlocks:
         del versions, who, again
         return ()
 
-    async def written(self, block: BlockId, timestamp: BlockTimestamp, who: Credentials) -> Item:
-        del who
+    async def written(
+        self, block: BlockId, timestamp: BlockTimestamp, who: Credentials, *, permit: Any = None
+    ) -> Item:
+        del who, permit
         return await self.read(block, at_time_us=timestamp.time)
 
 

@@ -47,11 +47,15 @@ class ContentStore:
         blocks: ReadWriteClient,
         cipher: BlockCipher | None,
         options: Options,
+        permissions: Metadata | None = None,
     ) -> None:
+        """`permissions` are those of the present, if `metadata` is of a past."""
         self._options = options
         self._contents: OrderedDict[ObjectId, Contents] = OrderedDict()
         self._cache = BlockCache(0 if options.strict else options.cache_bytes)
-        self._reader = BlockReader(metadata, blocks, cipher, options, self._cache)
+        self._reader = BlockReader(
+            metadata, blocks, cipher, options, self._cache, permissions or metadata
+        )
         self._writer = BlockWriter(metadata, blocks, cipher, options, self._cache, self._reader)
         self._is_writing_behind = False
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,7 +15,7 @@ from typing import Final
 
 from bftfs import limits
 from bftfs.clock_skew import is_ahead
-from bftfs.conversation import Compute, Conversation, Draw, Event, Now, Spawn, Together, Wait
+from bftfs.conversation import Compute, Draw, Event, Now, Spawn, Together, Wait
 from bftfs.credentials import Credentials
 from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher
 from bftfs.errors import AdmissionRefused, FileSystemError, OperationFailed, PeerFault
@@ -32,11 +32,9 @@ from bftfs.identifiers import BlockId, ObjectId, block_id, block_number_of
 from bftfs.limits import STEPS_AHEAD_US
 from bftfs.query_update.object_type import Record
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.permission import FORBIDDEN, pause_before
-from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 
-ATTEMPTS: Final = 32  # at what other mounts' changes, or nodes that are behind, keep overtaking
+ATTEMPTS: Final = 32  # at an update that other mounts' truncations keep overtaking
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +58,7 @@ class BlockReader:
     cipher: BlockCipher | None
     options: Options
     cache: BlockCache
+    permissions: Metadata  # of the present, if `metadata` is of a past
     prefetching_bytes: int = 0
 
     async def read(self, file: OpenFile, offset: int, size: int) -> Buffer:
@@ -161,10 +160,11 @@ class BlockReader:
     ) -> bytes | None:
         """The version of a block that programs see; None if that has changed meanwhile."""
         identifier, name = contents.identifier, contents.name(number)
+        permit = partial(self.permissions.permit_reading, identifier, who)
         # The past does not change: what is named in it is asked for at once.
         if not self.options.is_past and number not in contents.uncovered:
             block = contents.layout.block(identifier, number)
-            version = await self._permitted(identifier, who, partial(self.blocks.read, block, who))
+            version = await self.blocks.read(block, who, permit=permit)
             if is_named(version.timestamp, name, contents.attributes):
                 plaintext = await plaintext_of(self.cipher, block, version.item)
                 return plaintext if name is None else plaintext[: name.valid]
@@ -180,8 +180,7 @@ class BlockReader:
         if not unnamed_us:
             return b""
         block = contents.layout.block(identifier, number)
-        read = partial(self.blocks.read, block, who, at_time_us=unnamed_us)
-        version = await self._permitted(identifier, who, read)
+        version = await self.blocks.read(block, who, at_time_us=unnamed_us, permit=permit)
         return await plaintext_of(self.cipher, block, version.item)
 
     async def version(
@@ -194,34 +193,12 @@ class BlockReader:
         since.
         """
         block = block_id(identifier, incarnation=name.incarnation, number=number)
-        read = partial(self.blocks.written, block, name.timestamp, who)
-        version = await self._permitted(identifier, who, read)
+        permit = partial(self.permissions.permit_reading, identifier, who)
+        version = await self.blocks.written(block, name.timestamp, who, permit=permit)
         if version.timestamp != name.timestamp:
             raise FileSystemError(errno.EIO, f"block {number} was named and never written")
         plaintext = await plaintext_of(self.cipher, block, version.item)
         return plaintext[: name.valid]
-
-    async def _permitted(
-        self,
-        identifier: ObjectId,
-        who: Credentials,
-        read: Callable[[], Conversation[FoundVersion]],
-    ) -> FoundVersion:
-        """What `read` finds of a block. For lack of permission it fails by the inode's word alone.
-
-        Each node judges by its own replica of the inode, and some may be behind, or lie. So if
-        nodes refuse, the inode is asked; and if it permits what they refuse, they are asked again:
-        a node that refuses compares its replica with those of others first.
-        """
-        for attempt in range(1, ATTEMPTS):
-            try:
-                return await read()
-            except AdmissionRefused as refused:
-                if refused.code not in FORBIDDEN:
-                    raise
-            await self.metadata.permit_reading(identifier, who)
-            await pause_before(attempt)
-        return await read()
 
     # --- reading ahead -----------------------------------------------------------------------
 

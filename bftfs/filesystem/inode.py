@@ -667,7 +667,10 @@ def may_read(subject: Subject, who: Principal) -> bool:
 
 
 def permit_reading_blocks(states: States, arguments: NoArguments, caller: Caller) -> bytes:
-    """Refuse a caller who may not be shown the file's blocks."""
+    """Refuse a caller who may not be shown the file's blocks.
+
+    An update for the same reason as `permit_writing`.
+    """
     del arguments
     if not may_read(Subject.existing(states[0]), caller):
         raise Refusal(errno.EACCES)

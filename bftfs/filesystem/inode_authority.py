@@ -6,30 +6,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
-from typing import Protocol
 
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import Credentials
 from bftfs.errors import DamagedRow
 from bftfs.filesystem.inode import UNKNOWN_INODE, contents_us, may_read_blocks, may_write_blocks
-from bftfs.identifiers import BlockId, ObjectId, ObjectKind, inode_of, kind_of
+from bftfs.identifiers import BlockId, ObjectKind, inode_of, kind_of
 from bftfs.query_update.replica import Workspace
+from bftfs.query_update.server import Doubts
 from bftfs.server.authority import overstepped
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Sender, Want
 from bftfs.storage import StorageView
 from bftfs.wire.codec import UNREADABLE
-
-
-class Knowledge(Protocol):
-    """What a node does to know an inode as it is: its healer."""
-
-    def wanted(self, names: Sequence[ObjectId]) -> Want | None:
-        """What a request for these objects has to wait for, of a node that may have lost some."""
-
-    def compared(self, name: ObjectId, now_us: int) -> Want | None:
-        """A comparison with what peers have; None if there was one just now."""
 
 
 class InodeAuthority:
@@ -42,14 +31,13 @@ class InodeAuthority:
     fewer than m = QC - t fragments, or vouchers for a repair.
     (`ReadWriteThresholds.require_knowing_vouchers`)
 
-    A node that is behind may refuse to show what is permitted now. So before it refuses it compares
-    the inode with its peers', unless it has just done that. (Readers' grants may not permit the
-    update by which writers bring such nodes up to date.)
+    A node that is behind may refuse what is permitted now. Whom that holds up asks the inode, by an
+    update that reaches such nodes. (`bftfs.read_write.permission`)
     """
 
-    def __init__(self, recovery: Recovery, knowledge: Knowledge) -> None:
+    def __init__(self, recovery: Recovery, doubts: Doubts) -> None:
         self._recovery = recovery
-        self._knowledge = knowledge
+        self._doubts = doubts
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
@@ -61,7 +49,7 @@ class InodeAuthority:
         refusal = overstepped(sender, credentials, writes=True)
         if refusal is not None:
             return refusal
-        if self._recovery.doubtful and (want := self._knowledge.wanted((name,))) is not None:
+        if self._recovery.doubtful and (want := self._doubts.wanted((name,))) is not None:
             return want
         try:
             code = may_write_blocks(Workspace(view, name), credentials)
@@ -72,14 +60,14 @@ class InodeAuthority:
         return Refused(code, f"user {credentials.uid} may not write: {os.strerror(code)}")
 
     def may_read(
-        self, view: StorageView, sender: Sender, block: BlockId, who: Credentials, now_us: int
+        self, view: StorageView, sender: Sender, block: BlockId, who: Credentials
     ) -> Refused | Want | None:
         """None if the user may read, otherwise why not, or what must be brought first."""
         refusal = overstepped(sender, who, writes=False)
         if refusal is not None:
             return refusal
         name = inode_of(block)
-        if self._recovery.doubtful and (want := self._knowledge.wanted((name,))) is not None:
+        if self._recovery.doubtful and (want := self._doubts.wanted((name,))) is not None:
             return want
         try:
             code = may_read_blocks(Workspace(view, name), who)
@@ -87,8 +75,7 @@ class InodeAuthority:
             raise DamagedRow(name, str(error)) from error
         if code in (0, UNKNOWN_INODE):
             return None
-        want = self._knowledge.compared(name, now_us)
-        return want or Refused(code, f"user {who.uid} may not read: {os.strerror(code)}")
+        return Refused(code, f"user {who.uid} may not read: {os.strerror(code)}")
 
     def reached_us(self, view: StorageView, block: BlockId) -> int:
         """The time of the file's last change of contents, as far as this node knows."""

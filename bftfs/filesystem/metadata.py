@@ -220,9 +220,16 @@ class Metadata:
         """
         await self.update((identifier,), PERMIT_WRITING, NoArguments(), who, reaching=forbidding)
 
-    async def permit_reading(self, identifier: ObjectId, who: Credentials) -> None:
-        """Ask the inode if the user may be shown its blocks; raises FileSystemError if not."""
-        await self.query(identifier, PERMIT_READING, NoArguments(), who)
+    async def permit_reading(
+        self, identifier: ObjectId, who: Credentials, forbidding: Nodes
+    ) -> None:
+        """Ask the inode if the user may be shown its blocks; as `permit_writing`.
+
+        Nothing is changed by that, so that it is no matter if the mount is read-only.
+        """
+        await self._service.update(
+            (identifier,), PERMIT_READING, NoArguments(), who, reaching=forbidding
+        )
 
     # --- names -------------------------------------------------------------------------------
 

@@ -129,7 +129,13 @@ class FileSystem:
         self._present = present
         self._options = options or Options()
         self._metadata = Metadata(metadata, self._options)
-        self._contents = ContentStore(self._metadata, blocks, cipher, self._options)
+        self._contents = ContentStore(
+            self._metadata,
+            blocks,
+            cipher,
+            self._options,
+            None if present is None else present._metadata,
+        )
         self._targets: OrderedDict[ObjectId, bytes] = OrderedDict()  # of symlinks
         self._accesses = AccessTimes(self._metadata)
         self._described: tuple[Volume, int] | None = None

@@ -55,7 +55,7 @@ DELETE_SCHEDULE: Final = "volume.delete_schedule"
 FOLLOW_SCHEDULE: Final = "volume.follow_schedule"
 
 # Updates that nobody would call a change of what they are about.
-UNCHANGING: Final = frozenset((ACCESSED, PERMIT_WRITING))
+UNCHANGING: Final = frozenset((ACCESSED, PERMIT_WRITING, PERMIT_READING))
 
 
 def _method(
@@ -64,13 +64,25 @@ def _method(
     *kinds: frozenset[ObjectKind],
     update: bool = True,
     frees: bool = False,
+    for_readers: bool = False,
     permit: Callable[..., bytes] | None = None,
     rests_on: Callable[..., Digest | None] | None = None,
 ) -> Method:
     """A method, whose arguments and answer are of the types that `invoke` is annotated with."""
     types = get_type_hints(invoke)
     answer = types["return"] if issubclass(types["return"], Record) else None
-    return Method(name, update, kinds, types["arguments"], invoke, answer, permit, frees, rests_on)
+    return Method(
+        name,
+        update,
+        kinds,
+        types["arguments"],
+        invoke,
+        answer,
+        permit,
+        frees,
+        rests_on,
+        for_readers,
+    )
 
 
 _query = partial(_method, update=False)
@@ -92,7 +104,7 @@ _METHODS = (
     _method(MERGE, inode.merge, _INODE, rests_on=inode.blocks_written),
     _query(GET_BLOCKS, inode.get_blocks, _INODE),
     _method(PERMIT_WRITING, inode.permit_writing, _INODE),
-    _query(PERMIT_READING, inode.permit_reading_blocks, _INODE, permit=inode.permit_reading_blocks),
+    _method(PERMIT_READING, inode.permit_reading_blocks, _INODE, for_readers=True),
     _query(GET_ATTRIBUTES, inode.get_attributes, _EITHER),
     _query(PERMIT_HISTORY, inode.permit_reading, _EITHER),
     _method(CHANGE_ATTRIBUTES, inode.change_attributes, _EITHER),

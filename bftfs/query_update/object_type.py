@@ -97,7 +97,8 @@ class Method:
     `invoke(states, arguments, caller)` returns the answer: bytes, or a value of type `answer`.
     An update's states are `MutableState`s.
 
-    An update that `frees` takes something away, so that room comes back: full disks take it.
+    An update that `frees` takes something away, so that room comes back: full disks take it. One
+    `for_readers` changes nothing: a grant for reading only covers it.
 
     A query of the past answers on a state of then. If it has a `permit`, that is given the states
     of now, and refuses who may not ask any more; its answer does not count.
@@ -116,6 +117,7 @@ class Method:
     permit: Callable[[tuple[Any, ...], Any, Caller], bytes] | None = None
     frees: bool = False
     rests_on: Callable[[tuple[Any, ...], Any, Caller], Digest | None] | None = None
+    for_readers: bool = False
 
     def takes(self, names: tuple[ObjectId, ...]) -> bool:
         """True if the objects are of the kinds that the method takes."""

@@ -175,8 +175,11 @@ class QueryUpdateServer:
     def _update(self, view: StorageView, sender: Sender, message: Update, now_us: int) -> Ready:
         """A method takes a grant; anybody may repair, by a copy or a barrier."""
         conditioned = decode_conditioned(message.conditioned)
-        if conditioned.operation is not None:
-            _require_grant(sender, conditioned.operation, writes=True)
+        operation = conditioned.operation
+        if operation is not None:
+            method = self.types.method(operation.method)
+            writes = method is None or not method.for_readers
+            _require_grant(sender, operation, writes=writes)
         return self._accepting.update(view, sender.client, message, conditioned, now_us)
 
     # --- queries --------------------------------------------------------------------------------

@@ -43,17 +43,18 @@ import errno
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
+from itertools import count
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Compute, Now, Together
 from bftfs.credentials import NOBODY, Credentials
-from bftfs.errors import AdmissionRefused
+from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.read_write import vouching
 from bftfs.read_write.authorship import Authored, versions_by
-from bftfs.read_write.permission import Permission, Permit
+from bftfs.read_write.permission import NodesDisagree, Permission, Permit, pause_before
 from bftfs.read_write.reading import BlockRead, FoundVersion
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of
@@ -232,6 +233,7 @@ class ReadWriteClient:
         *,
         before: BlockTimestamp | None = None,
         at_time_us: int | None = None,
+        permit: Permit | None = None,
     ) -> FoundVersion:
         """The latest complete version, as `who` may read it.
 
@@ -239,15 +241,43 @@ class ReadWriteClient:
         with time <= it. Raises QuorumUnavailable after `patience_total_us` of silence, and
         VersionUnrecoverable if too few fragments are left, NoLongerKept, or AdmissionRefused if
         more than t nodes refuse.
+
+        With `permit`, which asks the object that the block belongs to, it does not fail for lack of
+        permission unless `permit` raises that. It is asked only where nodes refuse.
         """
         bounds = [bound for bound in (before, _bound(at_time_us)) if bound is not None]
-        return await BlockRead(self._session, block, min(bounds, default=None), who).run()
+        bound = min(bounds, default=None)
+        session = self._session
+        if permit is None:
+            return await BlockRead(session, block, bound, who).run()
+        began_us = await Now()
+        for attempt in count():
+            await pause_before(attempt)
+            try:
+                return await BlockRead(session, block, bound, who, is_disputable=True).run()
+            except NodesDisagree as disagree:
+                forbidding = disagree.forbidding
+            most_us = session.patience_total_us
+            if most_us is not None and await Now() - began_us > most_us:
+                break
+            await permit(forbidding)
+        thresholds = session.thresholds
+        raise QuorumUnavailable(
+            heard=thresholds.N - len(forbidding),
+            required=thresholds.responses,
+            subject=f"read of block {block.hex()}",
+        )
 
     async def written(
-        self, block: BlockId, timestamp: BlockTimestamp, who: Credentials = NOBODY
+        self,
+        block: BlockId,
+        timestamp: BlockTimestamp,
+        who: Credentials = NOBODY,
+        *,
+        permit: Permit | None = None,
     ) -> FoundVersion:
         """The version at `timestamp`, which is complete. Raises what `read` raises."""
-        return await self.read(block, who, before=successor_of(timestamp))
+        return await self.read(block, who, before=successor_of(timestamp), permit=permit)
 
     async def read_many(
         self, blocks: Sequence[BlockId], who: Credentials = NOBODY, *, at_time_us: int | None = None

@@ -1,4 +1,4 @@
-"""Whether a block may still be written, where nodes disagree about it.
+"""Whether a block may be written, or read, where nodes disagree about it.
 
 **Situation.** Each node judges by its own replica of the object that the block belongs to. So nodes
 disagree while a change of permission is under way, and for as long as some of them are behind. If
@@ -9,7 +9,7 @@ is permitted.
 **Rule.** For lack of permission no write fails by the word of nodes. The writer asks the object, by
 an operation that takes place in the order of all updates. If that refuses, the write has failed.
 Otherwise the operation has reached the nodes that had refused: so those that were behind know
-better now, and the write is sent again.
+better now, and the write is sent again. Readers do the same.
 
 **Why nobody gets past the nodes by that.** The answer only ends a write, or has it sent again; what
 a node takes, it judges itself, as before. [docs/threat-model.md, G4]
@@ -36,6 +36,14 @@ FORBIDDEN: Final = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 
 _PAUSE_US: Final = 20_000  # before a write is sent a third time; doubles…
 _PAUSE_MOST_US: Final = 2 * SECOND_US  # …up to this
+
+
+class NodesDisagree(Exception):
+    """Some nodes may permit it, and these do not: this ends a round or a read, and no more."""
+
+    def __init__(self, forbidding: Nodes) -> None:
+        super().__init__(forbidding)
+        self.forbidding = forbidding
 
 
 class Permission:

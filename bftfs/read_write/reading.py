@@ -26,12 +26,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from bftfs.asking.ask import Inquiry, Refusals
+from bftfs.asking.quorum import NOBODY as NO_NODES
 from bftfs.conversation import Compute, Delivery, Now, Send
 from bftfs.credentials import NOBODY, Credentials
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Descent, Question, Usable
 from bftfs.read_write.messages import ReadReply, ReadRequest
+from bftfs.read_write.permission import FORBIDDEN, NodesDisagree
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.responses import ReplyVerdict, Responses, note_verdict
 from bftfs.read_write.session import Session
@@ -55,7 +57,17 @@ NEVER_WRITTEN = FoundVersion(ZERO, None)
 class BlockRead:
     """One read of the latest complete version; with `before`, of the latest strictly below it."""
 
-    __slots__ = ("_before", "_began_us", "_block", "_inquiry", "_refusals", "_session", "_who")
+    __slots__ = (
+        "_before",
+        "_began_us",
+        "_block",
+        "_forbidding",
+        "_inquiry",
+        "_is_disputable",
+        "_refusals",
+        "_session",
+        "_who",
+    )
 
     def __init__(
         self,
@@ -63,7 +75,16 @@ class BlockRead:
         block: BlockId,
         before: BlockTimestamp | None,
         who: Credentials = NOBODY,
+        *,
+        is_disputable: bool = False,
     ) -> None:
+        """If the read `is_disputable`, nodes' word that permission lacks is not final.
+
+        It then ends with `NodesDisagree`, when more than t nodes say so, or when it does not come
+        to an end without those that do.
+        """
+        self._is_disputable = is_disputable
+        self._forbidding = NO_NODES
         self._who = who
         self._session = session
         self._block = block
@@ -88,11 +109,15 @@ class BlockRead:
         """The latest complete version; None if garbage collection overtook the descent."""
         descent = await self._begin()
         await self._ask(descent.begin())
+        lapses = 0
         while True:
             call = await self._inquiry.answer()
             if call is not None:
                 self._take(descent, *call)
             else:
+                if self._forbidding and lapses:  # the others have been asked as well
+                    raise NodesDisagree(self._forbidding)
+                lapses += 1
                 await self._ask(descent.lapse())
                 if descent.is_overtaken:
                     return None
@@ -156,7 +181,17 @@ class BlockRead:
         if verdict is not _VALID:
             note_verdict(self._session.peers, node, verdict, self._began_us)
         elif not isinstance(message, ReadReply) and not message.may_pass:
-            self._refusals.add(node, message)
+            if self._is_disputable and message.code in FORBIDDEN:
+                self._forbid(node)
+            else:
+                self._refusals.add(node, message)
+
+    def _forbid(self, node: NodeId) -> None:
+        """This node does not permit it."""
+        self._forbidding = self._forbidding.plus(node)
+        quorums = self._session.peers.quorums
+        if not quorums.is_quorum(quorums.everyone - self._forbidding - self._refusals.nodes):
+            raise NodesDisagree(self._forbidding)
 
     # --- using a candidate -------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ class Authority(Protocol):
         """
 
     def may_read(
-        self, view: StorageView, sender: Sender, block: BlockId, who: Credentials, now_us: int
+        self, view: StorageView, sender: Sender, block: BlockId, who: Credentials
     ) -> Refused | Want | None:
         """None if it may; otherwise why not, or what must be brought first to decide it."""
 
@@ -167,7 +167,7 @@ class GrantAuthority:
         return overstepped(sender, credentials, writes=True)
 
     def may_read(
-        self, view: StorageView, sender: Sender, block: BlockId, who: Credentials, now_us: int
+        self, view: StorageView, sender: Sender, block: BlockId, who: Credentials
     ) -> Refused | None:
         """Every block is open to a client that may act as this user."""
         return overstepped(sender, who, writes=False)
@@ -417,7 +417,7 @@ class ReadWriteServer:
         block, before = message.block, message.before
         if sender.role is not _NODE:
             who = Credentials(message.uid, message.gid, message.groups)
-            answer = self._authority.may_read(view, sender, block, who, now_us)
+            answer = self._authority.may_read(view, sender, block, who)
             if isinstance(answer, Want):
                 return Ready(wants=(answer,))
             if answer is not None:

@@ -44,7 +44,7 @@ from bftfs.read_write.messages import (
     WriteReply,
     WriteRequest,
 )
-from bftfs.read_write.permission import FORBIDDEN, Permission, pause_before
+from bftfs.read_write.permission import FORBIDDEN, NodesDisagree, Permission, pause_before
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.session import Gathering, Session
 from bftfs.read_write.timestamp import BlockTimestamp
@@ -120,7 +120,7 @@ class TimeRound(Gathering[tuple[int, ...]]):
 class WriteRound(Gathering[Told]):
     """Sends each node its fragment of one version. A node's answer is what it tells of lives."""
 
-    __slots__ = ("_asked", "_is_disputable", "_lives", "_made", "_session", "forbidding")
+    __slots__ = ("_asked", "_forbidding", "_is_disputable", "_lives", "_made", "_session")
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class WriteRound(Gathering[Told]):
         self._lives = session.lives
         self._made: dict[NodeId, bytes] = {}
         self._is_disputable = is_disputable
-        self.forbidding = NO_NODES
+        self._forbidding = NO_NODES
 
     @property
     def unavailable(self) -> QuorumUnavailable:
@@ -183,19 +183,19 @@ class WriteRound(Gathering[Told]):
         if isinstance(message, WriteReply) and message.voucher:
             self._made[reply.node] = message.voucher
         if self._is_disputable and isinstance(message, Refused) and message.code in FORBIDDEN:
-            self.forbidding = self.forbidding.plus(reply.node)
+            self._forbidding = self._forbidding.plus(reply.node)
             self.useless(reply.node)
         else:
             super()._take(reply)
-        if self.forbidding:
+        if self._forbidding:
             quorums = self._peers.quorums
-            if not quorums.is_quorum(quorums.everyone - self.forbidding - self.finally_refusing):
-                raise NodesDisagree
+            if not quorums.is_quorum(quorums.everyone - self._forbidding - self.finally_refusing):
+                raise NodesDisagree(self._forbidding)
 
     async def _lapse(self) -> bool:
         is_over = await super()._lapse()
-        if self.forbidding and not is_over:
-            raise NodesDisagree
+        if self._forbidding and not is_over:
+            raise NodesDisagree(self._forbidding)
         return is_over
 
     def _outlived(self, answers: dict[NodeId, Told]) -> Iterable[NodeId]:
@@ -208,10 +208,6 @@ class WriteRound(Gathering[Told]):
         for node in outlived:  # they are asked again: replies to earlier requests do not count
             del asked[node]
         return outlived
-
-
-class NodesDisagree(Exception):
-    """Some nodes accept a write and others do not permit it: this ends a round, and no more."""
 
 
 def least_safe_time(reported: Sequence[int], b: int) -> int:
@@ -284,9 +280,9 @@ async def _write_where_permitted(
         )
         try:
             await writing.answers()
-        except NodesDisagree:
+        except NodesDisagree as disagree:
             assert permission is not None, "the round is disputable"
-            await permission.confirm(writing.forbidding)
+            await permission.confirm(disagree.forbidding)
         else:
             return writing.vouchers
         most_us = session.patience_total_us

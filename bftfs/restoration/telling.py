@@ -54,6 +54,7 @@ _SAID: dict[str, Callable[[Any], str]] = {
     registry.TRUNCATE: lambda a: f"truncate to {a.size}",
     registry.MERGE: lambda _: "rearrange",
     registry.PERMIT_WRITING: lambda _: "ask whether writing is permitted",
+    registry.PERMIT_READING: lambda _: "ask whether reading is permitted",
     registry.CHANGE_ATTRIBUTES: _changed_attributes,
     registry.SET_EXTENDED: lambda a: f"set attribute {as_word(a.name)}",
     registry.REMOVE_EXTENDED: lambda a: f"remove attribute {as_word(a.name)}",

@@ -36,7 +36,6 @@ object sync brought no more, are marked too, and made anew with their past once 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -198,7 +197,6 @@ class ObjectHealer:
         self._host: Host | None = None
         self._beginning = False
         self._asked_for: set[ObjectId] = set()  # objects beyond the walk that were healed
-        self._compared: OrderedDict[ObjectId, int] = OrderedDict()  # when, for requests
         self._walk = HealingWalk(
             b"heal objects",
             _END,
@@ -224,13 +222,6 @@ class ObjectHealer:
             if not self._has_healed(name):
                 return Want(b"heal" + name, lambda _view, name=name: self._on_demand(name))  # type: ignore[misc]
         return None
-
-    def compared(self, name: ObjectId, now_us: int) -> Want | None:
-        """A comparison of the object with what peers have; None if there was one just now."""
-        compared_us = self._compared.get(name, -limits.SECOND_US)
-        if self._host is None or 0 <= now_us - compared_us < limits.SECOND_US:
-            return None
-        return Want(b"compare" + name, lambda _view: self._compare_on_demand(name, now_us))
 
     def remembers(self, name: ObjectId) -> bool:
         """True if this server has forgotten nothing of what it has accepted for an object."""
@@ -278,16 +269,6 @@ class ObjectHealer:
 
     async def _mend_on_demand(self, name: ObjectId) -> list[Write] | None:
         return [] if self._host is not None and await self._mend(self._host, name) else None
-
-    async def _compare_on_demand(self, name: ObjectId, now_us: int) -> list[Write]:
-        """Whatever comes of it: who asks goes by what is here then."""
-        if self._host is not None:
-            await self._heal(self._host, name)
-        self._compared[name] = now_us
-        self._compared.move_to_end(name)
-        if len(self._compared) > limits.OBJECTS_COMPARED:
-            self._compared.popitem(last=False)
-        return []
 
     async def catch_up(self, host: Host, name: ObjectId) -> bool:
         """Take over later established versions. True if nothing is lacking after that."""

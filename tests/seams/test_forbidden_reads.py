@@ -10,23 +10,25 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Receive, Send
 from bftfs.credentials import Credentials, Grant
 from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem.attributes import Changes
-from bftfs.filesystem.file_blocks import BlockReader
 from bftfs.filesystem.inode_authority import InodeAuthority
 from bftfs.identifiers import BlockId, NodeId, ObjectId
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.messages import ReadReply, ReadRequest
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import version_key
-from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.step import Ready
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import Table
@@ -256,7 +258,13 @@ def let_in(t: int, b: int, liars: int, down: int) -> str:
         node.become(servers)
     for number in range(liars, liars + down):
         world.nodes[number].crash(down_us=None)
-    return reader.read(identifier)
+
+    async def read() -> bytes:
+        file = await reader.files.open(identifier, os.O_RDONLY, STRANGER)
+        return bytes(await reader.files.read(file, 0, 100))
+
+    found: bytes = reader.run(read(), within_us=10 * SECOND_US)
+    return found.decode()
 
 
 LET_IN = [(t, b, liars, t - liars) for t, b, liars in SIZES]
@@ -269,37 +277,101 @@ def test_who_was_let_in_reads_though_others_are_behind_or_lie(
     assert let_in(t, b, liars, down) == SECRET
 
 
-def never_compare(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ObjectHealer, "compared", lambda *_: None)
+def without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks the inode: what nodes say is what counts."""
+    read = ReadWriteClient.read
+
+    async def unasked(*arguments: Any, permit: Any = None, **options: Any) -> Any:
+        del permit
+        return await read(*arguments, **options)
+
+    monkeypatch.setattr(ReadWriteClient, "read", unasked)
 
 
-def test_must_fail_where_nodes_that_are_behind_refuse_at_once(
+def test_must_fail_where_it_counts_what_more_than_t_nodes_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    never_compare(monkeypatch)
-    with pytest.raises((AdmissionRefused, AssertionError)):
-        let_in(1, 1, 1, 0)
-
-
-def test_must_fail_where_it_counts_what_nodes_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nodes that are behind compare what they have when they are asked first; then it is late."""
-
-    async def at_once(_reader: Any, _identifier: Any, _who: Any, read: Any) -> Any:
-        return await read()
-
-    compared = ObjectHealer.compared
-    asked: list[ObjectId] = []
-
-    def late(healer: ObjectHealer, name: ObjectId, now_us: int) -> Any:
-        asked.append(name)
-        return None if len(asked) == 1 else compared(healer, name, now_us)
-
-    monkeypatch.setattr(ObjectHealer, "compared", late)
-    assert let_in(1, 1, 1, 0) == SECRET
-    asked.clear()
-    monkeypatch.setattr(BlockReader, "_permitted", at_once)
+    without_asking(monkeypatch)
     with pytest.raises(AdmissionRefused):
         let_in(1, 1, 1, 0)
+
+
+def read_of_an_open_file(t: int, b: int) -> list[Any]:
+    """The same, with t nodes down, by somebody who knows the names of blocks: what comes of it."""
+    world = World(t, b)
+    root, reader = world.user("root"), world.user("stranger", STRANGER, grant=READERS_GRANT)
+    root.format()
+    identifier = root.make("shared", SECRET, mode=0o600)
+    world.run_for(605 * SECOND_US)
+    block = block_of(root, identifier)
+    root.chmod(identifier, 0o644)
+    for number in range(t):
+        world.nodes[number].crash(down_us=None)
+    permit = partial(reader.files._metadata.permit_reading, identifier, STRANGER)
+    ended = world.start(reader.host, reader.blocks.read(block, STRANGER, permit=permit))
+    world.run_for(4 * SECOND_US)
+    return [found.item.decode() for found in ended]
+
+
+OPEN = [(1, 0), (1, 1), (2, 0), (2, 1)]
+
+
+@pytest.mark.parametrize(("t", "b"), OPEN)
+def test_readers_of_open_files_wait_for_no_node(t: int, b: int) -> None:
+    assert read_of_an_open_file(t, b) == [SECRET]
+
+
+@pytest.mark.parametrize(("t", "b"), OPEN)
+def test_must_fail_where_readers_wait_for_nodes_to_agree(
+    t: int, b: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_asking(monkeypatch)
+    assert read_of_an_open_file(t, b) == []
+
+
+def test_must_fail_where_the_question_goes_to_the_usual_quorum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    update = QueryUpdateClient.update
+
+    async def anywhere(*arguments: Any, reaching: Nodes = NOBODY, **options: Any) -> Any:
+        del reaching
+        return await update(*arguments, **options)
+
+    monkeypatch.setattr(QueryUpdateClient, "update", anywhere)
+    with pytest.raises(AssertionError, match="it has not happened"):
+        let_in(1, 1, 1, 0)
+
+
+def test_who_permits_himself_gets_no_further() -> None:
+    """A client that takes the inode's refusal for a permission."""
+    world, root, identifier = closed_file(1, 1)
+    stranger = world.user("stranger", STRANGER, grant=STRANGERS_GRANT)
+    asked: list[Nodes] = []
+
+    async def permit(forbidding: Nodes) -> None:
+        asked.append(forbidding)
+        with pytest.raises(FileSystemError):
+            await stranger.files._metadata.permit_reading(identifier, STRANGER, forbidding)
+
+    block = block_of(root, identifier)
+    ended = world.start(stranger.host, stranger.blocks.read(block, STRANGER, permit=permit))
+    world.run_for(60 * SECOND_US)
+    assert asked
+    assert not ended
+
+
+def test_who_may_only_read_changes_nothing_by_asking() -> None:
+    world = World()
+    root, reader = world.user("root"), world.user("stranger", STRANGER, grant=READERS_GRANT)
+    root.format()
+    identifier = root.make("shared", SECRET, mode=0o646)
+    before = root.attributes(identifier)
+    reader.run(reader.files._metadata.permit_reading(identifier, STRANGER, NOBODY))
+    with pytest.raises(AdmissionRefused) as failure:
+        reader.run(reader.files._metadata.permit_writing(identifier, STRANGER, NOBODY))
+    assert failure.value.code == errno.EROFS
+    assert root.attributes(identifier) == before
 
 
 def test_who_is_refused_is_told_so() -> None:

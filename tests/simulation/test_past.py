@@ -89,7 +89,7 @@ def test_contents_as_of_another_time_than_the_size(monkeypatch: pytest.MonkeyPat
         def __init__(self, blocks: Any, at_us: int) -> None:
             self._blocks, self._at_us = blocks, at_us
 
-        async def written(self, block: Any, timestamp: Any, who: Any) -> Any:
+        async def written(self, block: Any, timestamp: Any, who: Any, **_: Any) -> Any:
             found = await self._blocks.read(block, who, at_time_us=self._at_us)
             return FoundVersion(timestamp, found.item)
 

@@ -484,6 +484,7 @@ _UNMODELLED = (
     registry.TRUNCATE,
     registry.MERGE,
     registry.PERMIT_WRITING,
+    registry.PERMIT_READING,
     registry.CHANGE_ATTRIBUTES,
     registry.GET_EXTENDED,
     registry.SET_EXTENDED,

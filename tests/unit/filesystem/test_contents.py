@@ -701,9 +701,9 @@ def test_a_read_during_our_covering_update_is_repeated(world: World) -> None:
     past = world.blocks.written
     is_covered = False
 
-    async def slow(block: BlockId, timestamp: BlockTimestamp, who: Any) -> Any:
+    async def slow(block: BlockId, timestamp: BlockTimestamp, who: Any, *, permit: Any) -> Any:
         nonlocal is_covered
-        version = await past(block, timestamp, who)
+        version = await past(block, timestamp, who, permit=permit)
         if not is_covered:
             is_covered = True
             await other[0].flush(theirs)

@@ -204,7 +204,7 @@ class OwnersOnly:
         return Refused(errno.EACCES, "not the owner")
 
     def may_read(
-        self, view: StorageView, sender: Sender, block: BlockId, who: Any, now_us: int
+        self, view: StorageView, sender: Sender, block: BlockId, who: Any
     ) -> Refused | None:
         return self.may_write(view, sender, block, who)
 
