@@ -254,7 +254,7 @@ class History:
         """The versions of an object between two times (None: now), the latest first."""
         found: list[Change] = []
         if until_us is None:
-            at = await self.past.latest(identifier)
+            at = await self.past.latest(identifier, who)
         else:
             method = registry.GET_ATTRIBUTES
             read = self.past.query(identifier, method, NoArguments(), who, at_us=until_us)

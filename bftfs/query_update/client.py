@@ -125,6 +125,12 @@ class _Ongoing:
     shown: tuple[Observed, ...] = ()  # what the last attempt was conditioned on…
     clock_us: int = 0  # …and its time
 
+    @property
+    def who(self) -> Credentials:
+        """The user on whose behalf it is."""
+        operation = self.operation
+        return Credentials(operation.uid, operation.gid, operation.groups)
+
 
 class QueryUpdateClient:
     """One client's access to replicated objects.
@@ -168,7 +174,7 @@ class QueryUpdateClient:
             encode_record(arguments),
             *credentials,
         )
-        attempts = Attempts(self.repairs, reads=True)
+        attempts = Attempts(self.repairs, credentials, reads=True)
         is_locked = False
         versions: tuple[LogicalTimestamp, ...] = ()
         before: tuple[LogicalTimestamp, ...] = ()
@@ -230,7 +236,7 @@ class QueryUpdateClient:
         try:
             if self._streaks:
                 await self._streaks.step_back(names)
-            attempts = Attempts(self.repairs)
+            attempts = Attempts(self.repairs, credentials)
             ongoing = _Ongoing(names, found, operation, not_before_us, attempts, vouch, reaching)
             if vouch is not None:
                 ongoing.vouched_by = self._vouched_by(await vouch(0))
@@ -331,7 +337,8 @@ class QueryUpdateClient:
         conditioned on is established. (Not of an update whose objects are all new: no barrier can
         be made there. But nothing is refused there at one time that is accepted at another.)
         """
-        names, attempts = update.names, Attempts(self.repairs)
+        names, who = update.names, update.who
+        attempts = Attempts(self.repairs, who)
         while update.earlier:
             observed = [self.observations.condition_on(name) for name in names]
             outcome: Answered | Outcome | None = Outcome.DISORDER
@@ -347,7 +354,7 @@ class QueryUpdateClient:
             elif update.earlier:
                 name, version = _existing(update)
                 if version == ZERO or not await self.repairs.supersede(
-                    name, version, insists=insists
+                    name, version, who, insists=insists
                 ):
                     return None
         return None

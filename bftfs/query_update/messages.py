@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from bftfs import limits
 from bftfs.asking.refusal import Refused
+from bftfs.credentials import NOBODY
 from bftfs.crypto.digest import DIGEST_BYTES, authenticator_bytes
 from bftfs.identifiers import OBJECT_ID_BYTES
 from bftfs.query_update.history import (
@@ -128,16 +129,24 @@ class InlineBarrier(Message, frozen=True, tag=0x13):
 
 
 class FetchRequest(Message, frozen=True, tag=0x14):
-    """The `Conditioned` that made the candidate at `timestamp`, for its repair."""
+    """The `Conditioned` that made the candidate at `timestamp`, for its repair.
+
+    It has the names in a directory, say, that the operation changes. So only those are told who may
+    read that; and its author.
+    """
 
     timestamp: TimestampField
+    uid: UserField = NOBODY.uid
+    gid: UserField = NOBODY.gid
+    groups: GroupsField = ()
 
 
 class DeduceRequest(Message, frozen=True, tag=0x15):
     """Is the candidate at `timestamp` established or dead? [Q/U §4.3.7]
 
     As of `version` of the first object, if that is given: then the question is whether the
-    candidate is in that version's chain, and the reply carries the answer that it was given.
+    candidate is in that version's chain, and the reply carries the answer that it was given. Only
+    the candidate's author may ask that.
     """
 
     timestamp: TimestampField
@@ -309,7 +318,7 @@ class UpdateReply(Message, frozen=True, tag=0x21):
 
 
 class FetchReply(Message, frozen=True, tag=0x24):
-    """The stored `Conditioned`; empty if the server has it no longer, or never had."""
+    """The stored `Conditioned`; empty if the server does not have it, or does not tell."""
 
     conditioned: ConditionedField
 

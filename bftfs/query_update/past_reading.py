@@ -88,7 +88,7 @@ class PastReader:
         NoLongerKept if a benign one says that it had to forget it.
         """
         encoded = encode_record(arguments)
-        attempts = Attempts(self._repairs, reads=True)
+        attempts = Attempts(self._repairs, credentials, reads=True)
         cursors: dict[NodeId, LogicalTimestamp] = {}
         whole_from: NodeId | None = None
         for _ in range(_ATTEMPTS):
@@ -130,10 +130,10 @@ class PastReader:
             await attempts.go_on(tally.outcome, (identifier,))
         raise PastUnknown(subject=identifier.hex(), at_us=at_us)
 
-    async def latest(self, identifier: ObjectId) -> LogicalTimestamp:
+    async def latest(self, identifier: ObjectId, who: Credentials) -> LogicalTimestamp:
         """The latest established version of an object."""
         await self._repairs.refresh((identifier,))
-        await self._repairs.repair((identifier,))
+        await self._repairs.repair((identifier,), who)
         return self._client.observations.condition_on(identifier).version
 
     async def versions(

@@ -24,11 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from typing import NamedTuple
 
 from bftfs.asking.ask import Asking
 from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.clock_skew import NEAR_US
 from bftfs.conversation import Now
+from bftfs.credentials import NOBODY as NOT_ANYBODY
+from bftfs.credentials import Credentials
 from bftfs.errors import ContentionExhausted
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import (
@@ -104,14 +107,28 @@ def _apart(name: ObjectId, shown: Evidence) -> list[ObjectId]:
     ]
 
 
+class _Inline(NamedTuple):
+    """Inline repairs: in whose name, and how often each candidate was tried."""
+
+    who: Credentials
+    attempts: dict[LogicalTimestamp, int]
+
+
 class Attempts:
     """The attempts of one operation, and what is done between them."""
 
-    __slots__ = ("_disbelieved", "_repairs", "back_off", "effort")
+    __slots__ = ("_disbelieved", "_repairs", "_who", "back_off", "effort")
 
     def __init__(
-        self, repairs: Repair, *, reads: bool = False, back_off: BackOff | None = None
+        self,
+        repairs: Repair,
+        who: Credentials,
+        *,
+        reads: bool = False,
+        back_off: BackOff | None = None,
     ) -> None:
+        """`who` asks what others have begun, to finish it: those only are told who may know."""
+        self._who = who
         self._repairs = repairs
         self._disbelieved = repairs.peers.disbelieved  # when the attempt began
         self.back_off = back_off or BackOff(repairs.peers.metadata)
@@ -132,7 +149,7 @@ class Attempts:
             match step:
                 case Step.REPAIR | Step.MAKE_READABLE:
                     reading = step is Step.MAKE_READABLE
-                    await repairs.repair(names, self.back_off, reading=reading)
+                    await repairs.repair(names, self._who, self.back_off, reading=reading)
                 case Step.PAUSE:
                     await self.back_off.pause()
                 case Step.WAIT_FOR_CLOCKS:
@@ -158,6 +175,7 @@ class Repair:
     async def repair(
         self,
         names: tuple[ObjectId, ...],
+        who: Credentials = NOT_ANYBODY,
         back_off: BackOff | None = None,
         *,
         reading: bool = False,
@@ -168,8 +186,8 @@ class Repair:
         ones are later: a single updater is then never stopped by readers.
         [Q/U §4.3.5, Retry and backoff policies]
         """
-        attempts = Attempts(self, back_off=back_off)
-        inline_attempts: dict[LogicalTimestamp, int] = {}
+        attempts = Attempts(self, who, back_off=back_off)
+        inline = _Inline(who, {})
         for _ in range(_MOST_STEPS):
             is_enough = self.is_orderly
             if reading and attempts.effort.is_fresh:
@@ -177,12 +195,12 @@ class Repair:
             disorderly = next((name for name in names if not is_enough(name)), None)
             if disorderly is None:
                 return
-            outcome = await self._advance(disorderly, attempts.effort, inline_attempts)
+            outcome = await self._advance(disorderly, attempts.effort, inline)
             await attempts.go_on(outcome, names)
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"repair of {names[0].hex()}")
 
     async def supersede(
-        self, name: ObjectId, version: LogicalTimestamp, *, insists: bool = True
+        self, name: ObjectId, version: LogicalTimestamp, who: Credentials, *, insists: bool = True
     ) -> bool:
         """Have something later than `version` established at an object: a copy, if nothing else.
 
@@ -190,9 +208,9 @@ class Repair:
         more, however many copies of its requests are under way. False if servers let this client
         make no barrier for now, unless it `insists`.
         """
-        attempts = Attempts(self)
+        attempts = Attempts(self, who)
         for _ in range(_MOST_STEPS):
-            await self.repair((name,), attempts.back_off)
+            await self.repair((name,), who, attempts.back_off)
             if self._observe(name).version > version:
                 return True
             effect = await self._barrier(name, self.observations.short_of_a_quorum(name))
@@ -240,15 +258,13 @@ class Repair:
         found = self._observe(name).classification
         return self.is_orderly(name) or self._rounds.quorums.is_quorum(found.nodes)
 
-    async def _advance(
-        self, name: ObjectId, effort: Effort, inline_attempts: dict[LogicalTimestamp, int]
-    ) -> Outcome:
+    async def _advance(self, name: ObjectId, effort: Effort, inline: _Inline) -> Outcome:
         """Take one step towards an orderly object."""
         before = self._observe(name).classification
         if before.type is OperationType.BARRIER and not effort.has_looked:
             # What was observed may be histories of different moments while others succeed.
             return Outcome.INTRUSIVE
-        effect = await self._step(name, inline_attempts)
+        effect = await self._step(name, inline)
         after = self._observe(name)
         # What a server accepts that is disbelieved does not count: if it is needed, a step that a
         # quorum has accepted changes nothing, however often it is taken.
@@ -264,9 +280,7 @@ class Repair:
             return Outcome.PUSHED_AHEAD
         return Outcome.NO_PROGRESS
 
-    async def _step(
-        self, name: ObjectId, inline_attempts: dict[LogicalTimestamp, int]
-    ) -> StepEffect:
+    async def _step(self, name: ObjectId, inline: _Inline) -> StepEffect:
         """Do what classification dictates."""
         observed = self._observe(name)
         kind = observed.classification.type
@@ -277,10 +291,10 @@ class Repair:
         candidate = observed.classification.object_candidate
         if candidate.objects and await self._deduce(candidate) is not None:
             return _DONE
-        attempts = inline_attempts.get(candidate.timestamp, 0)
-        inline_attempts[candidate.timestamp] = attempts + 1
+        attempts = inline.attempts.get(candidate.timestamp, 0)
+        inline.attempts[candidate.timestamp] = attempts + 1
         if attempts < _INLINE_ATTEMPTS:
-            return await self._inline(name, candidate)
+            return await self._inline(name, candidate, inline.who)
         return await self._barrier(name)
 
     async def _bar(self, name: ObjectId) -> StepEffect:
@@ -305,14 +319,15 @@ class Repair:
         message = Update(encode(conditioned), (observed.authenticators,), (), NodeId(0))
         return await self._send(message, (name,), "barrier")
 
-    async def _inline(self, name: ObjectId, candidate: Candidate) -> StepEffect:
+    async def _inline(self, name: ObjectId, candidate: Candidate, who: Credentials) -> StepEffect:
         """Finish a repairable operation in place.
 
         If no server has the original request, the operation is probably established and has been
-        built upon: the client looks again before it sets a barrier.
+        built upon: the client looks again before it sets a barrier. Nor do servers tell it to whom
+        the objects are closed: then a barrier and a copy do.
         """
         timestamp = candidate.timestamp
-        conditioned = self.own.get(timestamp) or await self._fetch(name, timestamp)
+        conditioned = self.own.get(timestamp) or await self._fetch(name, timestamp, who)
         if conditioned is None:
             return _NONE
         observed = self._observe(name)
@@ -469,7 +484,9 @@ class Repair:
         await self._rounds.run(plan, request, DeduceReply, take, subject="chain of versions")
         return found
 
-    async def _fetch(self, name: ObjectId, timestamp: LogicalTimestamp) -> bytes | None:
+    async def _fetch(
+        self, name: ObjectId, timestamp: LogicalTimestamp, who: Credentials
+    ) -> bytes | None:
         """The original request of a candidate; it proves itself."""
         rounds = self._rounds
         plan = await rounds.plan((name,))
@@ -487,7 +504,7 @@ class Repair:
 
         await rounds.run(
             plan._replace(order=order, probes=()),
-            FetchRequest(timestamp),
+            FetchRequest(timestamp, *who),
             FetchReply,
             take,
             subject="original request",

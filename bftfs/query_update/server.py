@@ -31,6 +31,8 @@ from bftfs.query_update.admission import IncompleteUpdates
 from bftfs.query_update.history import (
     TIMESTAMP_BYTES,
     LogicalTimestamp,
+    Operation,
+    client_of,
     decode_conditioned,
     time_of,
 )
@@ -221,7 +223,13 @@ class QueryUpdateServer:
             by_name = dict(zip(distinct, states, strict=True))
             states = [by_name[name] for name in names]
         caller = _caller(sender.client, message, time_of(max(versions)))
-        error, answer = self.types.invoke(method.invoke, tuple(states), arguments, caller)
+        error, answer = 0, b""
+        if message.versions:
+            workspaces = {each.object: each.workspace for each in replicas}
+            now = tuple([workspaces[name] for name in names])
+            error = self._forbidden_now(method, now, arguments, caller)
+        if not error:
+            error, answer = self.types.invoke(method.invoke, tuple(states), arguments, caller)
         whole, answer = abridged(answer, message.whole_answer_from == self._node)
         return Ready(QueryReply(*told, True, error, answer, whole, verdict, voucher))
 
@@ -233,6 +241,14 @@ class QueryUpdateServer:
         if not method.takes(objects):
             raise Refuse(errno.EINVAL, f"{name} does not take such objects")
         return method
+
+    def _forbidden_now(
+        self, method: Method, states: tuple[Any, ...], arguments: Any, caller: Caller
+    ) -> int:
+        """The error if the states of now forbid what is asked of earlier ones; 0 if they do not."""
+        if method.permit is None:
+            return 0
+        return self.types.invoke(method.permit, states, arguments, caller)[0]
 
     # --- the past -------------------------------------------------------------------------------
 
@@ -251,9 +267,8 @@ class QueryUpdateServer:
         invoke = self.types.invoke
         caller = _caller(sender.client, message, time_of(version))
         arguments = self.types.decode_arguments(method, message.arguments)
-        error, answer = 0, b""
-        if method.permit is not None:  # what is forbidden now is not told of the past either
-            error, _ = invoke(method.permit, (replica.workspace,), arguments, caller)
+        answer = b""
+        error = self._forbidden_now(method, (replica.workspace,), arguments, caller)
         if not error:
             error, answer = invoke(method.invoke, (state,), arguments, caller)
         whole, answer = abridged(answer, message.whole_answer_from == self._node)
@@ -268,16 +283,19 @@ class QueryUpdateServer:
         page = versions_page(view, replica, message)
         if page is None:  # nor does a server that is behind know who may read
             return Ready(VersionsReply(False))
-        guard = self.types.method(GUARD)
-        if guard is not None and kind_of(message.object) in guard.kinds[0]:
-            caller = _caller(sender.client, message, time_of(replica.head))
-            error, _ = self.types.invoke(
-                guard.invoke, (replica.workspace,), guard.arguments(), caller
-            )
-            if error:
-                return Ready(VersionsReply(True, error))
+        error = self._guarded(sender, message, replica)
+        if error:
+            return Ready(VersionsReply(True, error))
         whole, page = abridged(page, message.whole_answer_from == self._node)
         return Ready(VersionsReply(True, 0, page, whole))
+
+    def _guarded(self, sender: Sender, claim: UserClaimed, replica: Replica) -> int:
+        """The error if the object, as it is now, closes its past to the user; 0 if it does not."""
+        guard = self.types.method(GUARD)
+        if guard is None or kind_of(replica.object) not in guard.kinds[0]:
+            return 0
+        caller = _caller(sender.client, claim, time_of(replica.head))
+        return self.types.invoke(guard.invoke, (replica.workspace,), guard.arguments(), caller)[0]
 
     # --- what recovery asks for -----------------------------------------------------------------
 
@@ -318,19 +336,45 @@ class QueryUpdateServer:
     # --- what repair asks for -------------------------------------------------------------------
 
     def _fetch(
-        self, view: StorageView, _sender: Sender, message: FetchRequest, _now_us: int
+        self, view: StorageView, sender: Sender, message: FetchRequest, _now_us: int
     ) -> Ready:
-        """The request that made a candidate, if it is kept."""
-        return Ready(FetchReply(view.get(Table.REQUEST, message.timestamp) or b""))
+        """The request that made a candidate, if it is kept, and the user may know of it."""
+        kept = view.get(Table.REQUEST, message.timestamp) or b""
+        if not kept or _is_author(sender, message.timestamp):
+            return Ready(FetchReply(kept))
+        _require_grant(sender, message)
+        operation = decode_conditioned(kept).operation
+        if operation is not None and not self._may_know(view, sender, message, operation):
+            kept = b""
+        return Ready(FetchReply(kept))
+
+    def _may_know(
+        self, view: StorageView, sender: Sender, claim: UserClaimed, operation: Operation
+    ) -> bool:
+        """True if the user may read all that the operation is about.
+
+        These are the objects that are of the kinds of the first one: of an operation on names, the
+        directories. What it says of their entries is what attributes say.
+        """
+        method = self.types.method(operation.method)
+        if method is None:
+            return False
+        return not any(
+            self._guarded(sender, claim, Replica(view, name))
+            for name, kinds in zip(operation.objects, method.kinds, strict=False)
+            if kinds == method.kinds[0]
+        )
 
     def _deduce(
-        self, view: StorageView, _sender: Sender, message: DeduceRequest, _now_us: int
+        self, view: StorageView, sender: Sender, message: DeduceRequest, _now_us: int
     ) -> Ready:
         """The fate of a candidate, by the chain of an established version. [Q/U §4.3.7]"""
         if not message.version:
             return Ready(DeduceReply(*self._vouch(view, message.timestamp, message.objects)))
         if len(message.version) != TIMESTAMP_BYTES:
             raise Refuse(errno.EINVAL, "a version is a timestamp")
+        if not _is_author(sender, message.timestamp):
+            raise Refuse(errno.EPERM, "only its author is told what an update was answered")
         replica = Replica(view, message.objects[0])
         verdict = replica.verdict_at(message.timestamp, LogicalTimestamp(message.version))
         whole, answer = True, b""
@@ -366,6 +410,11 @@ def _require_grant(sender: Sender, claim: UserClaimed, *, writes: bool = False) 
         raise Refuse(refusal.code, refusal.reason)
 
 
+def _is_author(sender: Sender, timestamp: LogicalTimestamp) -> bool:
+    """True if the sender has made the candidate. (Nodes know what all have asked for.)"""
+    return sender.role is Role.NODE or client_of(timestamp) == sender.client
+
+
 def _objects_of(message: Any) -> tuple[ObjectId, ...]:
     """The objects that a client's request is about."""
     match message:
@@ -393,5 +442,5 @@ def _states_at(replicas: list[Replica], versions: tuple[LogicalTimestamp, ...]) 
     return None if None in states else states
 
 
-def _caller(client: ClientId, message: Query | PastQuery | VersionsRequest, time_us: int) -> Caller:
-    return Caller(client, message.uid, message.gid, message.groups, time_us)
+def _caller(client: ClientId, claim: UserClaimed, time_us: int) -> Caller:
+    return Caller(client, claim.uid, claim.gid, claim.groups, time_us)

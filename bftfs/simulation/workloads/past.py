@@ -60,7 +60,7 @@ async def tree_of(
 async def versions_of(past: PastReader, identifier: ObjectId) -> tuple[PastVersion, ...]:
     """All versions of an object that are kept, the newest first."""
     found: list[PastVersion] = []
-    at = await past.latest(identifier)
+    at = await past.latest(identifier, CREDENTIALS)
     while at != ZERO:
         page = await past.versions(
             identifier, newest=at, most=_PAGE, prefixes=CHANGES_SHOWN, credentials=CREDENTIALS

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs.conversation import Pause
+from bftfs.credentials import NOBODY
 from bftfs.limits import SECOND_US
 from bftfs.query_update.client import QueryUpdateClient, _Earlier
 from bftfs.query_update.counter import Fetch, Increment
@@ -107,7 +108,7 @@ def test_a_version_is_superseded_by_a_copy(t: int) -> None:
     cluster = Cluster(QueryUpdateThresholds.smallest(t=t, b=t))
     client = cluster.client("X")
     made = client.run(client.qu.update((A,), "counter.increment", Increment(), USER))
-    assert client.run(client.qu.repairs.supersede(A, made.timestamp))
+    assert client.run(client.qu.repairs.supersede(A, made.timestamp, NOBODY))
     found = client.run(client.qu.query((A,), "counter.fetch", Fetch(), USER))
     assert found.timestamp > made.timestamp
     assert found.answer.value == 1

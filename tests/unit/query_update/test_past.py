@@ -345,7 +345,7 @@ def test_a_search_is_bounded_and_goes_on(
 def all_versions(client: Client, *, most: int = 3) -> list[PastVersion]:
     async def collect() -> list[PastVersion]:
         reader = PastReader(client.qu)
-        at = await reader.latest(A)
+        at = await reader.latest(A, USER)
         found: list[PastVersion] = []
         while at != ZERO:
             page = await reader.versions(
@@ -453,7 +453,7 @@ def test_what_is_forbidden_now_is_not_told_of_the_past(
             monkeypatch.setitem(cluster.types._methods, each[0], replace(known, permit=None))
     client, root = file_system(cluster)
     pass_time(cluster, SECOND_US)
-    at_us = time_of(client.run(PastReader(client.qu).latest(root)))
+    at_us = time_of(client.run(PastReader(client.qu).latest(root, SUPERUSER)))
     pass_time(cluster, SECOND_US)
     reader = PastReader(client.qu)
 
@@ -475,7 +475,7 @@ def test_what_is_forbidden_now_is_not_told_of_the_past(
 def test_a_server_behind_does_not_say_who_may_list() -> None:
     """It knows nothing of the object: neither of its versions, nor that it is not there."""
     client, root = file_system(Cluster(types=file_system_types()))
-    newest = client.run(PastReader(client.qu).latest(root))
+    newest = client.run(PastReader(client.qu).latest(root, SUPERUSER))
     behind = Cluster(types=file_system_types()).nodes[0]
     request = VersionsRequest(root, newest, 0, 0, (), 1, (), behind.number)
     ready = behind.server.step(behind.storage, client.sender, request, b"", behind.now_us())

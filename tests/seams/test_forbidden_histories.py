@@ -1,0 +1,168 @@
+"""What repairs ask servers for tells nobody what is in a directory that he may not read.
+
+A client that finishes what another has begun needs its request, which has names and values in it.
+Servers give it to those only who may read that anyway; others use barriers and copies.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any
+
+import pytest
+
+from bftfs.asking.refusal import Refused
+from bftfs.credentials import Grant
+from bftfs.filesystem.attributes import Changes
+from bftfs.filesystem.directory import Listing
+from bftfs.filesystem.inode import ExtendedSetting
+from bftfs.filesystem.registry import READ_DIRECTORY, SET_EXTENDED
+from bftfs.identifiers import NodeId, ObjectId
+from bftfs.query_update import server
+from bftfs.query_update.history import LogicalTimestamp
+from bftfs.query_update.messages import (
+    DeduceReply,
+    DeduceRequest,
+    FetchReply,
+    FetchRequest,
+    Query,
+    QueryReply,
+    Status,
+    Verdict,
+)
+from bftfs.query_update.object_type import encode_record
+from bftfs.query_update.replica import Replica
+from bftfs.query_update.server import QueryUpdateServer
+from tests.seams.world import ROOT, STRANGER, STRANGERS_GRANT, SUPERUSER, Hand, User, World, refused
+
+EVERYONE = range(6)
+SECRET = b"wages of all of us"
+
+
+class House:
+    """A directory of root's, in which there is a file."""
+
+    def __init__(self, mode: int = 0o700) -> None:
+        self.world = World(verifying=False)
+        self.root: User = self.world.user("root")
+        self.root.format()
+        self.directory: ObjectId = self.root.run(self._make(mode))
+        self.spy: Hand = self.world.hand("spy", grant=STRANGERS_GRANT)
+
+    async def _make(self, mode: int) -> ObjectId:
+        files, who = self.root.files, self.root.who
+        found = await files.make_directory(ROOT, b"house", mode, who)
+        kind = stat.S_IFREG | 0o644
+        _, file = await files.create(found.identifier, SECRET, kind, who, flags=os.O_WRONLY)
+        await files.release(file)
+        return found.identifier
+
+    @property
+    def latest(self) -> LogicalTimestamp:
+        """The version that the file's creation has made."""
+        return Replica(self.world.nodes[0].disk, self.directory).history.latest
+
+    def fetched(self, hand: Hand, who: Any) -> list[bytes]:
+        replies = hand.ask_all(FetchRequest(self.latest, *who))
+        return [each.conditioned for each in replies.values() if isinstance(each, FetchReply)]
+
+    def listed(self, version: LogicalTimestamp) -> dict[int, Any]:
+        """The directory's entries in that version, as servers tell the spy."""
+        question = encode_record(Listing(0, 4096))
+        versions = (version,)
+        return self.spy.ask_all(
+            Query(
+                (self.directory,), READ_DIRECTORY, question, *STRANGER, NodeId(0), False, versions
+            )
+        )
+
+
+def test_requests_are_told_to_those_who_may_read() -> None:
+    assert House().fetched(House().spy, STRANGER) == [b""] * 6
+    house = House()
+    assert house.fetched(house.spy, STRANGER) == [b""] * 6
+    members = house.fetched(house.world.hand("admin", grant=Grant(uids=(0,))), SUPERUSER)
+    assert any(SECRET in each for each in members)
+    house = House(mode=0o755)
+    assert any(SECRET in each for each in house.fetched(house.spy, STRANGER))
+
+
+def test_nobody_asks_for_them_in_anothers_name() -> None:
+    house = House()
+    replies = house.spy.ask_all(FetchRequest(house.latest, *SUPERUSER))
+    assert set(refused(replies).values()) == {errno.EPERM}
+    assert all(isinstance(each, Refused) or not each.conditioned for each in replies.values())
+
+
+def test_must_fail_servers_that_tell_them_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(QueryUpdateServer, "_may_know", lambda *_: True)
+    house = House()
+    assert any(SECRET in each for each in house.fetched(house.spy, STRANGER))
+
+
+def answers(house: House) -> set[bytes]:
+    """What the creation was answered, as servers tell the spy."""
+    at = house.latest
+    replies = house.spy.ask_all(DeduceRequest(at, (house.directory,), at))
+    established = [
+        each
+        for each in replies.values()
+        if isinstance(each, DeduceReply) and each.verdict is Verdict.ESTABLISHED
+    ]
+    assert established or set(refused(replies).values()) == {errno.EPERM}
+    return {each.answer for each in established}
+
+
+def test_answers_are_told_to_authors() -> None:
+    assert answers(House()) == set()
+
+
+def test_must_fail_servers_that_tell_answers_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_is_author", lambda *_: True)
+    assert max(answers(House()))
+
+
+def test_the_version_of_before_is_closed_as_well() -> None:
+    """Also for a query that names the version."""
+    assert what_was_listed() == {errno.EACCES}
+
+
+def what_was_listed() -> set[int]:
+    house = House(mode=0o755)
+    version = house.latest
+    change = house.root.files.change_attributes(house.directory, Changes(mode=0o700), SUPERUSER)
+    house.root.run(change)
+    replies = [each for each in house.listed(version).values() if isinstance(each, QueryReply)]
+    assert any(each.answered for each in replies)
+    return {each.error for each in replies if each.answered and house.latest != version}
+
+
+def test_must_fail_where_it_is_judged_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(QueryUpdateServer, "_forbidden_now", lambda *_: 0)
+    assert 0 in what_was_listed()
+
+
+@pytest.mark.parametrize("accepting", [3, 4])
+def test_who_may_not_know_goes_on_all_the_same(accepting: int) -> None:
+    """In a directory where he may make files, and not list any, root has left something."""
+    house = House(mode=0o733)
+    hand = house.world.hand("root's other", grant=Grant(uids=(0,), gids=(0,)))
+    note = ExtendedSetting(b"user.note", SECRET, 0)
+    asked = range(accepting)
+    statuses = hand.update(house.directory, SET_EXTENDED, note, SUPERUSER, asked=asked)
+    assert statuses == [Status.SUCCESS] * accepting
+    stranger = house.world.user("stranger", STRANGER, grant=STRANGERS_GRANT)
+
+    async def create() -> ObjectId:
+        kind = stat.S_IFREG | 0o600
+        found, file = await stranger.files.create(
+            house.directory, b"mine", kind, STRANGER, flags=os.O_WRONLY
+        )
+        await stranger.files.release(file)
+        return found.identifier
+
+    identifier = stranger.run(create())
+    found = house.root.run(house.root.files.lookup(house.directory, b"mine", SUPERUSER))
+    assert found.identifier == identifier
