@@ -29,7 +29,8 @@ from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.limits import BARRIER_STEPS, REPAIRS_PER_SECOND, SECOND_US
 from bftfs.query_update.history import Known, assemble, client_of, parse_history
-from bftfs.query_update.messages import InlineBarrier, Status, UpdateReply
+from bftfs.query_update.messages import FetchReply, FetchRequest, InlineBarrier, Status, UpdateReply
+from bftfs.read_write.messages import ReadReply, ReadRequest
 from bftfs.runtime import clock
 from bftfs.simulation.byzantine.object_repairs import NOBODY, forged_barrier
 from bftfs.simulation.byzantine.positions import NodePosition
@@ -209,6 +210,46 @@ def test_a_stranger_does_not_overwrite_a_file_that_was_closed(
     guarded: None, attacked: Attacked
 ) -> None:
     check_that_root_reads_its_own(attacked, closed_file)
+
+
+# --- who may read ---------------------------------------------------------------------------------
+
+
+def told(attacked: Attacked, made: Callable[[Attacked], str]) -> tuple[set[int], list[bytes]]:
+    """The nodes that show the stranger a block of a file of root's, and what they tell besides.
+
+    That are the requests that have made the names in a directory of root's.
+    """
+    identifier, found = attacked.attributes(made(attacked))
+    assert found.layout is not None
+    private = attacked.new_name("private")
+    (attacked.owner / private).mkdir(mode=0o700)
+    directory, _ = attacked.attributes(private)
+    (attacked.owner / private / MINE).touch()
+    with attacked.hand("stranger") as stranger:
+        block = found.layout.block(identifier, 0)
+        replies = stranger.ask_all(ReadRequest(block, None, True, 8, *STRANGER))
+        blocks = {node for node, each in replies.items() if isinstance(each, ReadReply)}
+        latest = {
+            parse_history(each.history).latest for each in histories(stranger, directory).values()
+        }
+        requests = [
+            reply.conditioned
+            for timestamp in latest
+            for reply in stranger.ask_all(FetchRequest(timestamp, *STRANGER)).values()
+            if isinstance(reply, FetchReply)
+        ]
+    return blocks, requests
+
+
+@pytest.mark.parametrize("made", [new_file, closed_file])
+def test_a_stranger_is_shown_no_file_of_roots(
+    guarded: None, attacked: Attacked, made: Callable[[Attacked], str]
+) -> None:
+    attacked.run(HONEST, ACCOMPLICE)
+    blocks, requests = told(attacked, made)
+    assert blocks <= {LIAR, BEHIND}
+    assert not any(MINE.encode() in each for each in requests)
 
 
 # --- what was planted while it was permitted ------------------------------------------------------
@@ -506,6 +547,13 @@ def test_must_fail_careless_nodes_take_what_a_node_forges(
     attacked.run(CARELESS, FORGER)
     with attacked.hand("reader") as reader:
         await_that(lambda: forged_barriers(reader, attacked.deployment.description.root) > 0)
+
+
+def test_must_fail_careless_nodes_show_roots_files(guarded: None, attacked: Attacked) -> None:
+    attacked.run(CARELESS, ACCOMPLICE)
+    blocks, requests = told(attacked, closed_file)
+    assert len(blocks) > 2
+    assert any(MINE.encode() in each for each in requests)
 
 
 def test_must_fail_careless_nodes_show_what_lies_behind_the_end(
