@@ -7,7 +7,9 @@ all that a client has written, the nodes are asked which versions they host.
 **Completeness.** N - t nodes answer. Each lists versions in the order of their keys, up to some
 key; a page ends at the (b + 1)-th smallest of these, so that no b slow liars hold the listing up. A
 complete version is hosted by QC benign nodes, and QC > b + t [PASIS (3.4)]: one of them is among
-the nodes that have listed so far. Liars may add versions: the caller reads what is listed. Test:
+the nodes that have listed so far. At most t correct nodes are behind with the inode, and may leave
+it out because the user could not read it before; QC - t > b + t in clusters of 3t + 2b + 1 nodes.
+Liars may add versions: the caller reads what is listed. Test:
 `tests/unit/read_write/test_authorship.py::test_no_b_liars_hide_anything`.
 """
 
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 
 from bftfs import limits
 from bftfs.conversation import Now, Send
+from bftfs.credentials import Credentials
 from bftfs.identifiers import BLOCK_ID_BYTES, OBJECT_ID_BYTES, BlockId, ClientId, ObjectId
 from bftfs.read_write.messages import AuthoredReply, AuthoredRequest
 from bftfs.read_write.session import Gathering, Session
@@ -50,11 +53,16 @@ class Authored(NamedTuple):
 # --- the node that is asked ---------------------------------------------------------------------
 
 
-def authored(view: StorageView, request: AuthoredRequest) -> AuthoredReply:
-    """The requested versions that this node hosts: as many as one step lists."""
+def authored(
+    view: StorageView, request: AuthoredRequest, inodes: Sequence[ObjectId]
+) -> AuthoredReply:
+    """The requested versions that this node hosts: as many as one step lists.
+
+    Of these inodes, ascending, which the asking user may know of.
+    """
     keys: list[bytes] = []
     looked = 0
-    for inode in sorted(set(request.inodes)):
+    for inode in inodes:
         start, stop = max(inode, request.after + b"\0"), last_block(inode) + _AFTER_BLOCK
         while start < stop:
             for key in view.keys(Table.BLOCK, start, stop):
@@ -76,7 +84,11 @@ def authored(view: StorageView, request: AuthoredRequest) -> AuthoredReply:
 
 
 async def versions_by(
-    session: Session, inodes: Sequence[ObjectId], author: ClientId | None, since_us: int
+    session: Session,
+    inodes: Sequence[ObjectId],
+    author: ClientId | None,
+    since_us: int,
+    who: Credentials,
 ) -> list[Authored]:
     """What `author`, or anybody, has written to the blocks of these files since then."""
     found: list[Authored] = []
@@ -84,7 +96,7 @@ async def versions_by(
         batch = tuple(inodes[position : position + limits.AUTHORED_INODES])
         after = b""
         while after < VERSIONS_END:
-            request = AuthoredRequest(batch, author, since_us, after)
+            request = AuthoredRequest(batch, author, since_us, after, *who)
             keys, after = await _page(session, request)
             found += (_authored(key) for key in keys)
     return found

@@ -292,13 +292,19 @@ class ReadWriteClient:
     # --- authors ----------------------------------------------------------------------------
 
     async def versions_by(
-        self, inodes: Sequence[ObjectId], *, author: ClientId | None, since_us: int
+        self,
+        inodes: Sequence[ObjectId],
+        who: Credentials = NOBODY,
+        *,
+        author: ClientId | None,
+        since_us: int,
     ) -> Sequence[Authored]:
         """Versions of blocks of these files that `author` (None: anybody) wrote since then.
 
-        Readers may never have been shown them. Raises what `read` raises.
+        Readers may never have been shown them. None of files that `who` may not
+        read. Raises what `read` raises.
         """
-        return await versions_by(self._session, inodes, author, since_us)
+        return await versions_by(self._session, inodes, author, since_us, who)
 
 
 def _bound(at_time_us: int | None) -> BlockTimestamp | None:

@@ -206,7 +206,7 @@ class AuthoredRequest(Message, frozen=True, tag=0x36):
     """Which versions of blocks of these inodes has `author`, or anybody, written since then?
 
     The versions are named by their keys in the store, and begin after `after`, where an earlier
-    reply ended; empty at first.
+    reply ended; empty at first. Of inodes whose blocks the user may not be shown there are none.
     """
 
     inodes: Annotated[
@@ -215,6 +215,9 @@ class AuthoredRequest(Message, frozen=True, tag=0x36):
     author: ClientField | None
     since_us: TimeField
     after: VersionKeyField
+    uid: UserField = NOBODY.uid
+    gid: UserField = NOBODY.gid
+    groups: GroupsField = ()
 
 
 class AuthoredReply(Message, frozen=True, tag=0x46):

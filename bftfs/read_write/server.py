@@ -490,9 +490,17 @@ class ReadWriteServer:
     # --- authors ----------------------------------------------------------------------------
 
     def _authored(
-        self, view: StorageView, _sender: Any, message: AuthoredRequest, *_: Any
+        self, view: StorageView, sender: Sender, message: AuthoredRequest, *_: Any
     ) -> Ready:
-        return Ready(reply=authored(view, message))
+        who = Credentials(message.uid, message.gid, message.groups)
+        inodes = []
+        for inode in sorted(set(message.inodes)):
+            answer = self._authority.may_read(view, sender, last_block(inode), who)
+            if isinstance(answer, Want):
+                return Ready(wants=(answer,))
+            if answer is None:
+                inodes.append(inode)
+        return Ready(reply=authored(view, message, inodes))
 
     # --- vouching ----------------------------------------------------------------------------
 

@@ -409,7 +409,9 @@ async def _add_uncovered(log: ChangeLog, view: Viewpoint, below: set[ObjectId]) 
     Even b lying nodes hide none of these that was complete; they may invent some.
     """
     files = sorted(each for each in below if kind_of(each) == ObjectKind.INODE)
-    written = await view.history.blocks.versions_by(files, author=log.client, since_us=log.since_us)
+    written = await view.history.blocks.versions_by(
+        files, view.who, author=log.client, since_us=log.since_us
+    )
     covers = {
         identifier: [each for each in changes if log.by_client(each)]
         for identifier, changes in log.changes.items()

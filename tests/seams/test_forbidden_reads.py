@@ -26,7 +26,7 @@ from bftfs.filesystem.inode_authority import InodeAuthority
 from bftfs.identifiers import BlockId, NodeId, ObjectId
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.messages import ReadReply, ReadRequest
+from bftfs.read_write.messages import AuthoredRequest, ReadReply, ReadRequest
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import version_key
 from bftfs.server.step import Ready
@@ -65,7 +65,7 @@ class Spy:
         knowing = world.sizes.query_update.q
         self.world = world
         self.allies = range(knowing - liars, knowing)
-        self.hand: Hand = world.hand("spy", grant=grant)
+        self.hand: Hand = world.hand(f"spy {grant}", grant=grant)
 
     def ask(self, message: Any) -> dict[int, tuple[Any, bytes]]:
         """What each node says, with its fragment."""
@@ -191,6 +191,27 @@ def test_nor_is_he_told_which_versions_there_are() -> None:
     question = request(block_of(root, identifier), STRANGER, want_data=False)
     replies = {node: reply for node, (reply, _) in Spy(world).ask(question).items()}
     assert refused(replies) == dict.fromkeys(range(6), errno.EACCES)
+
+
+def listed(identifier: ObjectId, spy: Spy, who: Credentials) -> dict[int, Any]:
+    """What nodes say to the question who has written which blocks of the file."""
+    return spy.hand.ask_all(AuthoredRequest((identifier,), None, 0, b"", *who))
+
+
+def test_nor_who_has_written_them() -> None:
+    world, _, identifier = closed_file(1, 1)
+    world.run_for(605 * SECOND_US)
+    told = listed(identifier, Spy(world), STRANGER)
+    assert [each.keys for each in told.values()] == [()] * 6
+    told = listed(identifier, Spy(world, grant=Grant(uids=(0,))), SUPERUSER)
+    assert all(each.keys for each in told.values())
+
+
+def test_must_fail_where_nodes_tell_all_who_has_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InodeAuthority, "may_read", lambda *_: None)
+    world, _, identifier = closed_file(1, 1)
+    told = listed(identifier, Spy(world), STRANGER)
+    assert all(each.keys for each in told.values())
 
 
 OWN = STRANGER.uid

@@ -140,8 +140,10 @@ def test_a_node_looks_at_a_bounded_number_of_versions(
     for _ in range(10):
         mallory.write(b"evil", block(0, 0))
     request = AuthoredRequest((ObjectId(FILES[0]),), None, 0, b"")
-    reply = authorship.authored(world.nodes[0].storage, request)
+    reply = authorship.authored(world.nodes[0].storage, request, FILES[:1])
     assert len(reply.keys) == 4
     assert reply.until == reply.keys[-1]
     old = AuthoredRequest((FILES[0],), None, START_US + 10**9, b"")
-    assert authorship.authored(world.nodes[0].storage, old) == AuthoredReply((), VERSIONS_END)
+    assert authorship.authored(world.nodes[0].storage, old, FILES[:1]) == AuthoredReply(
+        (), VERSIONS_END
+    )
