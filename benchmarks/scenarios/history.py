@@ -177,7 +177,7 @@ class _History:
                     )
 
     def _latest_us(self, directory: ObjectId) -> int:
-        (latest,) = self._client.perform([partial(self._reader.latest, directory)])
+        (latest,) = self._client.perform([partial(self._reader.latest, directory, ROOT)])
         return time_of(latest)
 
     def _create(self, directory: ObjectId, start: int, stop: int) -> None:

@@ -209,7 +209,7 @@ def _read_the_past(choices: Choices, cluster: FuzzCluster, client: ClusterClient
         if choices.flag():
             run(reader.query(ROOT, LOOKUP, Name(b"f"), ROOT_USER, at_us=at_us))
         else:
-            newest = run(reader.latest(DIRECTORY))
+            newest = run(reader.latest(DIRECTORY, ROOT_USER))
             listing = reader.versions(
                 DIRECTORY, newest=newest, most=4, prefixes=(), credentials=ROOT_USER
             )
@@ -323,11 +323,13 @@ def testimonies(data: bytes) -> None:
     )
     report = cluster.run(client, objects)
     assert report.version == Replica(cluster.nodes[0].disk, DIRECTORY).head
-    block = cluster.run(client, inspect_block(peers, SIZES.read_write, BLOCKS[0]))
+    block = cluster.run(client, inspect_block(peers, SIZES.read_write, BLOCKS[0], ROOT_USER))
     written = cluster.run(client, client.blocks.read(BLOCKS[0]))
     assert block.version == written.timestamp
     assert block.survives >= 0
-    listed = cluster.run(client, client.blocks.versions_by((FILE,), author=None, since_us=0))
+    listed = cluster.run(
+        client, client.blocks.versions_by((FILE,), ROOT_USER, author=None, since_us=0)
+    )
     # A liar may add to it: who asks reads what is listed.
     assert (BLOCKS[0], written.timestamp.time) in [(each.block, each.time_us) for each in listed]
 
