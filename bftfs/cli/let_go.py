@@ -44,8 +44,9 @@ def let_go(
     What was overwritten or removed before that time goes, though the detection window and policies
     keep it. The present stays, and so does what snapshots show: see `bftfs snapshot list` first,
     and `bftfs usage`. With --client, what the versions of others show stays as well; revoke the
-    client and undo its changes before. The decision is signed with admin.key, told to all nodes,
-    and shown to everybody by `bftfs log`, `bftfs retention show` and `bftfs status`.
+    client and undo its changes before: afterwards undo finds them no more. The decision is signed
+    with admin.key, told to all nodes, and shown to everybody by `bftfs log`, `bftfs retention show`
+    and `bftfs status`.
 
     Example: bftfs cluster let-go --client mallory --since 'yesterday 14:00' --yes
     """

@@ -78,7 +78,7 @@ _SHARE_USED = (
 )
 _POOL_FULL = (
     "the node's history pool is full, and everything in it is younger than the detection window or "
-    "kept by snapshots"
+    "kept by snapshots; `bftfs usage` shows the administrator who and what holds it"
 )
 # To the writer this is like silence: it sends the request again after a while.
 _SLOWED = Refused(errno.EAGAIN, "slowed: the node's history pool is nearly full")
