@@ -16,7 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bftfs.data_directory import NodeDirectory
+from bftfs import cluster
+from bftfs.cli.local_cluster import with_new_client
+from bftfs.credentials import Grant
+from bftfs.crypto.keys import read_identity
+from bftfs.data_directory import DataDirectory, NodeDirectory
 from tests.chaos.clock import Clock
 from tests.chaos.network import Network
 from tests.chaos.wire import address
@@ -291,10 +295,7 @@ class Machines:
             *("cluster", "init", "--data", self.data, "--b", str(self.b), "--t", str(self.t)),
             *itertools.chain.from_iterable(addresses),
         )
-        for mount in (*self.mounts, self.auditor):
-            # No node runs yet: so none hears of it.
-            words = ("--data", self.data, mount.name, "--any-uid")
-            bftfs("cluster", "add-client", *words, allowed=(1,))
+        self._admit_mounts()
         for node in self.nodes:
             node.mount_disk()
             node.start()
@@ -304,6 +305,18 @@ class Machines:
             time.sleep(0.05)
         for mount in self.mounts:
             mount.start()
+
+    def _admit_mounts(self) -> None:
+        """Give each mount a key, as `bftfs cluster add-client --any-uid` does.
+
+        That command tells the nodes, and no node runs yet: it would wait for them for seconds.
+        """
+        directory = DataDirectory(self.data)
+        description = cluster.load(directory.description)
+        for mount in (*self.mounts, self.auditor):
+            description = with_new_client(directory, description, mount.name, Grant(), None)
+        administrator = read_identity(directory.administrator_key)
+        cluster.store(directory.description, description, administrator)
 
     def supervise(self) -> None:
         """Restart the nodes that ended by themselves."""
