@@ -23,8 +23,9 @@ remove a version that somebody needs.
    established version of the inode that is later than all updates which could name it.
 4. The administrator's signed decision (`LetGo`) counts as if the window began later, at the moment
    that it names, and as if there were no policies. Rules 1 to 3 hold as ever. If it is about one
-   client, only versions go whose author that is, and objects that have none stay as they are. So
-   the present stays, and what others' versions and snapshots show of the client's work.
+   client, only versions of files go whose author that is; other objects stay as they are. So the
+   present stays, and what others' versions and snapshots show of the client's work, and who made
+   and removed which name.
 5. Policies and snapshots count both as they were when the detection window began and as they are
    now. So deleting a snapshot, or asking for less, removes nothing before the window has passed,
    and people can notice and revert it.
@@ -521,6 +522,8 @@ class Scope(NamedTuple):
         if decision is None or decision.client is None:
             return True
         view, name = replica.view, replica.object
+        if kind_of(name) != ObjectKind.INODE:
+            return False  # who made or removed which name is worth more than its room
         versions = view.keys(Table.VERSION, name, name + after_keys(len(ZERO)))
         seen = tuple(islice(versions, limits.COLLECT_ROWS))
         authors = (LogicalTimestamp(key[len(name) :]) for key in seen)
@@ -528,8 +531,6 @@ class Scope(NamedTuple):
             decision.concerns(client_of(each), time_of(each)) for each in authors
         ):
             return True
-        if kind_of(name) != ObjectKind.INODE:
-            return False
         blocks = view.keys(Table.BLOCK, name, name + _AFTER_BLOCKS)
         rows = tuple(islice(blocks, limits.COLLECT_ROWS))
         return len(rows) == limits.COLLECT_ROWS or any(

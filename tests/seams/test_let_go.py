@@ -156,6 +156,32 @@ def test_a_snapshot_keeps_what_it_shows() -> None:
     assert story.read_at(story.diary, story.ransomed_us) == "ransom"
 
 
+def test_who_made_which_name_is_seen_as_before() -> None:
+    """Versions of directories have no contents, and stay. What is gone of a file is not left out:
+    whoever restores the tree as of that moment is told that some of it is no longer kept.
+    """
+    story = Story()
+    loot = story.mallory.make("loot", "y" * BLOCK_BYTES)
+    then_us = story.world.now_us
+    story.pass_time()
+    reader = story.root
+    reader.run(reader.files.unlink(ROOT, b"loot", reader.who))
+    story.pass_time()
+    story.decide_about_mallory()
+    history = History(reader.files, reader.objects, PastReader(reader.objects), reader.blocks)
+
+    async def names(*, with_attributes: bool) -> set[bytes]:
+        files = history.at(then_us)
+        opened = await files.open_directory(ROOT, reader.who)
+        found = await files.read_directory(opened, 0, with_attributes=with_attributes)
+        return {entry.name for entry in found}
+
+    assert reader.run(names(with_attributes=False)) == {b"diary", b"junk", b"loot"}
+    assert is_gone(lambda: story.read_at(loot, then_us))
+    with pytest.raises(NoLongerKept):
+        reader.run(names(with_attributes=True))
+
+
 def test_what_another_clients_version_shows_stays() -> None:
     """Bob has written to another block, while the file had Mallory's work."""
     story = Story()
