@@ -51,6 +51,7 @@ from bftfs.filesystem.attributes import (
     Attributes,
     Changes,
     Layout,
+    decode_attributes,
 )
 from bftfs.filesystem.block_names import (
     PAGE,
@@ -663,7 +664,11 @@ def may_read(subject: Subject, who: Principal) -> bool:
     if owns(who, attributes):
         return True
     acl = subject.acl(ACCESS_ACL)
-    return any(permits(attributes, acl, who, want) for want in (READ, EXECUTE, WRITE))
+    return (
+        permits(attributes, acl, who, READ)
+        or permits(attributes, acl, who, EXECUTE)
+        or permits(attributes, acl, who, WRITE)
+    )
 
 
 def permit_reading_blocks(states: States, arguments: NoArguments, caller: Caller) -> bytes:
@@ -679,9 +684,10 @@ def permit_reading_blocks(states: States, arguments: NoArguments, caller: Caller
 
 def may_read_blocks(inode: MutableState, who: Principal) -> int:
     """0 if `who` may be shown the blocks, UNKNOWN_INODE, or an errno."""
-    if inode.get(ATTRIBUTES_KEY) is None:
+    encoded = inode.get(ATTRIBUTES_KEY)
+    if encoded is None:
         return UNKNOWN_INODE
-    return 0 if may_read(Subject.existing(inode), who) else errno.EACCES
+    return 0 if may_read(Subject(inode, decode_attributes(encoded)), who) else errno.EACCES
 
 
 def contents_us(inode: MutableState) -> int:
