@@ -26,6 +26,7 @@ from benchmarks.result import Parameter, Result
 from benchmarks.scenarios import (
     andrew,
     blocks,
+    channel,
     counter,
     directory,
     files,
@@ -510,6 +511,30 @@ def healing_command(
 
         cases = (healing.HEALING, healing.WELL)
         measure_cases(healing.NAME, directory, cases, json, parameters, run)
+
+
+@main.command(channel.NAME)
+@click.option("--repeat", type=click.IntRange(1, 1000), default=15, show_default=True)
+@click.option(
+    "--messages",
+    type=click.IntRange(1, 100_000),
+    default=1000,
+    show_default=True,
+    help="Of each size, in each turn.",
+)
+@click.option("--json", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
+def channel_command(repeat: int, messages: int, json: Path | None) -> None:
+    """Seal and open messages in memory, by each construction that could encrypt the channel."""
+    wanted = channel.Parameters(repeat, messages)
+    parameters: dict[str, Parameter] = {"repeat": repeat, "messages": messages}
+    measure_cases(
+        channel.NAME,
+        None,
+        channel.CONSTRUCTIONS,
+        json,
+        parameters,
+        lambda session: channel.run(session, wanted),
+    )
 
 
 @main.command("turns", context_settings={"ignore_unknown_options": True})

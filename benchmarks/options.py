@@ -228,15 +228,18 @@ def measure_nodes(
 
 def measure_cases(
     scenario: str,
-    directory: Path,
+    directory: Path | None,
     cases: Sequence[str],
     json: Path | None,
     parameters: dict[str, Parameter],
     run: Callable[[Session], None],
 ) -> None:
-    """Run a scenario in one directory, in several cases that are compared, as `measure` does."""
+    """Run a scenario in one directory, in several cases that are compared, as `measure` does.
+
+    None: it needs no directory.
+    """
     session = Session(announce=_announce)
-    place = FileSystem.of(directory)
+    place = FileSystem.of(directory) if directory is not None else None
     descriptions = [TargetDescription(name, place) for name in cases]
     _measure(scenario, session, json, parameters, descriptions, lambda: run(session))
 

@@ -57,6 +57,7 @@ done
 record directory directory --durability interval
 record history history --durability interval
 record profile profile
+record channel channel
 record fragility fragility
 record verification-latency verification --seconds 0
 record verification-throughput verification --operations 0

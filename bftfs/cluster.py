@@ -34,8 +34,8 @@ from bftfs.crypto.digest import AuthenticatorKeys, Digest, client_id_of, cluster
 from bftfs.crypto.keys import (
     PUBLIC_KEY_BYTES,
     Identity,
+    authenticator_key,
     is_public_key,
-    pairwise_key,
     verify_signature,
 )
 from bftfs.durable_files import replace_file
@@ -238,10 +238,7 @@ class ClusterDescription:
         """The keys with which node `node`, which is `identity`, makes and checks authenticators."""
         return AuthenticatorKeys(
             node,
-            tuple(
-                pairwise_key(identity, member.public_key, purpose="authenticator")
-                for member in self.members
-            ),
+            tuple(authenticator_key(identity, member.public_key) for member in self.members),
         )
 
     def with_client(self, entry: ClientEntry) -> ClusterDescription:

@@ -72,6 +72,10 @@ class ProtocolViolation(PeerFault):
     """Well-formed, authentic, and impossible for a correct peer."""
 
 
+class OtherVersion(PeerFault):
+    """The other end speaks another version of the channel."""
+
+
 class NotAdmitted(PeerFault):
     """A node, which has proven its identity, does not know our key."""
 

@@ -7,6 +7,8 @@ garbage, never read their replies, or open as many connections as they can.
 
 - A connection is read only while none of its requests waits to be stepped, and only while its peer
   takes its replies. So nobody can make the node queue requests without limit.
+- A greeting may be a recorded one. A connection counts as its principal's once that is proven; a
+  correct principal needs a round trip for it. Until then it takes no place of theirs.
 - The bytes that connections hold are counted; above `HELD_BYTES` the greediest is closed.
 - Bytes that break the rules close the connection on which they arrived, and no other. A principal
   that sends such bytes in authenticated messages too often must wait before it connects again
@@ -43,14 +45,15 @@ from bftfs.runtime import clock
 from bftfs.runtime.sockets import RECEIVE_BYTES, Output, adjust
 from bftfs.server.dispatcher import Outgoing
 from bftfs.server.step import Sender
-from bftfs.wire.channel import NONCE_BYTES, Frame, ServerChannel
+from bftfs.wire.channel import ENTROPY_BYTES, Frame, ServerChannel
 from bftfs.wire.codec import encode
 from nodes.membership import LiveMembership
 from nodes.metrics import LoopTally
 
 CONNECTIONS_PER_PRINCIPAL = 16  # one per mount and tool that uses the same key
 UNAUTHENTICATED_MAX = 64  # connections that sent no greeting yet; the oldest gives way
-GREETING_PATIENCE_US = 10 * SECOND_US  # for a new connection to send its greeting
+UNPROVEN_PER_PRINCIPAL = 16  # that greeted in one name and have not proven it; the oldest gives way
+GREETING_PATIENCE_US = 10 * SECOND_US  # for a new connection to greet, and then to prove its name
 REQUESTS_PER_TURN = 128  # of one principal, before the others have their turn…
 TIME_PER_TURN_US = 4_000  # …or its share of this time, which is divided equally
 RECEIVES_PER_TURN = 8  # reads from one connection, before the others have their turn
@@ -71,6 +74,7 @@ class Account:
     """A principal's connections, offences and use of the current turn."""
 
     connections: int = 0
+    unproven: int = 0  # greetings in its name, which may be recorded ones, as long as they wait
     seen_us: int = 0  # when it was connected last; kept for principals that are not now
     offences: int = 0
     forgiven_us: int = 0  # when an offence was last forgiven
@@ -134,8 +138,9 @@ class Connection:
 
     socket: socket.socket | None  # None once it is closed
     channel: ServerChannel[Sender]
-    deadline_us: int  # its greeting must come before this time
+    deadline_us: int  # its greeting, or the proof of that, must come before this time
     sender: Sender | None = None  # that its greeting names
+    proven: bool = False  # True once that is who it is
     account: Account | None = None
     backlog: deque[Frame] = field(default_factory=deque)  # requests that have not been stepped
     backlog_bytes: int = 0
@@ -168,7 +173,9 @@ class Connections:
         # One per principal that has connected; the cluster lists no more of them.
         self._accounts: defaultdict[ClientId, Account] = defaultdict(Account)
         self._scratch = memoryview(bytearray(RECEIVE_BYTES))
-        self._unauthenticated: OrderedDict[Connection, None] = OrderedDict()  # the oldest first
+        # Those that have sent no greeting, and those that have not proven theirs; the oldest first.
+        self._unauthenticated: OrderedDict[Connection, None] = OrderedDict()
+        self._unproven: OrderedDict[Connection, None] = OrderedDict()
         self._unflushed: list[Connection] = []
         self._held_bytes = 0
         self._accepting = True
@@ -177,18 +184,24 @@ class Connections:
     # --- time --------------------------------------------------------------------------------
 
     def next_deadline_us(self) -> int | None:
-        """By when the next greeting is due; None if all connections have sent theirs."""
-        if not self._unauthenticated:
-            return None
-        return next(iter(self._unauthenticated)).deadline_us
+        """By when the next greeting or proof is due; None if all connections have sent theirs."""
+        return min(
+            (
+                next(iter(each)).deadline_us
+                for each in (self._unauthenticated, self._unproven)
+                if each
+            ),
+            default=None,
+        )
 
     def expire(self, now_us: int) -> None:
-        """Close the connections that have not sent a greeting in time."""
-        while self._unauthenticated:
-            oldest = next(iter(self._unauthenticated))
-            if oldest.deadline_us > now_us:
-                break
-            self.close(oldest, "said nothing")
+        """Close the connections that have not sent a greeting, or not proven theirs, in time."""
+        for waiting in (self._unauthenticated, self._unproven):
+            while waiting:
+                oldest = next(iter(waiting))
+                if oldest.deadline_us > now_us:
+                    break
+                self.close(oldest, "said nothing")
 
     # --- in ----------------------------------------------------------------------------------
 
@@ -214,7 +227,7 @@ class Connections:
             adjust(accepted)
             connection = Connection(
                 accepted,
-                self._new_channel(os.urandom(NONCE_BYTES)),
+                self._new_channel(os.urandom(ENTROPY_BYTES)),
                 clock.monotonic_us() + GREETING_PATIENCE_US,
             )
             self.by_descriptor[accepted.fileno()] = connection
@@ -239,12 +252,12 @@ class Connections:
                 self.close(connection, "closed by the peer")
                 return
             self._tally.bytes_received += size
-            if not self._take_in(connection, bytes(self._scratch[:size])):
+            if not self._take_in(connection, self._scratch[:size]):
                 return
             if size < RECEIVE_BYTES:
                 return
 
-    def _take_in(self, connection: Connection, data: bytes) -> bool:
+    def _take_in(self, connection: Connection, data: memoryview) -> bool:
         """Queue the requests that `data` completes; False if the connection was closed for it."""
         channel = connection.channel
         try:
@@ -255,7 +268,7 @@ class Connections:
                 connection.socket.send(channel.pending_output())
             self.close(connection, type(fault).__name__)
             return False
-        if connection.sender is None:
+        if not connection.proven:
             self._greet(connection)
             if connection.socket is None:
                 return False
@@ -273,17 +286,43 @@ class Connections:
         if sender is None:
             return
         account = self._accounts[sender.client]
-        if account.barred(clock.monotonic_us()):
-            self.close(connection, "barred")
-        elif account.connections >= CONNECTIONS_PER_PRINCIPAL:
+        if connection.account is None and not self._answer(connection, sender, account):
+            return
+        if connection.channel.peer is None:
+            return
+        self._forget_unproven(connection)
+        if account.connections >= CONNECTIONS_PER_PRINCIPAL:
             self.close(connection, "too many connections of one principal")
         else:
             account.connections += 1
-            connection.sender = sender
-            connection.account = account
-            del self._unauthenticated[connection]
-            connection.output.add([connection.channel.pending_output()])
-            self.write(connection)
+            connection.proven = True
+
+    def _answer(self, connection: Connection, sender: Sender, account: Account) -> bool:
+        """Answer a greeting, which may be a recorded one; False if the connection was closed."""
+        now_us = clock.monotonic_us()
+        if account.barred(now_us):
+            self.close(connection, "barred")
+            return False
+        if account.connections >= CONNECTIONS_PER_PRINCIPAL:
+            self.close(connection, "too many connections of one principal")
+            return False
+        if account.unproven >= UNPROVEN_PER_PRINCIPAL:
+            oldest = next(other for other in self._unproven if other.account is account)
+            self.close(oldest, "too many greetings in one name")
+        connection.sender, connection.account = sender, account
+        connection.deadline_us = now_us + GREETING_PATIENCE_US
+        del self._unauthenticated[connection]
+        self._unproven[connection] = None
+        account.unproven += 1
+        connection.output.add([connection.channel.pending_output()])
+        self.write(connection)
+        return connection.socket is not None
+
+    def _forget_unproven(self, connection: Connection) -> None:
+        if connection in self._unproven:
+            assert connection.account is not None
+            del self._unproven[connection]
+            connection.account.unproven -= 1
 
     def uses(self) -> tuple[ClientUse, ...]:
         """When each principal was connected last, since the start."""
@@ -372,7 +411,8 @@ class Connections:
         self._tally.closed[reason] += 1
         del self.by_descriptor[connection.socket.fileno()]
         self._unauthenticated.pop(connection, None)
-        if connection.account is not None:
+        self._forget_unproven(connection)
+        if connection.account is not None and connection.proven:
             connection.account.connections -= 1
             connection.account.seen_us = clock.now_us()
         connection.socket.close()

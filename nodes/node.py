@@ -241,13 +241,13 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         stack.callback(forget, address)
         connections = Connections(
             listener=listener,
-            new_channel=lambda nonce: ServerChannel[Sender](
+            new_channel=lambda entropy: ServerChannel[Sender](
                 identity=identity,
                 node=node,
                 cluster_id=description.cluster_id,
                 view=description.view,
                 principal=membership.principal,
-                nonce=nonce,
+                entropy=entropy,
             ),
             membership=membership,
             tally=tally,

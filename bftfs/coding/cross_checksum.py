@@ -15,7 +15,6 @@ from bftfs.crypto.digest import (
     DIGEST_BYTES,
     Body,
     Digest,
-    HashedFragment,
     fragment_digest,
     verifier_of,
 )
@@ -34,12 +33,6 @@ def matches(cross_checksum: CrossChecksum, index: int, fragment: Body | bytearra
         return False
     listed = cross_checksum[DIGEST_BYTES * index : DIGEST_BYTES * (index + 1)]
     return compare_digest(listed, fragment_digest(fragment))
-
-
-def hashed(cross_checksum: CrossChecksum, index: int, fragment: Buffer) -> HashedFragment:
-    """The fragment with its digest. Requires: it was found to match, or `make` has hashed it."""
-    at = DIGEST_BYTES * index
-    return HashedFragment(memoryview(fragment), Digest(cross_checksum[at : at + DIGEST_BYTES]))
 
 
 def verifier(cross_checksum: CrossChecksum) -> Digest:

@@ -31,7 +31,6 @@ from hmac import compare_digest
 from struct import Struct
 from typing import NewType, TypeAlias
 
-import msgspec
 from blake3 import blake3
 
 from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId, NodeId, ObjectId
@@ -84,41 +83,17 @@ _BACKUP_KEY = _tagged(b"bftfs.backup")(b"")
 backup_tree_digest = _tagged(b"bftfs.backuptree")
 
 
-class HashedFragment(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """A fragment and its digest, which whoever made this has computed itself.
-
-    The channel needs the digest, and so does the cross-checksum: at each end the bytes are hashed
-    once. It is never made of a digest that another principal has told.
-    """
-
-    data: bytes | memoryview
-    digest: Digest
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __bytes__(self) -> bytes:
-        return bytes(self.data)
-
-
-Body: TypeAlias = bytes | memoryview | HashedFragment  # what travels behind a message
+Body: TypeAlias = bytes | memoryview  # what travels behind a message
 
 
 def fragment_digest(fragment: Body | bytearray) -> Digest:
     """The digest of one fragment: an entry of a cross-checksum. [PASIS §3.4.2]"""
-    if isinstance(fragment, HashedFragment):
-        return fragment.digest
     return Digest(blake3(fragment, key=_FRAGMENT_KEY).digest())
 
 
 def backup_record_digest(*, previous: Digest, encoded: bytes) -> Digest:
     """The digest behind a record of a backup: of all records so far, this one the last."""
     return Digest(blake3(previous, key=_BACKUP_KEY).update(encoded).digest())
-
-
-def data_of(fragment: Body) -> bytes | memoryview:
-    """The bytes of a fragment, hashed or not."""
-    return fragment.data if isinstance(fragment, HashedFragment) else fragment
 
 
 def run_digest(number: bytes) -> Digest:

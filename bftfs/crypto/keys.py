@@ -14,7 +14,6 @@ import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import Literal
 
 from nacl import bindings
 from nacl import exceptions as nacl_exceptions
@@ -23,34 +22,52 @@ from bftfs.errors import InvalidAuthenticator, UsageError
 from bftfs.printable import as_word
 
 SECRET_BYTES = 32
+AGREEMENT_BYTES = 32  # a public key of X25519
 PUBLIC_KEY_BYTES = 64  # X25519, then Ed25519
 SIGNATURE_BYTES = 64
 VOLUME_KEY_BYTES = 32
 
-Purpose = Literal["channel", "authenticator"]
-
-_PURPOSE_TAG: dict[Purpose, bytes] = {
-    "channel": b"bftfs.channel",
-    "authenticator": b"bftfs.authentic",
-}
 _IDENTITY_LABEL = "bftfs-identity-1"
 _VOLUME_LABEL = "bftfs-volume-key-1"
+
+
+class AgreementKey:
+    """A key pair of X25519."""
+
+    __slots__ = ("_private", "public")
+
+    def __init__(self, private: bytes) -> None:
+        if len(private) != SECRET_BYTES:
+            raise ValueError(f"a private key has {SECRET_BYTES} bytes, not {len(private)}")
+        self._private = private
+        self.public: bytes = bindings.crypto_scalarmult_base(private)
+
+    def agree(self, theirs: bytes) -> bytes:
+        """The secret that the holders of two key pairs share; `theirs` is a public key.
+
+        Raises InvalidAuthenticator if anybody could know it.
+        """
+        try:
+            shared: bytes = bindings.crypto_scalarmult(self._private, theirs)
+        except nacl_exceptions.RuntimeError as error:
+            raise InvalidAuthenticator("a public key of low order") from error
+        return shared
 
 
 class Identity:
     """A principal's key pairs, all derived from `secret`."""
 
-    __slots__ = ("_agreement", "_signing", "public_key", "secret")
+    __slots__ = ("_signing", "agreement", "public_key", "secret")
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != SECRET_BYTES:
             raise ValueError(f"an identity needs {SECRET_BYTES} secret bytes, not {len(secret)}")
         self.secret = secret
-        self._agreement = _derive(secret, b"bftfs.agreement")
+        self.agreement = AgreementKey(_derive(secret, b"bftfs.agreement"))
         verification, self._signing = bindings.crypto_sign_seed_keypair(
             _derive(secret, b"bftfs.signing")
         )
-        self.public_key: bytes = bindings.crypto_scalarmult_base(self._agreement) + verification
+        self.public_key: bytes = self.agreement.public + verification
 
     @classmethod
     def generate(cls, entropy: bytes) -> Identity:
@@ -62,14 +79,6 @@ class Identity:
         signed: bytes = bindings.crypto_sign(message, self._signing)
         return signed[:SIGNATURE_BYTES]
 
-    def shared_secret(self, their_public_key: bytes) -> bytes:
-        """X25519 between static keys: only the two principals can compute it."""
-        try:
-            shared: bytes = bindings.crypto_scalarmult(self._agreement, their_public_key[:32])
-        except nacl_exceptions.RuntimeError as error:
-            raise InvalidAuthenticator("a public key of low order") from error
-        return shared
-
     def __repr__(self) -> str:
         return f"Identity({self.public_key[:4].hex()}…)"
 
@@ -78,12 +87,12 @@ def _derive(secret: bytes, tag: bytes) -> bytes:
     return hashlib.blake2b(key=secret, digest_size=32, person=tag).digest()
 
 
-def pairwise_key(mine: Identity, their_public_key: bytes, *, purpose: Purpose) -> bytes:
-    """The 32-byte key that two principals share for one purpose; the same for both of them."""
-    shared = mine.shared_secret(their_public_key)
+def authenticator_key(mine: Identity, their_public_key: bytes) -> bytes:
+    """The 32-byte key of the MACs that two servers make for each other; the same for both."""
+    shared = mine.agreement.agree(their_public_key[:AGREEMENT_BYTES])
     ours, theirs = sorted((mine.public_key, their_public_key))
     return hashlib.blake2b(
-        ours + theirs, key=shared, digest_size=32, person=_PURPOSE_TAG[purpose]
+        ours + theirs, key=shared, digest_size=32, person=b"bftfs.authentic"
     ).digest()
 
 

@@ -20,7 +20,7 @@ from bftfs.asking.quorum import Nodes
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer
-from bftfs.crypto.digest import DIGEST_BYTES, Body, data_of, verifier_of
+from bftfs.crypto.digest import DIGEST_BYTES, Body, verifier_of
 from bftfs.identifiers import NodeId
 from bftfs.read_write.messages import Below, Listed, ReadReply
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
@@ -157,7 +157,7 @@ class Responses:
         index = (node - self._rotation) % self._N
         if not cross_checksum.matches(checksum, index, fragment):
             return ReplyVerdict.DAMAGED
-        self._fragments.setdefault(newest, {})[index] = data_of(fragment)
+        self._fragments.setdefault(newest, {})[index] = fragment
         if reply.versions[0].verified and reply.verified_us:
             self.verified_us[node, newest] = reply.verified_us
         return _VALID

@@ -31,7 +31,6 @@ from bftfs.crypto.digest import (
     DIGEST_BYTES,
     AuthenticatorKeys,
     Body,
-    data_of,
     inventory_digest,
     life_of,
     verifier_of,
@@ -301,7 +300,7 @@ class ReadWriteServer:
             if refusal is not None:
                 return Ready(reply=refusal)
         checksum = message.cross_checksum
-        writes = version_row.added(view, key, timestamp.client, checksum, data_of(fragment))
+        writes = version_row.added(view, key, timestamp.client, checksum, fragment)
         want = None if watch is None else watch.written(block, timestamp, now_us)
         if want is not None:  # before the version is acknowledged
             return Ready(writes=writes, wants=(want,), uses_reserve=repairs)
@@ -346,7 +345,7 @@ class ReadWriteServer:
         if stored is not None and cross_checksum.matches(message.cross_checksum, index, stored):
             return []
         row = version_row.unverified(message.cross_checksum, before=hosted)
-        return version_row.stored(view, (RowChange(key, row, data_of(fragment)),))
+        return version_row.stored(view, (RowChange(key, row, fragment),))
 
     def _not_vouched(self, message: WriteRequest) -> Refused | None:
         """A repair is taken if QC - t nodes host the version already.

@@ -143,8 +143,7 @@ class WriteRound(Gathering[Told]):
         def with_fragment(node: NodeId) -> Send:
             asked.setdefault(node, session.lives.begin())
             at = (node - rotation) % N
-            fragment = cross_checksum.hashed(request.cross_checksum, at, fragments[at])
-            return Send(node, request, fragment)
+            return Send(node, request, memoryview(fragments[at]))
 
         def judge(reply: Any) -> Told | None:
             return session.told(reply.lives) if isinstance(reply, WriteReply) else None

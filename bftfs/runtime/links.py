@@ -29,12 +29,12 @@ from bftfs.cluster import ClusterDescription, Member
 from bftfs.crypto.digest import Body
 from bftfs.crypto.keys import Identity
 from bftfs.engine import Engine
-from bftfs.errors import NotAdmitted, PeerFault
+from bftfs.errors import NotAdmitted, OtherVersion, PeerFault
 from bftfs.identifiers import NodeId
 from bftfs.limits import MIB, SECOND_US
 from bftfs.runtime import clock
 from bftfs.runtime.sockets import RECEIVE_BYTES, Output, dial
-from bftfs.wire.channel import NONCE_BYTES, ClientChannel
+from bftfs.wire.channel import ENTROPY_BYTES, ClientChannel
 from bftfs.wire.codec import encode
 
 OUTPUT_BYTES = 16 * MIB  # unsent requests to one node; more are dropped
@@ -47,6 +47,10 @@ ATTEMPTS = 4  # to make a connection that is not persistent, before its waiting 
 EVENTS_PER_TURN = 64
 SILENT_US = 2 * SECOND_US  # a node that owes an answer for so long counts as silent
 
+_NOT_GREETED = (
+    "closed by the node at the greeting; it may run another release of bftfs, or be of another "
+    "cluster"
+)
 _NOT_ADMITTED = Refused(errno.EACCES, "the cluster does not know this client's key (any more)")
 
 _IN = select.EPOLLIN
@@ -274,7 +278,7 @@ class Links:
             node_public_key=link.member.public_key,
             cluster_id=self._description.cluster_id,
             view=self._description.view,
-            nonce=os.urandom(NONCE_BYTES),
+            entropy=os.urandom(ENTROPY_BYTES),
         )
         link.channel = channel
         link.output.add([channel.opening()])
@@ -338,16 +342,18 @@ class Links:
             self._lose(link, error.strerror or "connection lost")
             return
         if not size:
-            self._lose(link, "closed by the node")
+            self._lose(link, "closed by the node" if link.opened else _NOT_GREETED)
             return
         node, decode, deliver = link.member.node, self._decode, self.engine.deliver
         try:
-            frames = link.channel.receive(bytes(self._scratch[:size]))
+            frames = link.channel.receive(self._scratch[:size])
             replies = [(frame.number, decode(frame.metadata), frame.body) for frame in frames]
         except PeerFault as fault:
             if isinstance(fault, NotAdmitted):
                 self._lose(link, str(fault))
                 self._reject(link)
+            elif isinstance(fault, OtherVersion):
+                self._lose(link, fault.evidence)
             else:
                 self._lose(link, type(fault).__name__)
             return
@@ -377,6 +383,8 @@ class Links:
         link.opened_us = clock.monotonic_us()
         link.deadline_us = None
         self._due.pop(link, None)
+        if not link.early:
+            link.output.add(link.channel.confirmation())
         for number, metadata, body in link.early:
             link.output.add(link.channel.seal_request(number, metadata, body))
         link.early.clear()

@@ -1,252 +1,217 @@
-"""An authenticated channel between a principal and a node: bytes in, frames out, no I/O.
+"""A secret channel between a principal and a node: bytes in, frames out, no I/O.
 
-    principal → node   HELLO    cluster id, the node meant, public key, nonce
-    node → principal   WELCOME  nonce; or FAREWELL, if the cluster does not know the key
-    principal → node   REQUEST …          node → principal   REPLY …
+    principal → node   HELLO      "bft2", first message of Noise IK: who I am
+    node → principal   WELCOME    "bft2", second message of Noise IK: whether the cluster knows you
+    principal → node   REQUEST …  node → principal   REPLY …
 
-Both ends hold a static key that the cluster description lists. Session keys, one per direction,
-derive from their pairwise secret and from everything that names the session: cluster, node, both
-public keys, both nonces. A MAC under them proves possession of the secret key *and* freshness:
-WELCOME proves the node, the first request proves the principal; until then nothing is delivered.
-HELLO itself carries a MAC under the static secret, so that a node spends little on a connection
-without a listed key; FAREWELL carries one for this HELLO, so that only the node can send it.
+Both ends hold a static key that the cluster description lists. `bftfs.crypto.noise` derives a key
+for each direction from both static keys, from two keys that are made for this session and then
+forgotten, and from all that has been said, which begins with what the session is for: version,
+cluster, node, view. So nobody else reads a session, and who steals static keys later reads no
+earlier one. WELCOME proves the node; the principal's first frame proves the principal. HELLO alone
+proves nothing, as it may be a recorded one; nothing is delivered before. A principal that has
+nothing to ask yet sends an empty frame, a confirmation, which is not delivered.
 
-A MAC covers the frame's position in its direction's stream, its header, its metadata and the digest
-of its body. So frames cannot be dropped, repeated, reordered or moved to another session; and bytes
-that the network has damaged end the session, instead of passing for what the other end has sent.
-The head has a MAC of its own, which is checked before the rest of a frame is waited for: a length
-that the network has damaged announces bytes that never come, and would silence the session.
+A node tells who is not in its cluster so in WELCOME. Nobody else can, for it answers this HELLO.
 
-    header  28 bytes  "bft1", kind, flags (0), reserved (0), view, request number,
-                      length of the metadata, length of the body
-    mac     16 bytes  of position and header
-    mac     16 bytes  of position, header, first MAC, metadata and the body's digest
-    metadata          an encoded message
-    body              a fragment
+Frames, in either direction, are all encrypted and authenticated (AES-256-GCM), each part as the
+next message of its direction. So they cannot be read, dropped, repeated, reordered, reflected or
+moved to another session; and bytes that the network has damaged end the session, instead of passing
+for what the other end has sent.
 
-Memory is spent on what has arrived, never on what was announced.
+    head      16 + 16 bytes  request number, length of the metadata, length of the body
+    metadata  … + 16 bytes   an encoded message; left out if it has no bytes
+    body      … + 16 bytes   a fragment; left out if it has no bytes
 
-**Invariants.** A frame is delivered only after its MAC has been checked. Bytes are waited for only
-if the other end has announced them; if it is gone, TCP tells. (Of a greeting the host limits the
-time.) Any PeerFault raised here ends the session: its host closes the connection.
+The head is opened before the rest is waited for: a length that the network has damaged announces
+bytes that never come, and would silence the session. Memory is spent on what has arrived, never on
+what was announced.
+
+One version is spoken, and none is negotiated: who speaks another one is told so, and no network can
+make two ends speak an older one.
+
+**Invariants.** A frame is delivered only after it was opened. Bytes are waited for only if the
+other end has announced them; if it is gone, TCP tells. (Of greetings and confirmations the host
+limits the time.) Any PeerFault raised here ends the session: its host closes the connection.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from enum import IntEnum
-from hmac import compare_digest
 from struct import Struct
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
 from bftfs import limits
-from bftfs.crypto.digest import Body, HashedFragment, data_of, fragment_digest
-from bftfs.crypto.keys import PUBLIC_KEY_BYTES, Identity, pairwise_key
-from bftfs.errors import InvalidAuthenticator, MalformedMessage, NotAdmitted, ProtocolViolation
+from bftfs.crypto.digest import Body
+from bftfs.crypto.keys import AGREEMENT_BYTES, PUBLIC_KEY_BYTES, AgreementKey, Identity
+from bftfs.crypto.noise import (
+    FIRST_MESSAGE_BYTES,
+    SECOND_MESSAGE_BYTES,
+    TAG_BYTES,
+    Buffer,
+    CipherState,
+    Initiator,
+    Responder,
+)
+from bftfs.errors import (
+    InvalidAuthenticator,
+    MalformedMessage,
+    NotAdmitted,
+    OtherVersion,
+    ProtocolViolation,
+)
 from bftfs.identifiers import NodeId
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
+MAGIC = b"bft2"  # the version
+HEAD = Struct("!QII")
+HEAD_BYTES = HEAD.size + TAG_BYTES
+ENTROPY_BYTES = 32
 
-MAGIC = b"bft1"
-HEADER = Struct("!4sBBHIQII")
-MAC_BYTES = 16
-HEAD_BYTES = HEADER.size + MAC_BYTES
-PREAMBLE_BYTES = HEAD_BYTES + MAC_BYTES
+_FAMILY = MAGIC[:3]
+_SIGNING_BYTES = PUBLIC_KEY_BYTES - AGREEMENT_BYTES  # the part of a public key that HELLO adds
+HELLO_BYTES = len(MAGIC) + FIRST_MESSAGE_BYTES + _SIGNING_BYTES
+WELCOME_BYTES = len(MAGIC) + SECOND_MESSAGE_BYTES + 1
+_KNOWN, _UNKNOWN = b"\1", b"\0"
+_PURPOSE = Struct(f"!{len(MAGIC)}s16sHI")  # version, cluster, node, view
 
-
-class FrameKind(IntEnum):
-    """The step of the channel's protocol that a frame takes."""
-
-    HELLO = 1
-    WELCOME = 2
-    REQUEST = 3
-    REPLY = 4
-    FAREWELL = 5
-
-
-# How the headers of each kind begin.
-_KINDS = {MAGIC + bytes((kind, 0, 0, 0)): int(kind) for kind in FrameKind}
-_PARSED_HEADER = Struct("!8sIQII")  # HEADER, with this beginning in one
-# A member of a class takes longer to find.
-_REQUEST, _REPLY = int(FrameKind.REQUEST), int(FrameKind.REPLY)
+Principal = TypeVar("Principal")
 
 
 class Frame(msgspec.Struct, gc=False):
-    """One frame. `body` is a view of what was received; hashed, once the frame is authentic."""
+    """One authentic frame."""
 
-    kind: int
-    view: int
     number: int
     metadata: bytes
-    body: Body
-    head: bytes  # header and its MAC
-    mac: bytes
+    body: bytes
 
 
-class FrameParser:
-    """Cuts a stream of bytes into frames, incrementally."""
+class FrameReader:
+    """Opens the frames of one direction, incrementally."""
 
-    def __init__(
-        self,
-        *,
-        metadata_limit: int = limits.FRAME_METADATA_BYTES,
-        body_limit: int = limits.FRAME_BODY_BYTES,
-    ) -> None:
-        self._metadata_limit = metadata_limit
-        self._body_limit = body_limit
+    def __init__(self, cipher: CipherState) -> None:
+        self.proven = False  # True once a head has been opened: the other end is who it says
+        self._confirmed = False  # True once an empty frame has come: there is no second one
+        self._open = cipher.open
+        self._head: tuple[int, int, int] | None = None  # of the frame that is waited for
         self._partial = bytearray()
-        self._wanted = PREAMBLE_BYTES
-        self.announced = b""  # the head of the frame that is waited for, until it is checked
-
-    def raise_limits(self) -> None:
-        """The peer is known: it may send frames of any size."""
-        self._metadata_limit = limits.FRAME_METADATA_BYTES
-        self._body_limit = limits.FRAME_BODY_BYTES
+        self._wanted = HEAD_BYTES
 
     @property
     def buffered(self) -> int:
         """Bytes kept of a frame that is not complete yet."""
         return len(self._partial)
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """The frames that `data` completes. Raises MalformedMessage; the stream is then lost.
+    def feed(self, data: Buffer) -> list[Frame]:
+        """The frames that `data` completes. Raises PeerFault; the stream is then lost.
 
-        Requires: `data` never changes afterwards, for bodies are views of it.
+        Nothing of `data` is kept, but copied where a frame is not complete.
         """
         if self._partial:
             self._partial += data
             if len(self._partial) < self._wanted:
                 return []
-            data, self._partial = bytes(self._partial), bytearray()
+            data, self._partial = self._partial, bytearray()
         frames: list[Frame] = []
-        start, end = 0, len(data)
-        self._wanted = PREAMBLE_BYTES
-        self.announced = b""
-        while end - start >= PREAMBLE_BYTES:
-            beginning, view, number, metadata_length, body_length = _PARSED_HEADER.unpack_from(
-                data, start
-            )
-            kind = _KINDS.get(beginning)
-            if kind is None:
-                raise MalformedMessage("what should be the header of a frame is none")
-            if metadata_length > self._metadata_limit or body_length > self._body_limit:
-                raise MalformedMessage(
-                    f"a frame of {metadata_length} + {body_length} bytes where "
-                    f"{self._metadata_limit} + {self._body_limit} are the limit"
-                )
-            mac = start + HEAD_BYTES
-            head = data[start:mac]
-            metadata = start + PREAMBLE_BYTES
-            body = metadata + metadata_length
-            stop = body + body_length
-            if stop > end:
-                self._wanted = stop - start
-                self.announced = head
-                break
-            frames.append(
-                Frame(
-                    kind,
-                    view,
-                    number,
-                    data[metadata:body],
-                    memoryview(data)[body:stop] if body_length else b"",
-                    head,
-                    data[mac:metadata],
-                )
-            )
-            start = stop
-        if start < end:
-            self._partial += memoryview(data)[start:]
+        opened = self._open
+        with memoryview(data) as view:
+            start, end = 0, len(view)
+            while True:
+                head = self._head
+                if head is None:
+                    metadata = start + HEAD_BYTES
+                    if metadata > end:
+                        self._wanted = HEAD_BYTES
+                        break
+                    head = self._opened_head(view[start:metadata])
+                    start = metadata
+                number, metadata_length, body_length = head
+                body = start + metadata_length + TAG_BYTES if metadata_length else start
+                stop = body + body_length + TAG_BYTES if body_length else body
+                if stop > end:
+                    self._head = head
+                    self._wanted = stop - start
+                    break
+                self._head = None
+                if stop > start:
+                    frames.append(
+                        Frame(
+                            number,
+                            opened(view[start:body]) if metadata_length else b"",
+                            opened(view[body:stop]) if body_length else b"",
+                        )
+                    )
+                elif self._confirmed:
+                    raise ProtocolViolation("a second frame that says nothing")
+                else:
+                    self._confirmed = True
+                start = stop
+            if start < end:
+                self._partial += view[start:]
         return frames
 
+    def _opened_head(self, sealed: memoryview) -> tuple[int, int, int]:
+        number, metadata_length, body_length = HEAD.unpack(self._open(sealed))
+        self.proven = True
+        if metadata_length > limits.FRAME_METADATA_BYTES or body_length > limits.FRAME_BODY_BYTES:
+            raise MalformedMessage(
+                f"a frame of {metadata_length} + {body_length} bytes where "
+                f"{limits.FRAME_METADATA_BYTES} + {limits.FRAME_BODY_BYTES} are the limit"
+            )
+        return number, metadata_length, body_length
 
-NONCE_BYTES = 32
 
-_HELLO = Struct(f"!16sH{PUBLIC_KEY_BYTES}s{NONCE_BYTES}s")
-_SEQUENCED_HEADER = Struct("!Q" + HEADER.format.lstrip("!"))
-_SEQUENCE_BYTES = 8
+def _sealed(cipher: CipherState, number: int, metadata: bytes, body: Body) -> list[Buffer]:
+    """The buffers of one frame, in order."""
+    seal, size = cipher.seal, len(body)
+    head = seal(HEAD.pack(number, len(metadata), size))
+    front = head + seal(metadata) if metadata else head
+    return [front, seal(body)] if size else [front]
 
-Principal = TypeVar("Principal")
 
+class _Greeting:
+    """The other end's first bytes, until all of them are here."""
 
-class _Stream:
-    """One direction of a session: makes or checks the MACs of successive frames."""
+    __slots__ = ("_partial", "_size")
 
-    __slots__ = ("_keyed", "_sequence", "_view")
+    def __init__(self, size: int) -> None:
+        self._partial = b""
+        self._size = size
 
-    def __init__(self, key: bytes, view: int) -> None:
-        self._keyed = hashlib.blake2b(key=key, digest_size=MAC_BYTES, person=b"bftfs.frame")
-        self._sequence = 0
-        self._view = view
+    def take(self, data: Buffer) -> tuple[bytes, Buffer] | None:
+        """The greeting without its version, and what follows; None while bytes are missing.
 
-    def seal(self, kind: int, number: int, metadata: bytes, body: Body) -> list[Buffer]:
-        data = data_of(body)
-        size = len(data)
-        header = _SEQUENCED_HEADER.pack(
-            self._sequence, MAGIC, kind, 0, 0, self._view, number, len(metadata), size
-        )
-        self._sequence += 1
-        state = self._keyed.copy()
-        state.update(header)
-        head_mac = state.digest()
-        state.update(head_mac + metadata)
-        if size:
-            state.update(fragment_digest(body))
-        sealed = b"".join((header[_SEQUENCE_BYTES:], head_mac, state.digest(), metadata))
-        return [sealed, data] if size else [sealed]
-
-    def check_head(self, head: bytes) -> None:
-        """Raises PeerFault if the other end does not announce what `head` does as the next frame.
-
-        Requires: all frames before it have been checked.
+        Raises PeerFault as soon as it cannot be one.
         """
-        state = self._keyed.copy()
-        state.update(self._sequence.to_bytes(_SEQUENCE_BYTES, "big") + head[:-MAC_BYTES])
-        if not compare_digest(state.digest(), head[-MAC_BYTES:]):
-            raise InvalidAuthenticator(f"the head of frame {self._sequence} has another MAC")
+        missing = self._size - len(self._partial)
+        self._partial += bytes(data[:missing])
+        self._check_version()
+        if len(data) < missing:
+            return None
+        return self._partial[len(MAGIC) :], data[missing:]
 
-    def check(self, frame: Frame) -> None:
-        state = self._keyed.copy()
-        sequence = self._sequence.to_bytes(_SEQUENCE_BYTES, "big")
-        state.update(sequence + frame.head + frame.metadata)
-        body = frame.body
-        if body:
-            digest = fragment_digest(body)
-            frame.body = HashedFragment(data_of(body), digest)
-            state.update(digest)
-        if not compare_digest(state.digest(), frame.mac):
-            raise InvalidAuthenticator(f"frame {self._sequence} has a MAC that does not match")
-        if frame.view != self._view:
-            raise ProtocolViolation(f"a frame of view {frame.view} in view {self._view}")
-        self._sequence += 1
-
-
-class _Handshake(NamedTuple):
-    """What both ends know of a session before the node's nonce."""
-
-    pairwise: bytes
-    hello: bytes  # names cluster, node, initiator and its nonce
-    responder: bytes  # the node's public key
-    view: int
-
-    def stream(self, tag: bytes, nonce: bytes = b"") -> _Stream:
-        """The stream for one use: HELLO and FAREWELL precede the node's nonce."""
-        key = hashlib.blake2b(
-            self.hello + self.responder + nonce, key=self.pairwise, digest_size=32, person=tag
-        ).digest()
-        return _Stream(key, self.view)
-
-    def session(self, nonce: bytes) -> tuple[_Stream, _Stream]:
-        """The streams of requests and of replies."""
-        return self.stream(b"bftfs.requests", nonce), self.stream(b"bftfs.replies", nonce)
+    def _check_version(self) -> None:
+        version = self._partial[: len(MAGIC)]
+        if MAGIC.startswith(version):
+            return
+        if len(version) == len(MAGIC) and version.startswith(_FAMILY):
+            raise OtherVersion(
+                f"it speaks version {version.decode('latin-1')!a} of the channel and this program "
+                f"version {MAGIC.decode()!a}; install the same release of bftfs on both machines"
+            )
+        if not _FAMILY.startswith(version[: len(_FAMILY)]):
+            raise MalformedMessage("what should be a greeting is none")
 
 
-def _require_nonce(nonce: bytes) -> None:
-    if len(nonce) != NONCE_BYTES:
-        raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
+def _purpose(cluster_id: bytes, node: NodeId, view: int) -> bytes:
+    return _PURPOSE.pack(MAGIC, cluster_id, node, view)
+
+
+def _ephemeral(entropy: bytes) -> AgreementKey:
+    if len(entropy) != ENTROPY_BYTES:
+        raise ValueError(f"a session needs {ENTROPY_BYTES} random bytes, not {len(entropy)}")
+    return AgreementKey(entropy)
 
 
 class ClientChannel:
@@ -260,59 +225,55 @@ class ClientChannel:
         node_public_key: bytes,
         cluster_id: bytes,
         view: int,
-        nonce: bytes,
+        entropy: bytes,
     ) -> None:
-        _require_nonce(nonce)
+        """`entropy`: 32 random bytes that nobody else knows, for this channel only."""
         self.node = node
         self.established = False  # True once the node has proven its identity: requests may be sent
-        self._handshake = _Handshake(
-            pairwise_key(identity, node_public_key, purpose="channel"),
-            _HELLO.pack(cluster_id, node, identity.public_key, nonce),
-            node_public_key,
-            view,
+        self._exchange = Initiator(
+            static=identity.agreement,
+            ephemeral=_ephemeral(entropy),
+            responder=node_public_key[:AGREEMENT_BYTES],
+            prologue=_purpose(cluster_id, node, view),
         )
-        self._parser = FrameParser(metadata_limit=NONCE_BYTES, body_limit=0)
-        self._requests: _Stream | None = None
-        self._replies: _Stream | None = None
+        self._opening = MAGIC + self._exchange.first_message(identity.public_key[AGREEMENT_BYTES:])
+        self._greeting = _Greeting(WELCOME_BYTES)
+        self._requests: CipherState | None = None
+        self._replies: FrameReader | None = None
 
     def opening(self) -> bytes:
         """The first bytes to send: HELLO."""
-        stream = self._handshake.stream(b"bftfs.hello")
-        return bytes(stream.seal(FrameKind.HELLO, 0, self._handshake.hello, b"")[0])
+        return self._opening
 
-    def receive(self, data: bytes) -> list[Frame]:
+    def receive(self, data: Buffer) -> list[Frame]:
         """The replies that `data` completes. Raises PeerFault."""
-        frames = self._parser.feed(data)
-        if not self.established and frames:
-            self._welcome(frames.pop(0))
-        replies = self._replies
-        for frame in frames:
-            if replies is None or frame.kind != _REPLY:
-                raise ProtocolViolation(f"a frame of kind {frame.kind} where a reply is due")
-            replies.check(frame)
-        if self._parser.announced and replies is not None:
-            replies.check_head(self._parser.announced)
-            self._parser.announced = b""
-        return frames
+        if self._replies is None:
+            taken = self._greeting.take(data)
+            if taken is None:
+                return []
+            welcome, data = taken
+            self._welcome(welcome)
+            assert self._replies is not None
+        return self._replies.feed(data)
+
+    def confirmation(self) -> list[Buffer]:
+        """What proves to the node who we are, if no request is there to do so."""
+        return self.seal_request(0, b"")
 
     def seal_request(self, number: int, metadata: bytes, body: Body = b"") -> list[Buffer]:
-        """The buffers to send, in order, for one request. `body` is not copied.
+        """The buffers to send, in order, for one request.
 
         Requires: the channel is established. The frames are sent in the order they are sealed.
         """
         assert self._requests is not None
-        return self._requests.seal(_REQUEST, number, metadata, body)
+        return _sealed(self._requests, number, metadata, body)
 
-    def _welcome(self, frame: Frame) -> None:
-        if frame.kind == FrameKind.FAREWELL:
-            self._handshake.stream(b"bftfs.farewell").check(frame)
+    def _welcome(self, message: bytes) -> None:
+        if self._exchange.read_second(message) != _KNOWN:
             raise NotAdmitted("the node does not know this key")
-        if frame.kind != FrameKind.WELCOME or len(frame.metadata) != NONCE_BYTES:
-            raise ProtocolViolation(f"a frame of kind {frame.kind} where WELCOME is due")
-        self._requests, replies = self._handshake.session(frame.metadata)
-        replies.check(frame)
-        self._replies = replies
-        self._parser.raise_limits()
+        self._requests, replies = self._exchange.ciphers()
+        self._replies = FrameReader(replies)
+        del self._exchange  # and the key that nobody may learn any more
         self.established = True
 
 
@@ -327,83 +288,75 @@ class ServerChannel(Generic[Principal]):
         cluster_id: bytes,
         view: int,
         principal: Callable[[bytes], Principal | None],
-        nonce: bytes,
+        entropy: bytes,
     ) -> None:
-        """`principal` gives the holder of a public key, if the cluster knows it."""
-        _require_nonce(nonce)
+        """`principal` gives the holder of a public key, if the cluster knows it.
+
+        `entropy`: 32 random bytes that nobody else knows, for this channel only.
+        """
+        if len(entropy) != ENTROPY_BYTES:
+            raise ValueError(f"a session needs {ENTROPY_BYTES} random bytes, not {len(entropy)}")
         self.peer: Principal | None = None  # set once the other end has proven its identity
         # The other end's identity as HELLO claims it: true, unless HELLO was recorded and replayed.
         self.claimed: Principal | None = None
         self._identity = identity
-        self._node = node
-        self._cluster_id = cluster_id
-        self._view = view
+        self._purpose = _purpose(cluster_id, node, view)
         self._principal = principal
-        self._nonce = nonce
-        self._output: list[bytes] = []
+        self._entropy = entropy
+        self._output = b""
         # Until it is authenticated, the other end may make us keep the bytes of one HELLO.
-        self._parser = FrameParser(metadata_limit=_HELLO.size, body_limit=0)
-        self._requests: _Stream | None = None
-        self._replies: _Stream | None = None
+        self._greeting = _Greeting(HELLO_BYTES)
+        self._requests: FrameReader | None = None
+        self._replies: CipherState | None = None
 
     @property
     def buffered(self) -> int:
         """Bytes kept of a request that is not complete yet."""
-        return self._parser.buffered
+        return self._requests.buffered if self._requests is not None else 0
 
-    def receive(self, data: bytes) -> list[Frame]:
+    def receive(self, data: Buffer) -> list[Frame]:
         """The authentic requests that `data` completes. Raises PeerFault.
 
         Ensures: `peer` is set if any are returned.
         """
-        frames = self._parser.feed(data)
-        if self._requests is None and frames:
-            self._hello(frames.pop(0))
         requests = self._requests
-        for frame in frames:
-            if requests is None or frame.kind != _REQUEST:
-                raise ProtocolViolation(f"a frame of kind {frame.kind} where a request is due")
-            requests.check(frame)
+        if requests is None:
+            try:
+                taken = self._greeting.take(data)
+            except OtherVersion:
+                self._output = MAGIC
+                raise
+            if taken is None:
+                return []
+            hello, data = taken
+            requests = self._requests = self._hello(hello)
+        frames = requests.feed(data)
+        if self.peer is None and requests.proven:
             self.peer = self.claimed
-        if self._parser.announced and requests is not None:
-            requests.check_head(self._parser.announced)
-            self._parser.announced = b""
         return frames
 
     def pending_output(self) -> bytes:
         """The handshake's bytes to send, once; there may be some even when it has failed."""
-        output = b"".join(self._output)
-        self._output.clear()
+        output, self._output = self._output, b""
         return output
 
     def seal_reply(self, number: int, metadata: bytes, body: Body = b"") -> list[Buffer]:
-        """The buffers to send, in order, for one reply. `body` is not copied.
+        """The buffers to send, in order, for one reply.
 
         Requires: a request has been received. The frames are sent in the order they are sealed.
         """
         assert self._replies is not None
-        return self._replies.seal(_REPLY, number, metadata, body)
+        return _sealed(self._replies, number, metadata, body)
 
-    def _hello(self, frame: Frame) -> None:
-        if frame.kind != FrameKind.HELLO or len(frame.metadata) != _HELLO.size:
-            raise ProtocolViolation(f"a frame of kind {frame.kind} where HELLO is due")
-        cluster_id, node, public_key, _nonce = _HELLO.unpack(frame.metadata)
-        if cluster_id != self._cluster_id:
-            raise ProtocolViolation(f"HELLO to another cluster, {cluster_id.hex()}")
-        if node != self._node:
-            raise ProtocolViolation(f"HELLO to node {node}")
-        self.claimed = self._principal(public_key)
-        handshake = _Handshake(
-            pairwise_key(self._identity, public_key, purpose="channel"),
-            frame.metadata,
-            self._identity.public_key,
-            self._view,
-        )
-        handshake.stream(b"bftfs.hello").check(frame)
-        if self.claimed is None:
-            farewell = handshake.stream(b"bftfs.farewell")
-            self._output += map(bytes, farewell.seal(FrameKind.FAREWELL, 0, b"", b""))
-            raise InvalidAuthenticator(f"HELLO with an unknown key, {public_key[:8].hex()}…")
-        self._requests, self._replies = handshake.session(self._nonce)
-        self._output += map(bytes, self._replies.seal(FrameKind.WELCOME, 0, self._nonce, b""))
-        self._parser.raise_limits()
+    def _hello(self, message: bytes) -> FrameReader:
+        exchange = Responder(static=self._identity.agreement, prologue=self._purpose)
+        agreement, signing = exchange.read_first(message)
+        claimed = self._principal(agreement + signing)
+        told = _KNOWN if claimed is not None else _UNKNOWN
+        self._output = MAGIC + exchange.second_message(told, _ephemeral(self._entropy))
+        self._entropy = b""
+        if claimed is None:
+            raise InvalidAuthenticator(f"HELLO with an unknown key, {agreement[:8].hex()}…")
+        self.claimed = claimed
+        requests, self._replies = exchange.ciphers()
+        return FrameReader(requests)

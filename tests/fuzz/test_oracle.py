@@ -14,7 +14,7 @@ from bftfs.query_update.history import parse_history
 from bftfs.wire import channel
 from tests.fuzz.corpus import minimal
 from tests.fuzz.mutation import Campaign
-from tests.fuzz.target import MIB, Finding, Target, judge
+from tests.fuzz.target import Finding, Target, judge
 from tests.fuzz.targets import all_targets
 
 
@@ -48,15 +48,14 @@ def test_a_decoder_that_raises_what_it_does_not_declare_is_found(
 def test_a_parser_that_believes_a_length_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = channel.FrameParser.feed
+    original = channel.FrameReader._opened_head
 
-    def credulous(self: channel.FrameParser, data: bytes) -> object:
-        if len(data) >= channel.HEADER.size:
-            announced = channel.HEADER.unpack_from(data)[-1]
-            bytearray(min(announced, 64 * MIB))
-        return original(self, data)
+    def credulous(self: channel.FrameReader, sealed: memoryview) -> tuple[int, int, int]:
+        head = original(self, sealed)
+        bytearray(head[1] + head[2])
+        return head
 
-    monkeypatch.setattr(channel.FrameParser, "feed", credulous)
+    monkeypatch.setattr(channel.FrameReader, "_opened_head", credulous)
     found = _find(all_targets()["frames"])
     assert "bytes of memory" in found.what
 
@@ -115,13 +114,13 @@ def test_work_is_the_same_in_every_run() -> None:
 
 
 def test_guidance_reaches_what_chance_does_not() -> None:
-    """Four comparisons, one after the other: each is an edge on the way to the next."""
-    frames = all_targets()["frames"]
-    guided, blind = Campaign(frames, Random(3)), Campaign(frames, Random(3))
-    guided.start(frames.seeds())
+    """A decoder compares one thing after the other: each is an edge on the way to the next."""
+    conditioned = all_targets()["conditioned"]
+    guided, blind = Campaign(conditioned, Random(3)), Campaign(conditioned, Random(3))
+    guided.start(conditioned.seeds())
     while guided.executions < 400:
         guided.step()
-    blind.start(frames.seeds())
+    blind.start(conditioned.seeds())
     while blind.executions < 400:
         blind._run(blind.random.randbytes(blind.random.randrange(200)))
     assert len(guided.edges) > len(blind.edges)

@@ -14,7 +14,7 @@ from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Conversation, Receive, Send
-from bftfs.crypto.digest import Body, data_of
+from bftfs.crypto.digest import Body
 from bftfs.envelope import (
     Announcement,
     DescriptionReply,
@@ -87,7 +87,7 @@ class CountingServer:
                 if ballast:
                     writes.append(Write(Table.REQUEST, counter + b"%20d" % value, ballast))
                 if body:
-                    writes.append(Write(Table.FRAGMENT, counter, data_of(body)))
+                    writes.append(Write(Table.FRAGMENT, counter, body))
                 return Ready(Counted(value + by), writes=writes)
             case Fetch(counter, whole):
                 kept = (view.get(Table.FRAGMENT, counter) or b"") if whole else b""

@@ -28,9 +28,15 @@ from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.runtime.blocking import BlockingNetwork
-from bftfs.wire.channel import HEADER, MAGIC, ClientChannel
+from bftfs.wire.channel import HELLO_BYTES, MAGIC, WELCOME_BYTES, ClientChannel
 from bftfs.wire.codec import encode
-from nodes.connections import CONNECTIONS_PER_PRINCIPAL, HELD_BYTES, OFFENCES, UNAUTHENTICATED_MAX
+from nodes.connections import (
+    CONNECTIONS_PER_PRINCIPAL,
+    HELD_BYTES,
+    OFFENCES,
+    UNAUTHENTICATED_MAX,
+    UNPROVEN_PER_PRINCIPAL,
+)
 from tests.integration.counting import Adopt, Counted, Fetch, Increment, ask
 from tests.integration.deployment import PROJECT, Deployment
 
@@ -209,7 +215,7 @@ class RawPeer:
             node_public_key=member.public_key,
             cluster_id=deployment.description.cluster_id,
             view=1,
-            nonce=os.urandom(32),
+            entropy=os.urandom(32),
         )
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(10)
@@ -221,6 +227,7 @@ class RawPeer:
             data = self.socket.recv(4096)
             assert data, "cut off"
             self.channel.receive(data)
+        self.socket.sendall(b"".join(self.channel.confirmation()))
 
     def sealed(self, message: Any, number: int = 1) -> bytes:
         return b"".join(self.channel.seal_request(number, encode(message)))
@@ -259,17 +266,17 @@ def test_garbage_closes_its_own_connection_only(
     network.perform(ask(ZERO, Increment(b"c", 1)))
     for garbage in (
         b"GET / HTTP/1.1\r\nHost: node\r\n\r\n" + b"x" * 100,
-        HEADER.pack(MAGIC, 1, 0, 0, 1, 0, 1 << 30, 0) + b"m" * 32,
-        HEADER.pack(MAGIC, 3, 0, 0, 1, 0, 10, 0) + b"m" * 42,
-        os.urandom(4096),
+        MAGIC + b"m" * HELLO_BYTES,
+        b"bft1" + b"m" * 60,
+        b"\0" + os.urandom(4095),
     ):
         stranger = peer()
         stranger.socket.sendall(garbage)
         assert stranger.is_cut_off()
     assert network.perform(ask(ZERO, Fetch(b"c")))[0] == Counted(1)
     assert network.links.open == 1  # still the one connection
-    reasons = ("MalformedMessage", "ProtocolViolation", "InvalidAuthenticator")
-    assert sum(closed(counting, reason) for reason in reasons) == 4
+    reasons = {"MalformedMessage": 2, "InvalidAuthenticator": 1, "OtherVersion": 1}
+    assert {reason: closed(counting, reason) for reason in reasons} == reasons
 
 
 def test_a_changed_request_closes_the_connection(
@@ -406,6 +413,27 @@ def test_one_principal_has_a_limited_number_of_connections(
     one_more.socket.sendall(one_more.channel.opening())
     assert one_more.is_cut_off()
     assert isinstance(connect(counting, 0).perform(ask(ZERO, Fetch(b"c")))[0], Counted)
+
+
+def test_recorded_greetings_take_nobodys_places(
+    counting: Deployment, peer: Callable[..., RawPeer]
+) -> None:
+    """The network sends what a client has sent before: it is answered, and that is all."""
+    recorded = peer(1).channel.opening()
+    replays = [peer(1) for _ in range(UNPROVEN_PER_PRINCIPAL + 4)]
+    for each in replays:
+        each.socket.sendall(recorded)
+        assert len(each.socket.recv(4096)) == WELCOME_BYTES
+    assert all(each.is_cut_off() for each in replays[:4])
+    for each in [peer(1) for _ in range(CONNECTIONS_PER_PRINCIPAL)]:
+        each.greet()
+        each.socket.sendall(each.sealed(Fetch(b"c")))
+        assert each.socket.recv(4096)
+    for each in replays[-2:]:
+        each.socket.sendall(os.urandom(HELLO_BYTES))
+        assert each.is_cut_off()
+    assert closed(counting, "too many greetings in one name") >= 4
+    assert closed(counting, "InvalidAuthenticator") == 2
 
 
 def test_connections_that_say_nothing_give_way(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import pytest
 
+from bftfs.crypto.noise import TAG_BYTES
 from bftfs.errors import PeerFault
-from bftfs.wire.channel import PREAMBLE_BYTES
+from bftfs.wire.channel import HEAD_BYTES
 from tests.unit.wire.sessions import established
 
 BODY = bytes(range(256)) * 172  # as long as a fragment of a usual block
 METADATA = b"metadata"
+SEALED = 64 + TAG_BYTES
 
 positions = pytest.mark.parametrize("position", [0, 1, len(BODY) // 2, len(BODY) - 1])
 
@@ -21,7 +23,7 @@ positions = pytest.mark.parametrize("position", [0, 1, len(BODY) // 2, len(BODY)
 def flipped(sealed: bytes, position: int) -> bytes:
     """A sealed frame, one bit of whose body has changed."""
     damaged = bytearray(sealed)
-    damaged[PREAMBLE_BYTES + len(METADATA) + position] ^= 1
+    damaged[HEAD_BYTES + len(METADATA) + TAG_BYTES + position] ^= 1
     return bytes(damaged)
 
 
@@ -57,8 +59,8 @@ def test_bodies_do_not_change_places() -> None:
     other = b"".join(map(bytes, client.seal_request(2, METADATA, b"b" * 64)))
     delivered = []
     try:
-        delivered = server.receive(one[:-64] + other[-64:])
-        delivered += server.receive(other[:-64] + one[-64:])
+        delivered = server.receive(one[:-SEALED] + other[-SEALED:])
+        delivered += server.receive(other[:-SEALED] + one[-SEALED:])
     except PeerFault:
         pass
     assert not delivered, "the connection must end"

@@ -10,6 +10,7 @@ import pytest
 from bftfs import cluster
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClientEntry
+from bftfs.crypto import noise
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import REQUESTS, UpkeepReply, UpkeepRequest
 from bftfs.errors import PeerFault
@@ -18,7 +19,6 @@ from bftfs.limits import MIB
 from bftfs.server.step import Role, Sender
 from bftfs.server.worker import Throttle
 from bftfs.storage import MemoryStorage
-from bftfs.wire import channel as channels
 from bftfs.wire.channel import ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
 from nodes.control import PassState, Upkeep, Work
@@ -62,7 +62,7 @@ class Node:
             cluster_id=DESCRIPTION.cluster_id,
             view=DESCRIPTION.view,
             principal=DESCRIPTION.principal,
-            nonce=bytes([next(self._nonces)]) * 32,
+            entropy=bytes([next(self._nonces)]) * 32,
         )
 
     def hears(self, data: bytes) -> list[Any]:
@@ -91,7 +91,7 @@ def session(identity: Identity, node: Node) -> ClientChannel:
         node_public_key=node.member.public_key,
         cluster_id=DESCRIPTION.cluster_id,
         view=DESCRIPTION.view,
-        nonce=b"n" * 32,
+        entropy=b"n" * 32,
     )
     node.hears(channel.opening())
     channel.receive(node.greets())
@@ -175,8 +175,11 @@ def test_must_fail_where_the_role_is_not_asked(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_must_fail_where_a_session_has_nothing_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels._Stream, "check", lambda *_: None)
-    monkeypatch.setattr(channels._Stream, "check_head", lambda *_: None)
+    monkeypatch.setattr(
+        noise._SymmetricState,
+        "split",
+        lambda _: (noise.CipherState(bytes(32)), noise.CipherState(bytes(32))),
+    )
     node = Node()
     assert repeated(node, Node(NodeId(3)))
     assert node.throttle.rate_bytes == 2048

@@ -110,7 +110,7 @@ def test_a_channel_knows_whom_the_description_knows() -> None:
         node_public_key=DESCRIPTION.member(NodeId(4)).public_key,
         cluster_id=DESCRIPTION.cluster_id,
         view=DESCRIPTION.view,
-        nonce=b"n" * 32,
+        entropy=b"n" * 32,
     )
     server: ServerChannel[Sender] = ServerChannel(
         identity=NEW.nodes[4],
@@ -118,7 +118,7 @@ def test_a_channel_knows_whom_the_description_knows() -> None:
         cluster_id=DESCRIPTION.cluster_id,
         view=DESCRIPTION.view,
         principal=DESCRIPTION.principal,
-        nonce=b"m" * 32,
+        entropy=b"m" * 32,
     )
     server.receive(client.opening())
     client.receive(server.pending_output())

@@ -43,7 +43,7 @@ from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
 from bftfs.server.step import Ready, Sender
 from bftfs.server.worker import Throttle
-from bftfs.wire.channel import PREAMBLE_BYTES, ClientChannel, ServerChannel
+from bftfs.wire.channel import WELCOME_BYTES, ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
 from nodes.connections import Connections
 from nodes.control import Control, ControlFailed, PassState, Upkeep, Work, send_request
@@ -56,7 +56,7 @@ from tests.fuzz.choices import Choices
 from tests.fuzz.target import KIB, MIB, Target
 from tests.fuzz.values import Pool, generate
 
-_NONCE = bytes(range(32))
+_DRAWN = bytes(range(32))
 _CLIENT, _ATTACKER, _STRANGER = (Identity(bytes([number]) * 32) for number in (201, 202, 203))
 _HEALTHY: HealthReply = generate(Choices(b""), HealthReply, Pool())
 _MOST_IDLE = 3
@@ -186,7 +186,7 @@ def _node_end(principal: Callable[[bytes], Sender | None]) -> ServerChannel[Send
         cluster_id=description.cluster_id,
         view=description.view,
         principal=principal,
-        nonce=_NONCE,
+        entropy=_DRAWN,
     )
 
 
@@ -199,7 +199,7 @@ def _session(identity: Identity) -> tuple[ClientChannel, bytes]:
         node_public_key=identities[0].public_key,
         cluster_id=description.cluster_id,
         view=description.view,
-        nonce=_NONCE,
+        entropy=_DRAWN,
     )
     greeting = channel.opening()
     mirror = _node_end(description.principal)
@@ -261,7 +261,7 @@ def connections(data: bytes) -> None:
         fresh, again = _session(_CLIENT)
         assert again == greeting
         answer = honest.recv(1 << 20)
-        replies = fresh.receive(answer[_WELCOME_BYTES:])
+        replies = fresh.receive(answer[WELCOME_BYTES:])
         decoded = {frame.number: REPLIES.decode(frame.metadata) for frame in replies}
         assert type(decoded[1]) is QueryReply
         assert decoded[2] == _HEALTHY
@@ -272,7 +272,6 @@ def connections(data: bytes) -> None:
 
 
 _ASK = encode(HealthRequest())
-_WELCOME_BYTES = PREAMBLE_BYTES + len(_NONCE)
 
 
 def _connection_seeds() -> Iterable[bytes]:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 from bftfs.crypto.keys import Identity
+from bftfs.crypto.noise import CipherState
 from bftfs.envelope import REPLIES, REQUESTS, Reply, Request
 from bftfs.errors import MalformedMessage, PeerFault
 from bftfs.identifiers import NodeId
 from bftfs.query_update.history import decode_conditioned
-from bftfs.wire.channel import HEADER, MAC_BYTES, MAGIC, ClientChannel, FrameParser, ServerChannel
+from bftfs.wire.channel import HEAD, ClientChannel, FrameReader, ServerChannel
 from bftfs.wire.codec import Decoder, encode
 from tests.fuzz.choices import Choices
 from tests.fuzz.target import Target
@@ -18,7 +19,7 @@ from tests.fuzz.values import Pool, generate
 
 _CLIENT, _NODE, _STRANGER = (Identity(bytes([number]) * 32) for number in (1, 2, 3))
 _CLUSTER_ID = b"fuzzed cluster.."
-_NONCE = bytes(range(32))
+_DRAWN = _KEY = bytes(range(32))
 
 
 def _principal(public_key: bytes) -> str | None:
@@ -32,7 +33,7 @@ def _client_end() -> ClientChannel:
         node_public_key=_NODE.public_key,
         cluster_id=_CLUSTER_ID,
         view=1,
-        nonce=_NONCE,
+        entropy=_DRAWN,
     )
 
 
@@ -43,16 +44,22 @@ def _node_end() -> ServerChannel[str]:
         cluster_id=_CLUSTER_ID,
         view=1,
         principal=_principal,
-        nonce=_NONCE,
+        entropy=_DRAWN,
     )
 
 
 # --- frames ---------------------------------------------------------------------------------
 
 
-def _frame(kind: int, metadata: bytes, body: bytes = b"", number: int = 1) -> bytes:
-    header = HEADER.pack(MAGIC, kind, 0, 0, 1, number, len(metadata), len(body))
-    return header + bytes(2 * MAC_BYTES) + metadata + body
+def _stream(frames: Iterable[tuple[int, int, bytes, bytes]]) -> bytes:
+    """Frames by the format alone; the first two numbers are added to the lengths that they tell."""
+    cipher = CipherState(_KEY)
+    stream = b""
+    for metadata_more, body_more, metadata, body in frames:
+        lengths = len(metadata) + metadata_more, len(body) + body_more
+        stream += cipher.seal(HEAD.pack(1, *lengths))
+        stream += b"".join(cipher.seal(part) for part in (metadata, body) if part)
+    return stream
 
 
 def _pieces(choices: Choices, data: bytes) -> Iterator[bytes]:
@@ -64,34 +71,45 @@ def _pieces(choices: Choices, data: bytes) -> Iterator[bytes]:
 
 
 def frames(data: bytes) -> None:
-    """The parser gives the same frames however the stream is cut, and keeps no more than it got."""
-    cuts, stream = Choices(data[:16]), data[16:]
-    whole: Any
-    try:
-        whole = [_facts(frame) for frame in FrameParser().feed(stream)]
-    except MalformedMessage:
-        whole = None
-    parser = FrameParser()
-    frames: list[Any] = []
+    """The reader gives the same frames however the stream is cut, and keeps no more than it got.
+
+    The stream is sealed by a member, whose heads may tell any lengths.
+    """
+    choices = Choices(data)
+    sent = []
+    while not choices.exhausted and len(sent) < 8:
+        more = (choices.number(1 << 23), choices.number(1 << 24)) if choices.flag(3) else (0, 0)
+        sent.append(
+            (*more, choices.octets(choices.number(300)), choices.octets(choices.number(40)))
+        )
+    stream = _spoiled(choices, _stream(sent)) if choices.flag(4) else _stream(sent)
+    whole, fault = _read([stream])
+    divided, other = _read(_pieces(choices, stream))
+    assert divided[: len(whole)] == whole[: len(divided)]
+    assert (fault is None) == (other is None)
+    if fault is None:
+        assert divided == whole
+
+
+def _read(pieces: Iterable[bytes]) -> tuple[list[Any], PeerFault | None]:
+    reader = FrameReader(CipherState(_KEY))
+    found: list[Any] = []
     fed = 0
     try:
-        for piece in _pieces(cuts, stream):
-            frames += map(_facts, parser.feed(piece))
+        for piece in pieces:
+            found += [(frame.number, frame.metadata, frame.body) for frame in reader.feed(piece)]
             fed += len(piece)
-            assert parser.buffered <= fed
-    except MalformedMessage:
-        assert whole is None
-        return
-    assert frames == whole
-
-
-def _facts(frame: Any) -> tuple[Any, ...]:
-    return frame.kind, frame.view, frame.number, frame.metadata, bytes(frame.body), frame.mac
+            assert reader.buffered <= fed
+    except PeerFault as fault:
+        return found, fault
+    return found, None
 
 
 def _frame_seeds() -> Iterable[bytes]:
-    yield bytes(16) + _frame(3, b"metadata", b"body") + _frame(4, b"", b"")
-    yield bytes(range(16)) + _frame(1, bytes(130))[:90]
+    yield bytes(64)
+    yield bytes(range(1, 200, 3))
+    yield b"\2" * 60
+    yield bytes((number * 7) % 251 for number in range(900))
 
 
 # --- the channel ----------------------------------------------------------------------------
@@ -127,7 +145,7 @@ def channel_at_node(data: bytes) -> None:
             node_public_key=_NODE.public_key,
             cluster_id=_CLUSTER_ID,
             view=1 + choices.number(2),
-            nonce=_NONCE,
+            entropy=_DRAWN,
         )
     greeting = client.opening()
     received = node.receive(_spoiled(choices, greeting))
@@ -136,15 +154,17 @@ def channel_at_node(data: bytes) -> None:
     if answer:
         assert identity is _CLIENT
         client.receive(answer)
+    if choices.flag(4) and client.established:
+        node.receive(b"".join(map(bytes, client.confirmation())))
     sealed: list[tuple[int, bytes, bytes]] = []
     while client.established and not choices.exhausted:
         number, body = choices.number(1 << 16), choices.octets(choices.number(40))
-        metadata = choices.octets(choices.number(40))
+        metadata = choices.octets(1 + choices.number(40))
         sealed.append((number, metadata, body))
         stream = b"".join(map(bytes, client.seal_request(number, metadata, body)))
         for frame in node.receive(_spoiled(choices, stream)):
             expected = sealed.pop(0)
-            assert (frame.number, frame.metadata) == expected[:2], "only what was sealed"
+            assert (frame.number, frame.metadata, frame.body) == expected, "only what was sealed"
     if choices.flag():
         node.receive(choices.rest())
 
@@ -160,7 +180,7 @@ def channel_at_client(data: bytes) -> None:
     node.receive(b"".join(map(bytes, client.seal_request(1, b"request"))))
     sealed: list[tuple[int, bytes]] = []
     while not choices.exhausted:
-        number, metadata = choices.number(1 << 16), choices.octets(choices.number(40))
+        number, metadata = choices.number(1 << 16), choices.octets(1 + choices.number(40))
         sealed.append((number, metadata))
         stream = b"".join(map(bytes, node.seal_reply(number, metadata, choices.octets(4))))
         for frame in client.receive(_spoiled(choices, stream)):

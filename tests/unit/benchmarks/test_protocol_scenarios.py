@@ -12,7 +12,7 @@ from benchmarks import result
 from benchmarks.deployment import Deployment, System
 from benchmarks.errors import BenchmarkError
 from benchmarks.measurement import Sample
-from benchmarks.scenarios import metadata, profile
+from benchmarks.scenarios import channel, metadata, profile
 
 Benchmark = Callable[..., click.testing.Result]
 
@@ -43,6 +43,14 @@ def test_counter(samples: Callable[..., tuple[Sample, ...]]) -> None:
     for sample in found:
         assert sample.latencies is not None
         assert sample.details["largest_node_mib"] > 1
+
+
+def test_channel(samples: Callable[..., tuple[Sample, ...]]) -> None:
+    found = samples("channel", "--messages", "16")
+    assert {sample.target for sample in found} == set(channel.CONSTRUCTIONS)
+    sizes = [sample.variant for sample in found if sample.target == channel.PRODUCT]
+    assert sizes == ["", *(size for size in ("200 B", "4 KiB", "128 KiB") for _ in range(2))]
+    assert all(sample.value > 0 for sample in found)
 
 
 def test_metadata(samples: Callable[..., tuple[Sample, ...]]) -> None:

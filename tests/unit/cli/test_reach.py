@@ -96,7 +96,7 @@ class Office:
             cluster_id=description.cluster_id,
             view=description.view,
             principal=lambda key: None if older else description.principal(key),
-            nonce=os.urandom(32),
+            entropy=os.urandom(32),
         )
         while data := connection.recv(1 << 16):
             try:

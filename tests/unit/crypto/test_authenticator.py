@@ -11,7 +11,7 @@ from bftfs.crypto.digest import (
     authenticator_bytes,
     life_of,
 )
-from bftfs.crypto.keys import Identity, pairwise_key
+from bftfs.crypto.keys import Identity, authenticator_key
 from bftfs.identifiers import NodeId
 
 N = 6
@@ -21,9 +21,7 @@ IDENTITIES = [Identity.generate(bytes([node + 1]) * 32) for node in range(N)]
 SERVERS = [
     AuthenticatorKeys(
         NodeId(node),
-        tuple(
-            pairwise_key(identity, peer.public_key, purpose="authenticator") for peer in IDENTITIES
-        ),
+        tuple(authenticator_key(identity, peer.public_key) for peer in IDENTITIES),
     )
     for node, identity in enumerate(IDENTITIES)
 ]

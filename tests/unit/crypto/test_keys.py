@@ -8,8 +8,8 @@ import pytest
 from bftfs.crypto.keys import (
     PUBLIC_KEY_BYTES,
     Identity,
+    authenticator_key,
     is_public_key,
-    pairwise_key,
     read_identity,
     read_volume_key,
     verify_signature,
@@ -29,10 +29,7 @@ def test_vectors() -> None:
         "0e97b7608a3f3bb51ff161838162367ae00bfa182a54199c0b0e4206e7742e58"
         "7324b813d8a2cb32687b4c9238e4384dac9175193047354063407c3e3fab96ce"
     )
-    assert pairwise_key(ALICE, BOB.public_key, purpose="channel").hex() == (
-        "f36533cb268ee9787dc64b460c2de817472aa9c5532faec30b2a6f15526de452"
-    )
-    assert pairwise_key(ALICE, BOB.public_key, purpose="authenticator").hex() == (
+    assert authenticator_key(ALICE, BOB.public_key).hex() == (
         "bb87b2df6ba9a1b504f6cfe5f1476d14aa560d8e8b4a6b892858e77bce78314c"
     )
     assert ALICE.sign(b"message").hex() == (
@@ -41,27 +38,20 @@ def test_vectors() -> None:
     )
 
 
-@pytest.mark.parametrize("purpose", ["channel", "authenticator"])
-def test_both_ends_derive_the_same_key_and_nobody_else_does(purpose) -> None:
-    key = pairwise_key(ALICE, BOB.public_key, purpose=purpose)
-    assert key == pairwise_key(BOB, ALICE.public_key, purpose=purpose)
+def test_both_ends_derive_the_same_key_and_nobody_else_does() -> None:
+    key = authenticator_key(ALICE, BOB.public_key)
+    assert key == authenticator_key(BOB, ALICE.public_key)
     others = [
-        pairwise_key(ALICE, CAROL.public_key, purpose=purpose),
-        pairwise_key(CAROL, BOB.public_key, purpose=purpose),
-        pairwise_key(ALICE, ALICE.public_key, purpose=purpose),
+        authenticator_key(ALICE, CAROL.public_key),
+        authenticator_key(CAROL, BOB.public_key),
+        authenticator_key(ALICE, ALICE.public_key),
     ]
     assert key not in others
 
 
-def test_each_purpose_has_a_key_of_its_own() -> None:
-    assert pairwise_key(ALICE, BOB.public_key, purpose="channel") != pairwise_key(
-        ALICE, BOB.public_key, purpose="authenticator"
-    )
-
-
 def test_a_public_key_of_low_order_shares_no_secret() -> None:
     with pytest.raises(InvalidAuthenticator):
-        pairwise_key(ALICE, LOW_ORDER, purpose="channel")
+        authenticator_key(ALICE, LOW_ORDER)
 
 
 def test_what_a_public_key_is() -> None:

@@ -50,7 +50,7 @@ class ScriptedNode:
             cluster_id=self.description.cluster_id,
             view=self.description.view,
             principal=self.description.principal,
-            nonce=os.urandom(32),
+            entropy=os.urandom(32),
         )
         self.connection: socket.socket | None = None
 

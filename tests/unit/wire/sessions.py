@@ -35,7 +35,7 @@ def client_end(
     node_public_key: bytes = NODES[1].public_key,
     cluster_id: bytes = Members().cluster_id,
     view: int = 1,
-    nonce: bytes = b"n" * 32,
+    entropy: bytes = b"n" * 32,
 ) -> ClientChannel:
     return ClientChannel(
         identity=identity,
@@ -43,12 +43,12 @@ def client_end(
         node_public_key=node_public_key,
         cluster_id=cluster_id,
         view=view,
-        nonce=nonce,
+        entropy=entropy,
     )
 
 
 def server_end(
-    identity: Identity = NODES[1], *, node: int = 1, nonce: bytes = b"m" * 32
+    identity: Identity = NODES[1], *, node: int = 1, entropy: bytes = b"m" * 32
 ) -> ServerChannel[str]:
     members = Members()
     return ServerChannel(
@@ -57,7 +57,7 @@ def server_end(
         cluster_id=members.cluster_id,
         view=members.view,
         principal=members.principal,
-        nonce=nonce,
+        entropy=entropy,
     )
 
 

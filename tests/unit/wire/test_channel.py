@@ -1,20 +1,31 @@
-"""The channel: who is at the other end, and that nothing was altered, repeated or moved."""
+"""The channel: who is at the other end, and that nothing was read, altered, repeated or moved."""
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from blake3 import blake3
 
 from bftfs import limits
-from bftfs.crypto.digest import HashedFragment, fragment_digest
+from bftfs.crypto import noise
+from bftfs.crypto.keys import Identity
+from bftfs.crypto.noise import CipherState, Initiator, Responder
 from bftfs.errors import (
     InvalidAuthenticator,
     MalformedMessage,
     NotAdmitted,
+    OtherVersion,
     PeerFault,
     ProtocolViolation,
 )
-from bftfs.wire.channel import HEAD_BYTES, HEADER, PREAMBLE_BYTES, FrameKind, _Stream
+from bftfs.wire.channel import (
+    HEAD,
+    HEAD_BYTES,
+    HELLO_BYTES,
+    MAGIC,
+    WELCOME_BYTES,
+    FrameReader,
+)
 from tests.unit.wire.sessions import (
     CLIENT,
     NODES,
@@ -24,40 +35,43 @@ from tests.unit.wire.sessions import (
     server_end,
 )
 
-HELLO_MACS = "7a3d34dcc0b9cfa9a99a7215ab9fee2e789c6067c9e3db226f5305d8f70c641b"
-WELCOME_MACS = "ebccc711a4611e574f85f0124b0dcb75b58fa5f591e6be0376280bb98991efca"
-REQUEST_MACS = "f4e7f05dfebbae3f6b3059874a8959d9db4bf3e5376a34717b4887f781fb8115"
-REPLY_MACS = "66136d4d8ff43852a3ce8bf5dc719f6da5a2001f9b9022dd36b8150b9a0bc5fc"
+HELLO = (
+    "62667432cba64a831d955b8bf03c2e3b5eae32661770cbe3ec56f45c0cbb84db2072b6546783551f9e550f8e65"
+    "e46ec9593ee27dd4e7f5ada83864301974ba1d8cca3127c1e535d436c93efdd7a8702ef21433cee96205b6de8d"
+    "8e66dc502c64dd89f3331599bd9fa8ee1acaace2f1e3ff97663723042c323df3cc18d3ee37901ea6fd02"
+)
+WELCOME = (
+    "62667432635de5eb039fc126a017b9e789e1db721cdd51f7ed3f5515d18e2f4e2dd7851a3a6e3e7e068d5b4533"
+    "2b04f09ea32993f7"
+)
+REQUEST = (
+    "787a9f0e8570af7cedf6a61291a59b0fbda214a6ba38c8d4d1db5516ec40a59984efb623ff9e3709ee3a3dba4d"
+    "270331a4d34a6fcf37e752eb6ca0eaa9d9f33f3877368d69acfd4647a001f8"
+)
+REPLY = (
+    "460577188b5600b73b7f25c5d92ab1caf74f2ce2e6cc09b24d2c9a56da51a97303c7d93d2958394e7def1740df"
+    "74e6ecb1aae54c60853489551b4a1dbfe2cb11a5566aa2e6affa978559ec24"
+)
 
 
 def sealed(buffers: list) -> bytes:
     return b"".join(buffers)
 
 
-def header(kind: str, number: int, metadata_length: int, body_length: int) -> str:
-    return f"62667431{kind}00000000000001{number:016x}{metadata_length:08x}{body_length:08x}"
-
-
 def test_vectors() -> None:
     client, server = client_end(), server_end()
     opening = client.opening()
-    assert opening.hex() == (
-        header("01", 0, 114, 0)
-        + HELLO_MACS
-        + b"0123456789abcdef".hex()
-        + "0001"
-        + CLIENT.public_key.hex()
-        + "6e" * 32
-    )
+    assert opening.hex() == HELLO
     server.receive(opening)
     welcome = server.pending_output()
-    assert welcome.hex() == header("02", 0, 32, 0) + WELCOME_MACS + "6d" * 32
+    assert welcome.hex() == WELCOME
     client.receive(welcome)
+    assert (len(opening), len(welcome)) == (HELLO_BYTES, WELCOME_BYTES)
     request = sealed(client.seal_request(5, b"metadata", b"body"))
-    assert request.hex() == header("03", 5, 8, 4) + REQUEST_MACS + b"metadatabody".hex()
+    assert request.hex() == REQUEST
     server.receive(request)
     reply = sealed(server.seal_reply(5, b"metadata", b"body"))
-    assert reply.hex() == header("04", 5, 8, 4) + REPLY_MACS + b"metadatabody".hex()
+    assert reply.hex() == REPLY
 
 
 def test_requests_and_replies_travel() -> None:
@@ -65,44 +79,25 @@ def test_requests_and_replies_travel() -> None:
     body = bytes(range(256))
     stream = b"".join(sealed(client.seal_request(n, b"ask %d" % n, body[:n])) for n in range(1, 9))
     requests = server.receive(stream)
-    assert [(f.kind, f.view, f.number, f.metadata, bytes(f.body)) for f in requests] == [
-        (FrameKind.REQUEST, 1, n, b"ask %d" % n, body[:n]) for n in range(1, 9)
+    assert [(f.number, f.metadata, f.body) for f in requests] == [
+        (n, b"ask %d" % n, body[:n]) for n in range(1, 9)
     ]
     replies = client.receive(sealed(server.seal_reply(3, b"tell", b"")))
-    assert [(f.kind, f.number, f.metadata, f.body) for f in replies] == [
-        (FrameKind.REPLY, 3, b"tell", b"")
-    ]
+    assert [(f.number, f.metadata, f.body) for f in replies] == [(3, b"tell", b"")]
 
 
-def test_a_body_that_was_hashed_is_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_received_may_be_overwritten() -> None:
+    """Hosts receive into one buffer; frames are no views of it."""
     client, server = established()
-    body = HashedFragment(b"body", fragment_digest(b"body"))
-    hashed: list[bytes] = []
-
-    def counting(data: Any, *, key: bytes) -> Any:
-        hashed.append(bytes(data))
-        return blake3(data, key=key)
-
-    monkeypatch.setattr("bftfs.crypto.digest.blake3", counting)
-    buffers = client.seal_request(1, b"m", body)
-    assert not hashed
-    (frame,) = server.receive(sealed(buffers))
-    assert isinstance(frame.body, HashedFragment)
-    assert (frame.body.data, fragment_digest(frame.body)) == (b"body", body.digest)
-    assert hashed == [b"body"]  # by the other end, which believes nobody
+    scratch = bytearray(sealed(client.seal_request(1, b"m", b"body")))
+    (frame,) = server.receive(memoryview(scratch))
+    scratch[:] = bytes(len(scratch))
+    assert (frame.metadata, frame.body) == (b"m", b"body")
 
 
-def test_a_false_digest_of_a_body_is_found_by_the_other_end() -> None:
-    client, server = established()
-    body = HashedFragment(b"body", fragment_digest(b"another"))
-    with pytest.raises(InvalidAuthenticator):
-        server.receive(sealed(client.seal_request(1, b"m", body)))
-
-
-def test_a_body_is_not_copied_and_nothing_is_sent_for_none() -> None:
+def test_nothing_is_sent_for_no_body() -> None:
     client, _ = established()
-    body = memoryview(bytes(10))
-    assert client.seal_request(1, b"m", body)[1] is body
+    assert len(client.seal_request(1, b"m", memoryview(b"body"))) == 2
     assert len(client.seal_request(1, b"m")) == 1
     assert len(client.seal_request(1, b"m", memoryview(b""))) == 1
 
@@ -122,8 +117,28 @@ def test_the_handshake_is_one_round_trip_in_any_pieces() -> None:
 def test_the_peer_is_known_once_it_has_proven_itself() -> None:
     client, server = established()
     assert server.peer is None  # HELLO could be a repetition of an old one
+    assert server.claimed == "client"
     server.receive(sealed(client.seal_request(1, b"m")))
     assert server.peer == "client"
+
+
+def test_who_has_nothing_to_ask_proves_it_too() -> None:
+    client, server = established()
+    confirmation = sealed(client.confirmation())
+    assert server.receive(confirmation[:-1]) == []
+    assert server.peer is None
+    assert server.receive(confirmation[-1:]) == []
+    assert server.peer == "client"
+    (frame,) = server.receive(sealed(client.seal_request(1, b"m")))
+    assert frame.metadata == b"m"
+
+
+def test_nobody_says_nothing_twice() -> None:
+    """It would cost the node work that no limit counts."""
+    client, server = established()
+    server.receive(sealed(client.confirmation()))
+    with pytest.raises(ProtocolViolation):
+        server.receive(sealed(client.confirmation()))
 
 
 def test_a_node_is_a_principal_too() -> None:
@@ -150,20 +165,30 @@ def test_an_unknown_key_is_refused_and_told_so() -> None:
         client.receive(server.pending_output())
 
 
-@pytest.mark.parametrize("changes", [{"nonce": b"N" * 32}, {"identity": CLIENT}])
-def test_nobody_else_can_say_farewell(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{"entropy": b"N" * 32}, {"identity": CLIENT}])
+def test_nobody_else_can_say_that_a_key_is_unknown(changes: dict[str, Any]) -> None:
     """It answers one HELLO: one that was recorded shuts nobody out."""
     recorded, server = client_end(STRANGER), server_end()
     with pytest.raises(InvalidAuthenticator):
         server.receive(recorded.opening())
-    farewell = server.pending_output()
+    answer = server.pending_output()
     with pytest.raises(InvalidAuthenticator):
-        client_end(**{"identity": STRANGER, **changes}).receive(farewell)
+        client_end(**{"identity": STRANGER, **changes}).receive(answer)
+
+
+def test_a_network_sees_no_difference_between_welcome_and_refusal() -> None:
+    sizes = set()
+    for identity in (CLIENT, STRANGER):
+        server = server_end()
+        with contextlib.suppress(InvalidAuthenticator):
+            server.receive(client_end(identity).opening())
+        sizes.add(len(server.pending_output()))
+    assert sizes == {WELCOME_BYTES}
 
 
 def test_who_does_not_hold_the_key_he_claims_is_told_nothing() -> None:
     forged = bytearray(client_end(STRANGER).opening())
-    forged[-1] ^= 1  # of the nonce
+    forged[-1] ^= 1
     server = server_end()
     with pytest.raises(InvalidAuthenticator):
         server.receive(bytes(forged))
@@ -194,17 +219,25 @@ def test_every_bit_of_hello_is_covered() -> None:
         altered[bit // 8] ^= 1 << bit % 8
         server = server_end()
         with pytest.raises(PeerFault):
-            server.receive(bytes(altered) + bytes(PREAMBLE_BYTES))
-        assert server.pending_output() == b""
+            server.receive(bytes(altered))
+        assert server.pending_output() in (b"", MAGIC)
 
 
 def test_a_stranger_can_claim_no_known_key() -> None:
     """The claimed key is the client's, the secret behind it is the stranger's."""
-    opening = client_end(STRANGER).opening()
-    forged = opening.replace(STRANGER.public_key, CLIENT.public_key)
-    assert forged != opening
-    with pytest.raises(InvalidAuthenticator, match="does not match"):
-        server_end().receive(forged)
+    impostor = Identity.generate(b"s" * 32)
+    stolen: Any = impostor.agreement
+    stolen.public = CLIENT.agreement.public
+    impostor.public_key = CLIENT.public_key
+    with pytest.raises(InvalidAuthenticator):
+        server_end().receive(client_end(impostor).opening())
+
+
+def test_half_of_a_known_key_is_unknown() -> None:
+    half = Identity.generate(b"s" * 32)
+    half.public_key = half.public_key[:32] + CLIENT.public_key[32:]
+    with pytest.raises(InvalidAuthenticator, match="unknown key"):
+        server_end().receive(client_end(half).opening())
 
 
 def test_a_repeated_hello_gets_a_welcome_and_nothing_more() -> None:
@@ -213,7 +246,7 @@ def test_a_repeated_hello_gets_a_welcome_and_nothing_more() -> None:
     recorded = client_end().opening()
     request = sealed(client.seal_request(1, b"m"))
     assert len(server.receive(request)) == 1
-    again = server_end(nonce=b"x" * 32)
+    again = server_end(entropy=b"x" * 32)
     again.receive(recorded)
     with pytest.raises(InvalidAuthenticator):
         again.receive(request)
@@ -224,51 +257,101 @@ def test_a_repeated_welcome_is_refused() -> None:
     _, server = client_end(), server_end()
     server.receive(client_end().opening())
     recorded = server.pending_output()
-    client = client_end(nonce=b"y" * 32)
+    client = client_end(entropy=b"y" * 32)
     with pytest.raises(InvalidAuthenticator):
         client.receive(recorded)
     assert not client.established
 
 
 def test_another_node_cannot_welcome() -> None:
-    server = server_end()
-    server.receive(client_end().opening())
-    nonce = server.pending_output()[PREAMBLE_BYTES:]
-    impostor = client_end(NODES[2]).opening()  # any MAC that node 2 can make
-    header = HEADER.pack(b"bft1", FrameKind.WELCOME, 0, 0, 1, 0, 32, 0)
+    """Though it knows the greeting, and what the node meant would say."""
     client = client_end()
+    for impostor in (NODES[2], STRANGER, CLIENT):
+        server = server_end()
+        server.receive(client.opening())
+        forged = server_end(impostor)
+        with pytest.raises(InvalidAuthenticator):
+            forged.receive(client.opening())
+    own = client_end(node_public_key=NODES[2].public_key)
+    answer = server_end(NODES[2])
+    answer.receive(own.opening())
     with pytest.raises(InvalidAuthenticator):
-        client.receive(header + impostor[HEADER.size : PREAMBLE_BYTES] + nonce)
+        client.receive(answer.pending_output())
+    assert not client.established
 
 
-@pytest.mark.parametrize("kind", [FrameKind.REQUEST, FrameKind.WELCOME, FrameKind.REPLY])
-def test_the_first_frame_must_be_hello(kind: int) -> None:
-    opening = bytearray(client_end().opening())
-    opening[4] = kind
-    with pytest.raises(ProtocolViolation):
-        server_end().receive(bytes(opening))
+def test_every_bit_of_welcome_is_covered() -> None:
+    for bit in range(8 * WELCOME_BYTES):
+        server, client = server_end(), client_end()
+        server.receive(client.opening())
+        altered = bytearray(server.pending_output())
+        altered[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(PeerFault):
+            client.receive(bytes(altered))
+        assert not client.established
 
 
-@pytest.mark.parametrize("kind", [FrameKind.REQUEST, FrameKind.HELLO, FrameKind.REPLY])
-def test_the_first_answer_must_be_welcome(kind: int) -> None:
+def test_ends_do_not_greet_themselves() -> None:
+    """A reflected HELLO, or WELCOME, is for nobody."""
+    client = client_end(NODES[1])  # a node that asks itself has the best chance
+    with pytest.raises(PeerFault):
+        client.receive(client.opening())
     server = server_end()
-    server.receive(client_end().opening())
-    welcome = bytearray(server.pending_output())
-    welcome[4] = kind
-    with pytest.raises(ProtocolViolation):
-        client_end().receive(bytes(welcome))
+    server.receive(client_end(NODES[1]).opening())
+    welcome = server.pending_output()
+    with pytest.raises(PeerFault):
+        server_end().receive(welcome + bytes(HELLO_BYTES))
+
+
+# --- versions -----------------------------------------------------------------------------------
+
+OLD_HELLO = b"bft1" + bytes((1, 0, 0, 0)) + bytes(166)
+
+
+@pytest.mark.parametrize("greeting", [OLD_HELLO, b"bft3" + bytes(200), b"bft1"])
+def test_another_version_is_told_which_one_is_spoken(greeting: bytes) -> None:
+    server = server_end()
+    with pytest.raises(OtherVersion, match="install the same release"):
+        server.receive(greeting)
+    assert server.pending_output() == MAGIC
+    client = client_end()
+    with pytest.raises(OtherVersion, match=r"'bft[13]'.*'bft2'"):
+        client.receive(greeting)
+    assert not client.established
+
+
+def test_versions_do_not_mix() -> None:
+    """Where the network changes the version at both ends, they agree on nothing."""
+    opening = client_end().opening()
+    with pytest.raises(OtherVersion):
+        server_end().receive(b"bft1" + opening[len(MAGIC) :])
+
+
+def test_an_older_node_that_hears_of_a_newer_version_stays_what_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The version is part of what keys are derived from."""
+    client = client_end()
+    monkeypatch.setattr("bftfs.wire.channel.MAGIC", b"bft3")
+    server = server_end()
+    with pytest.raises(InvalidAuthenticator):
+        server.receive(b"bft3" + client.opening()[4:])
+
+
+@pytest.mark.parametrize("end", [server_end, client_end])
+def test_what_is_no_greeting_is_refused_at_once(end: Callable[[], Any]) -> None:
+    for noise_ in (b"GET / HTTP/1.1\r\n", b"\0", b"bfx"):
+        with pytest.raises(MalformedMessage):
+            end().receive(noise_)
 
 
 def test_a_stranger_gets_no_memory() -> None:
-    announced = HEADER.pack(b"bft1", FrameKind.HELLO, 0, 0, 1, 0, 115, 0) + bytes(32)
-    with pytest.raises(MalformedMessage, match="are the limit"):
-        server_end().receive(announced)
-    announced = HEADER.pack(b"bft1", FrameKind.HELLO, 0, 0, 1, 0, 114, 1) + bytes(32)
-    with pytest.raises(MalformedMessage, match="are the limit"):
-        server_end().receive(announced)
-    announced = HEADER.pack(b"bft1", FrameKind.WELCOME, 0, 0, 1, 0, 33, 0) + bytes(32)
-    with pytest.raises(MalformedMessage, match="are the limit"):
-        client_end().receive(announced)
+    server = server_end()
+    for byte in client_end().opening()[:-1]:
+        assert server.receive(bytes([byte])) == []
+        assert server.buffered == 0
+    with pytest.raises(InvalidAuthenticator):
+        server.receive(bytes(1 << 20))
 
 
 def test_a_request_before_welcome_is_our_own_mistake() -> None:
@@ -280,7 +363,7 @@ def test_a_request_piled_onto_hello_is_refused() -> None:
     """Requests follow WELCOME; nobody can have sealed one before."""
     client, _ = established()
     with pytest.raises(PeerFault):
-        server_end(nonce=b"x" * 32).receive(
+        server_end(entropy=b"x" * 32).receive(
             client_end().opening() + sealed(client.seal_request(1, b"m"))
         )
 
@@ -288,16 +371,54 @@ def test_a_request_piled_onto_hello_is_refused() -> None:
 # --- the session ------------------------------------------------------------------------------
 
 
+FRAME = HEAD_BYTES + len(b"metadata") + 16 + len(b"body") + 16
+
+
 def test_every_bit_of_a_frame_is_covered() -> None:
     """A length, too: the node does not wait for what never comes."""
-    covered = PREAMBLE_BYTES + len(b"metadata") + len(b"body")
-    for bit in range(8 * covered):
+    for bit in range(8 * FRAME):
         client, server = established()
         altered = bytearray(sealed(client.seal_request(5, b"metadata", b"body")))
+        assert len(altered) == FRAME
         altered[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(PeerFault):
+        with pytest.raises(InvalidAuthenticator):
             server.receive(bytes(altered))
-        assert server.peer is None
+
+
+def test_every_byte_of_a_reply_is_covered() -> None:
+    for at in range(FRAME):
+        client, server = established()
+        server.receive(sealed(client.seal_request(5, b"m")))
+        altered = bytearray(sealed(server.seal_reply(5, b"metadata", b"body")))
+        altered[at] ^= 0xFF
+        with pytest.raises(InvalidAuthenticator):
+            client.receive(bytes(altered))
+
+
+def test_a_frame_may_break_at_any_byte() -> None:
+    """What has come is kept; the rest completes it, and the frame behind it."""
+    for at in range(2 * FRAME):
+        client, server = established()
+        stream = b"".join(
+            sealed(client.seal_request(number, b"metadata", b"body")) for number in (5, 6)
+        )
+        frames = server.receive(stream[:at])
+        assert len(frames) == at // FRAME
+        frames += server.receive(stream[at:])
+        assert [(f.number, f.metadata, f.body) for f in frames] == [
+            (5, b"metadata", b"body"),
+            (6, b"metadata", b"body"),
+        ]
+
+
+def test_what_is_cut_out_of_a_stream_ends_it() -> None:
+    for at in range(FRAME):
+        client, server = established()
+        stream = b"".join(
+            sealed(client.seal_request(number, b"metadata", b"body")) for number in (5, 6)
+        )
+        with pytest.raises(InvalidAuthenticator):
+            server.receive(stream[:at] + stream[at + 1 :] + bytes(1))
 
 
 def test_a_head_is_checked_before_the_rest_is_here() -> None:
@@ -308,23 +429,84 @@ def test_a_head_is_checked_before_the_rest_is_here() -> None:
         altered = bytearray(sealed(client.seal_request(6, b"metadata", b"body")))
         altered[bit // 8] ^= 1 << bit % 8
         with pytest.raises(PeerFault):
-            server.receive(first + altered[:PREAMBLE_BYTES])
+            server.receive(first + altered[:HEAD_BYTES])
         client, server = established()
         server.receive(sealed(client.seal_request(5, b"m")))
         altered = bytearray(sealed(server.seal_reply(5, b"metadata", b"body")))
         altered[bit // 8] ^= 1 << bit % 8
         with pytest.raises(PeerFault):
-            client.receive(bytes(altered[:PREAMBLE_BYTES]))
+            client.receive(bytes(altered[:HEAD_BYTES]))
 
 
-def test_must_fail_without_a_check_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Stream, "check_head", lambda *_: None)
+def test_must_fail_where_a_head_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encrypted, but not authenticated: the session waits for what never comes."""
+    monkeypatch.setattr(CipherState, "seal", lambda _, plaintext: bytes(plaintext) + bytes(16))
+    monkeypatch.setattr(CipherState, "open", lambda _, opened: bytes(opened[:-16]))
     client, server = established()
     altered = bytearray(sealed(client.seal_request(5, b"metadata", b"body")))
-    altered[HEADER.size - 3] ^= 1
+    altered[HEAD.size - 3] ^= 1
     assert server.receive(bytes(altered)) == []
     for number in range(100):
         assert server.receive(sealed(client.seal_request(number, b"metadata"))) == []
+
+
+def test_no_byte_of_what_is_said_is_seen() -> None:
+    client, server = established()
+    secret = b"a name that nobody else may know"
+    request = sealed(client.seal_request(1, secret, secret))
+    server.receive(request)
+    reply = sealed(server.seal_reply(1, secret, secret))
+    again = sealed(server.seal_reply(1, secret, secret))
+    for stream in (request, reply, again):
+        for start in range(len(secret) - 4):
+            assert secret[start : start + 4] not in stream
+    assert reply != again
+
+
+def test_must_fail_where_nothing_is_encrypted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CipherState, "seal", lambda _, plaintext: bytes(plaintext) + bytes(16))
+    client, _ = established()
+    assert b"a name" in sealed(client.seal_request(1, b"a name"))
+
+
+def test_who_connects_is_not_seen() -> None:
+    opening = client_end().opening()
+    for start in range(0, 64, 8):
+        assert CLIENT.public_key[start : start + 8] not in opening
+
+
+def test_static_keys_do_not_open_an_earlier_session() -> None:
+    """Forward secrecy: they and all that was sent are not enough, without what was forgotten."""
+    client, server = client_end(), server_end()
+    opening = client.opening()
+    server.receive(opening)
+    client.receive(server.pending_output())
+    request = sealed(client.seal_request(1, b"secret"))
+    for entropy in (b"x" * 32, b"y" * 32):  # anything but what this session drew
+        later = server_end(entropy=entropy)
+        later.receive(opening)
+        with pytest.raises(InvalidAuthenticator):
+            later.receive(request)
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_what_a_session_drew_is_forgotten(end: str) -> None:
+    client, server = established()
+    kept: Any = client if end == "client" else server
+    assert not any(isinstance(value, Initiator | Responder) for value in vars(kept).values())
+    assert {b"n" * 32, b"m" * 32}.isdisjoint(
+        value for value in vars(kept).values() if isinstance(value, bytes)
+    )
+
+
+def test_sessions_go_on_under_new_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "MESSAGES_PER_KEY", 4)
+    client, server = established()
+    for number in range(20):
+        (frame,) = server.receive(sealed(client.seal_request(number, b"m", b"b")))
+        assert frame.number == number
+        (frame,) = client.receive(sealed(server.seal_reply(number, b"m")))
+        assert frame.number == number
 
 
 def test_a_request_is_accepted_once() -> None:
@@ -357,7 +539,7 @@ def test_a_request_cannot_move_to_another_session_or_node() -> None:
     )
     with pytest.raises(InvalidAuthenticator):
         elsewhere.receive(request)
-    _, later = established(client_end(nonce=b"y" * 32), server_end())
+    _, later = established(client_end(entropy=b"y" * 32), server_end())
     with pytest.raises(InvalidAuthenticator):
         later.receive(request)
 
@@ -365,24 +547,44 @@ def test_a_request_cannot_move_to_another_session_or_node() -> None:
 def test_directions_do_not_mix() -> None:
     client, server = established()
     server.receive(sealed(client.seal_request(1, b"m")))
-    with pytest.raises(ProtocolViolation):
+    with pytest.raises(InvalidAuthenticator):
         client.receive(sealed(client.seal_request(2, b"m")))
     client, server = established()
-    reflected = bytearray(sealed(client.seal_request(1, b"m")))
-    reflected[4] = FrameKind.REPLY
+    server.receive(sealed(client.seal_request(1, b"m")))
     with pytest.raises(InvalidAuthenticator):
-        client.receive(bytes(reflected))
+        server.receive(sealed(server.seal_reply(1, b"m")))
+
+
+def test_must_fail_where_directions_share_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client has sent comes back to it as the node's word."""
+    monkeypatch.setattr(
+        "bftfs.crypto.noise._SymmetricState.split",
+        lambda _: (CipherState(b"k" * 32), CipherState(b"k" * 32)),
+    )
+    client, _ = established()
+    (frame,) = client.receive(sealed(client.seal_request(1, b"mine")))
+    assert frame.metadata == b"mine"
+
+
+def test_must_fail_where_a_session_draws_nothing() -> None:
+    """The same entropy at both ends: what was recorded is valid once more."""
+    client, server = established()
+    request = sealed(client.seal_request(1, b"m"))
+    assert server.receive(request)
+    again = server_end()  # as the first one
+    again.receive(client.opening())
+    assert again.receive(request)
 
 
 def test_two_nodes_sessions_with_each_other_do_not_mix() -> None:
-    """They share one pairwise key; who began tells the two sessions apart."""
-    nonces = {"nonce": b"n" * 32}
+    """Both hold the same two keys; who began tells the two sessions apart."""
+    drawn = {"entropy": b"n" * 32}
     there, _ = established(
-        client_end(NODES[0], **nonces), server_end(NODES[1], node=1, nonce=b"n" * 32)
+        client_end(NODES[0], **drawn), server_end(NODES[1], node=1, entropy=b"n" * 32)
     )
     _, back = established(
-        client_end(NODES[1], node=0, node_public_key=NODES[0].public_key, **nonces),
-        server_end(NODES[0], node=0, nonce=b"n" * 32),
+        client_end(NODES[1], node=0, node_public_key=NODES[0].public_key, **drawn),
+        server_end(NODES[0], node=0, entropy=b"n" * 32),
     )
     with pytest.raises(InvalidAuthenticator):
         back.receive(sealed(there.seal_request(1, b"m")))
@@ -393,15 +595,20 @@ def test_after_welcome_frames_may_be_as_large_as_the_limits() -> None:
     metadata = bytes(limits.FRAME_METADATA_BYTES)
     [request] = server.receive(sealed(client.seal_request(1, metadata)))
     assert request.metadata == metadata
-    announced = HEADER.pack(
-        b"bft1", FrameKind.REQUEST, 0, 0, 1, 0, limits.FRAME_METADATA_BYTES + 1, 0
-    )
-    with pytest.raises(MalformedMessage):
-        server.receive(announced + bytes(32))
 
 
-def test_nonces_have_their_size() -> None:
-    with pytest.raises(ValueError, match="nonce"):
-        client_end(nonce=b"short")
-    with pytest.raises(ValueError, match="nonce"):
-        server_end(nonce=b"short")
+@pytest.mark.parametrize(
+    "lengths", [(limits.FRAME_METADATA_BYTES + 1, 0), (1, limits.FRAME_BODY_BYTES + 1)]
+)
+def test_larger_ones_are_refused_by_their_head(lengths: tuple[int, int]) -> None:
+    """Even those of a member of the cluster."""
+    writer, reader = CipherState(b"k" * 32), FrameReader(CipherState(b"k" * 32))
+    with pytest.raises(MalformedMessage, match="are the limit"):
+        reader.feed(writer.seal(HEAD.pack(1, *lengths)))
+
+
+def test_entropy_has_its_size() -> None:
+    with pytest.raises(ValueError, match="random bytes"):
+        client_end(entropy=b"short")
+    with pytest.raises(ValueError, match="random bytes"):
+        server_end(entropy=b"short")

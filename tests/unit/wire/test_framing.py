@@ -1,126 +1,93 @@
-"""Frames: the header's format, limits before memory, and any division of the stream."""
+"""Frames: the format, memory for what has arrived only, and any division of the stream."""
 
 import tracemalloc
 
 import pytest
 
-from bftfs.errors import MalformedMessage
-from bftfs.wire.channel import (
-    HEAD_BYTES,
-    HEADER,
-    MAC_BYTES,
-    PREAMBLE_BYTES,
-    Frame,
-    FrameParser,
-)
+from bftfs.crypto.noise import TAG_BYTES, CipherState
+from bftfs.errors import InvalidAuthenticator
+from bftfs.wire.channel import HEAD, HEAD_BYTES, Frame, FrameReader
 
-HEAD_MAC, MAC = bytes(range(100, 100 + MAC_BYTES)), bytes(range(MAC_BYTES))
+KEY = bytes(range(32))
 
 
-def frame(
-    metadata: bytes = b"",
-    body: bytes = b"",
-    *,
-    magic: bytes = b"bft1",
-    kind: int = 3,
-    flags: int = 0,
-    reserved: int = 0,
-    view: int = 1,
-    number: int = 9,
-) -> bytes:
-    header = HEADER.pack(magic, kind, flags, reserved, view, number, len(metadata), len(body))
-    return header + HEAD_MAC + MAC + metadata + body
+def reader() -> FrameReader:
+    return FrameReader(CipherState(KEY))
+
+
+class Writer:
+    """Seals frames by the format alone."""
+
+    def __init__(self) -> None:
+        self._seal = CipherState(KEY).seal
+
+    def frame(self, metadata: bytes = b"", body: bytes = b"", *, number: int = 9) -> bytes:
+        parts = [self._seal(HEAD.pack(number, len(metadata), len(body)))]
+        parts += [self._seal(part) for part in (metadata, body) if part]
+        return b"".join(parts)
 
 
 def contents(frames: list[Frame]) -> list[tuple[int, bytes, bytes]]:
-    return [(frame.number, frame.metadata, bytes(frame.body)) for frame in frames]
+    return [(frame.number, frame.metadata, frame.body) for frame in frames]
 
 
-def test_vector() -> None:
-    encoded = frame(b"metadata", b"body", view=2, number=3)
-    assert encoded.hex() == (
-        "62667431"
-        "03"
-        "00"
-        "0000"
-        "00000002"
-        "0000000000000003"
-        "00000008"
-        "00000004"
-        "6465666768696a6b6c6d6e6f70717273"
-        "000102030405060708090a0b0c0d0e0f" + b"metadatabody".hex()
-    )
-    [found] = FrameParser().feed(encoded)
-    assert (found.kind, found.view, found.number) == (3, 2, 3)
-    assert (found.metadata, bytes(found.body)) == (b"metadata", b"body")
-    assert (found.head, found.mac) == (encoded[:HEAD_BYTES], MAC)
+def test_the_format() -> None:
+    encoded = Writer().frame(b"metadata", b"body", number=3)
+    opened = CipherState(KEY)
+    head, metadata = HEAD_BYTES, HEAD_BYTES + 8 + TAG_BYTES
+    assert opened.open(encoded[:head]).hex() == "0000000000000003" + "00000008" + "00000004"
+    assert opened.open(encoded[head:metadata]) == b"metadata"
+    assert opened.open(encoded[metadata:]) == b"body"
+    assert contents(reader().feed(encoded)) == [(3, b"metadata", b"body")]
 
 
 def test_many_frames_in_one_piece() -> None:
-    sent = [(number, b"m" * number, b"b" * (number % 3)) for number in range(50)]
-    stream = b"".join(frame(metadata, body, number=number) for number, metadata, body in sent)
-    assert contents(FrameParser().feed(stream)) == sent
+    sent = [(number, b"m" * (number + 1), b"b" * (number % 3)) for number in range(50)]
+    writer = Writer()
+    stream = b"".join(
+        writer.frame(metadata, body, number=number) for number, metadata, body in sent
+    )
+    assert contents(reader().feed(stream)) == sent
 
 
-@pytest.mark.parametrize("piece", [1, 7, PREAMBLE_BYTES - 1, PREAMBLE_BYTES, 100, 1000])
+@pytest.mark.parametrize("piece", [1, 7, HEAD_BYTES - 1, HEAD_BYTES, HEAD_BYTES + 1, 100, 1000])
 def test_frames_in_pieces(piece: int) -> None:
-    sent = [(number, b"m" * (number * 13), b"b" * (number * 7)) for number in range(20)]
-    stream = b"".join(frame(metadata, body, number=number) for number, metadata, body in sent)
-    parser = FrameParser()
+    sent = [(number, b"m" * (number * 13), b"b" * (number * 7)) for number in range(1, 20)]
+    writer = Writer()
+    stream = b"".join(
+        writer.frame(metadata, body, number=number) for number, metadata, body in sent
+    )
+    parser = reader()
     found = []
     for start in range(0, len(stream), piece):
         found += contents(parser.feed(stream[start : start + piece]))
     assert found == sent
+    assert parser.buffered == 0
 
 
-def test_earlier_bodies_stay_what_they_were() -> None:
-    """Bodies are views; later input must not show through them."""
-    parser = FrameParser()
-    stream = frame(b"m", b"first") + frame(b"m", b"second")
-    assert parser.feed(stream[:60]) == []
-    frames = [*parser.feed(stream[60:110]), *parser.feed(stream[110:])]
-    parser.feed(b"\x00" * 10)
-    assert [bytes(frame.body) for frame in frames] == [b"first", b"second"]
+def test_a_body_alone_is_a_frame() -> None:
+    assert contents(reader().feed(Writer().frame(b"", b"body"))) == [(9, b"", b"body")]
 
 
-def test_nothing_is_a_frame_of_nothing() -> None:
-    assert FrameParser().feed(b"") == []
-    [found] = FrameParser().feed(frame())
-    assert (found.metadata, found.body) == (b"", b"")
+def test_what_says_nothing_is_not_delivered() -> None:
+    writer, parser = Writer(), reader()
+    assert not parser.proven
+    assert parser.feed(writer.frame()) == []
+    assert parser.proven
+    assert contents(parser.feed(writer.frame(b"m"))) == [(9, b"m", b"")]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"magic": b"bft2"},
-        {"magic": b"GET "},
-        {"kind": 0},
-        {"kind": 6},
-        {"flags": 1},
-        {"reserved": 1},
-    ],
-    ids=repr,
-)
-def test_a_header_that_is_not_one(changes: dict) -> None:
-    with pytest.raises(MalformedMessage):
-        FrameParser().feed(frame(**changes))
-
-
-def test_limits_hold_for_what_is_announced() -> None:
-    parser = FrameParser(metadata_limit=10, body_limit=20)
-    assert len(parser.feed(frame(bytes(10), bytes(20)))) == 1
-    for metadata, body in ((11, 0), (0, 21)):
-        header = frame(bytes(metadata), bytes(body))[:PREAMBLE_BYTES]
-        with pytest.raises(MalformedMessage, match="are the limit"):
-            FrameParser(metadata_limit=10, body_limit=20).feed(header)
+def test_what_is_no_head_ends_the_stream() -> None:
+    with pytest.raises(InvalidAuthenticator):
+        reader().feed(b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n")
 
 
 def test_memory_is_spent_on_what_has_arrived_only() -> None:
-    header = HEADER.pack(b"bft1", 3, 0, 0, 1, 1, 4 << 20, 8 << 20) + HEAD_MAC + MAC
-    parsers = [FrameParser() for _ in range(100)]
+    heads = [CipherState(KEY).seal(HEAD.pack(1, 4 << 20, 8 << 20)) for _ in range(100)]
+    parsers = [reader() for _ in heads]
     tracemalloc.start()
-    for parser in parsers:
-        assert parser.feed(header) == []
+    for parser, head in zip(parsers, heads, strict=True):
+        assert parser.feed(head) == []
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
@@ -129,8 +96,8 @@ def test_memory_is_spent_on_what_has_arrived_only() -> None:
 def test_a_body_in_small_pieces_is_copied_rarely() -> None:
     """64 times the pieces must not cost 64 times the bytes copied for each one."""
     body = bytes(1 << 20)
-    stream = frame(b"m", body)
-    parser = FrameParser()
+    stream = Writer().frame(b"m", body)
+    parser = reader()
     tracemalloc.start()
     for start in range(0, len(stream), 1024):
         found = parser.feed(stream[start : start + 1024])

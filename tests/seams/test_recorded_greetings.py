@@ -1,0 +1,200 @@
+"""Who records a client's greeting and sends it again takes no place of that client's.
+
+A node's connections and channels, on sockets of one process.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bftfs import cluster
+from bftfs.cluster import ClientEntry
+from bftfs.crypto.keys import Identity
+from bftfs.identifiers import NodeId
+from bftfs.runtime import clock
+from bftfs.runtime.sockets import listen
+from bftfs.server.step import Sender
+from bftfs.wire.channel import WELCOME_BYTES, ClientChannel, ServerChannel
+from nodes.connections import (
+    CONNECTIONS_PER_PRINCIPAL,
+    GREETING_PATIENCE_US,
+    UNPROVEN_PER_PRINCIPAL,
+    Connection,
+    Connections,
+)
+from nodes.metrics import LoopTally
+
+LAPTOP, PHONE = (Identity.generate(bytes([number]) * 32) for number in (101, 102))
+NEW = cluster.create([f"unix:/nonexistent/{node}" for node in range(6)], t=1, b=1, draw=os.urandom)
+DESCRIPTION = NEW.description.with_client(ClientEntry("laptop", LAPTOP.public_key)).with_client(
+    ClientEntry("phone", PHONE.public_key)
+)
+
+
+class Peer:
+    """A socket, and a client's end of a channel."""
+
+    def __init__(self, path: str, identity: Identity) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        self.socket.setblocking(False)
+        self.channel = ClientChannel(
+            identity=identity,
+            node=NodeId(0),
+            node_public_key=DESCRIPTION.members[0].public_key,
+            cluster_id=DESCRIPTION.cluster_id,
+            view=DESCRIPTION.view,
+            entropy=os.urandom(32),
+        )
+
+    def heard(self) -> bytes | None:
+        """What the node has sent; None if it has closed the connection."""
+        try:
+            return self.socket.recv(4096) or None
+        except BlockingIOError:
+            return b""
+        except ConnectionResetError:
+            return None
+
+
+class Node:
+    """A node's connections, and who has connected."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = f"{path}/socket"
+        self._listener = listen(f"unix:{self._path}")
+        self._peers: list[Peer] = []
+        membership: Any = None  # it is asked when requests are served
+        self.tally = LoopTally()
+        self.connections = Connections(
+            listener=self._listener,
+            new_channel=lambda entropy: ServerChannel[Sender](
+                identity=NEW.nodes[0],
+                node=NodeId(0),
+                cluster_id=DESCRIPTION.cluster_id,
+                view=DESCRIPTION.view,
+                principal=DESCRIPTION.principal,
+                entropy=entropy,
+            ),
+            membership=membership,
+            tally=self.tally,
+        )
+
+    def peer(self, identity: Identity = LAPTOP) -> Peer:
+        peer = Peer(self._path, identity)
+        self._peers.append(peer)
+        self.connections.accept()
+        return peer
+
+    def replay(self, greeting: bytes) -> Peer:
+        """A connection of the network's that sends what it has recorded."""
+        peer = self.peer()
+        peer.socket.sendall(greeting)
+        self.turn()
+        return peer
+
+    def greet(self, identity: Identity = LAPTOP) -> Peer:
+        """A connection of somebody who holds the key."""
+        peer = self.peer(identity)
+        peer.socket.sendall(peer.channel.opening())
+        self.turn()
+        peer.channel.receive(peer.heard() or b"")
+        if peer.channel.established:
+            peer.socket.sendall(b"".join(peer.channel.confirmation()))
+            self.turn()
+        return peer
+
+    def turn(self) -> None:
+        for connection in tuple(self.connections.by_descriptor.values()):
+            self.connections.receive(connection)
+
+    def close(self) -> None:
+        self.connections.close_all()
+        self._listener.close()
+        for peer in self._peers:
+            peer.socket.close()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path)
+    yield node
+    node.close()
+
+
+def admitted(node: Node) -> bool:
+    """Whether as many connections of the client are admitted as it may have."""
+    peers = [node.greet() for _ in range(CONNECTIONS_PER_PRINCIPAL)]
+    return all(peer.heard() == b"" for peer in peers)
+
+
+def test_they_are_answered_and_take_no_place(node: Node) -> None:
+    recorded = node.greet().channel.opening()
+    node.connections.close(next(iter(node.connections.by_descriptor.values())), "it left")
+    replays = [node.replay(recorded) for _ in range(UNPROVEN_PER_PRINCIPAL)]
+    assert {len(each.heard() or b"") for each in replays} == {WELCOME_BYTES}
+    assert admitted(node)
+
+
+def test_the_oldest_gives_way_to_who_comes_and_to_nobody_else(node: Node) -> None:
+    other = node.greet(PHONE)
+    recorded = node.peer().channel.opening()
+    replays = [node.replay(recorded) for _ in range(3 * UNPROVEN_PER_PRINCIPAL)]
+    gone = [each for each in replays if each.heard() and each.heard() is None]
+    assert len(gone) == 2 * UNPROVEN_PER_PRINCIPAL
+    assert gone == replays[: len(gone)]
+    assert other.heard() == b""
+    assert admitted(node)
+
+
+def test_they_have_to_go_after_a_while(node: Node) -> None:
+    peer = node.greet()
+    replay = node.replay(peer.channel.opening())
+    assert replay.heard()
+    due = node.connections.next_deadline_us()
+    assert due is not None
+    assert due <= clock.monotonic_us() + GREETING_PATIENCE_US
+    node.connections.expire(due - 1)
+    assert replay.heard() == b""
+    node.connections.expire(due)
+    assert replay.heard() is None
+    assert peer.heard() == b""
+    assert node.connections.next_deadline_us() is None
+    assert node.tally.closed == {"said nothing": 1}
+
+
+def test_who_is_one_too_many_is_closed_when_it_proves_itself(node: Node) -> None:
+    """Its greeting was answered while there was a place."""
+    late = node.peer()
+    late.socket.sendall(late.channel.opening())
+    node.turn()
+    late.channel.receive(late.heard() or b"")
+    assert admitted(node)
+    late.socket.sendall(b"".join(late.channel.confirmation()))
+    node.turn()
+    assert late.heard() is None
+    one_more = node.greet()
+    assert not one_more.channel.established
+    assert node.tally.closed == {"too many connections of one principal": 2}
+
+
+def test_must_fail_where_a_greeting_is_believed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greeted = Connections._greet
+
+    def credulous(self: Connections, connection: Connection) -> None:
+        connection.channel.peer = connection.channel.claimed
+        greeted(self, connection)
+
+    monkeypatch.setattr(Connections, "_greet", credulous)
+    recorded = node.peer().channel.opening()
+    for _ in range(CONNECTIONS_PER_PRINCIPAL):
+        node.replay(recorded)
+    assert not admitted(node)
