@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -272,8 +271,8 @@ def test_a_node_that_does_not_greet_is_given_up(world: World, now: list[int]) ->
     "said",
     [
         b"HTTP/1.1 400 Bad Request\r\n\r\n" + b" " * 64,
-        struct.pack("!4sBBHIQII", b"bft1", 2, 0, 0, 1, 0, 1 << 31, 0) + b"m" * 32,
-        struct.pack("!4sBBHIQII", b"bft1", 2, 0, 0, 1, 0, 32, 0) + b"m" * 64,
+        b"bft1" + b"m" * 64,
+        bytes(300),
         os.urandom(300),
     ],
 )
@@ -290,6 +289,46 @@ def test_garbage_from_a_node_costs_only_its_connection(world: World, said: bytes
     assert world.links.open == 0
     assert world.links.lost.total() == 1
     assert world.outcomes == []
+    node.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            b"bft3",
+            "'bft3' of the channel and this program version 'bft2'; install the same release",
+        ),
+        (b"", "it may run another release of bftfs"),
+    ],
+)
+def test_a_node_of_another_release_is_named_as_such(world: World, said: bytes, why: str) -> None:
+    """Whether it says which version it speaks, or hangs up, as those before the first do."""
+    node = world.node()
+    world.ask()
+    world.links.turn()
+    node.connection, _ = node.listener.accept()
+    node.connection.recv(4096)
+    node.connection.send(said)
+    node.hang_up()
+    for _ in range(3):
+        world.links.turn()
+    ((_, reason),) = world.links.unreachable()
+    assert why in reason
+    assert world.outcomes == []
+    node.close()
+
+
+def test_who_has_nothing_to_ask_confirms_its_greeting(world: World) -> None:
+    """Otherwise the node would take it for a recorded one."""
+    node = world.node()
+    persistent = Links(world.description, ME, decode=REPLIES.decode, persistent=True)
+    persistent.turn()
+    for _ in range(4):
+        node.turn()
+        persistent.turn()
+    assert node.channel.peer is not None
+    persistent.close()
     node.close()
 
 
