@@ -46,7 +46,7 @@ def first_version(user: User, identifier: ObjectId) -> tuple[BlockId, BlockTimes
     layout = user.attributes(identifier).layout
     assert layout is not None
     block = layout.block(identifier, 0)
-    return block, user.run(user.blocks.read(block)).timestamp
+    return block, user.run(user.blocks.read(block, SUPERUSER)).timestamp
 
 
 # --- a node that has missed a snapshot ------------------------------------------------------------
