@@ -220,8 +220,16 @@ def read_head(path: Path, environment: lmdb.Environment, *, owner: bytes) -> Hea
 
 
 def disk_bytes(path: Path) -> int:
-    """The bytes that the store at `path` occupies on its disk; some are allocated ahead of need."""
-    return sum(512 * (path / name).stat().st_blocks for name in (DATA_FILE, JOURNAL_FILE))
+    """The bytes that the store at `path` occupies on its disk; some are allocated ahead of need.
+
+    A file that somebody has removed counts as none. The store itself finds that it is gone, and
+    ends the node with a reason; a question about its health does not.
+    """
+    occupied = 0
+    for name in (DATA_FILE, JOURNAL_FILE):
+        with contextlib.suppress(FileNotFoundError):
+            occupied += 512 * (path / name).stat().st_blocks
+    return occupied
 
 
 def used_bytes(environment: lmdb.Environment) -> int:

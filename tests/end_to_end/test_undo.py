@@ -347,5 +347,5 @@ def test_a_client_that_is_revoked_is_stopped_at_once(
     assert ", 0 conflicts" in bftfs("undo", directory, "--client", revoked[:12], *words)
     assert os.listdir(directory) == []
     assert "no client is called so" in fails(
-        "audit", directory, "--client", "bob", "--since", since
+        "audit", directory, "--client", "nobody-ever", "--since", since
     )

@@ -24,7 +24,7 @@ from bftfs.storage import Table, Write
 from nodes import data_file
 from nodes.journal import Journal
 from nodes.store import Store
-from nodes.store_directory import MapFull, NeedsCheckpoint, StoreFailed, StoreFull
+from nodes.store_directory import MapFull, NeedsCheckpoint, StoreFailed, StoreFull, disk_bytes
 
 CLUSTER = bytes(range(16))
 
@@ -195,9 +195,9 @@ def test_a_store_that_goes_while_it_is_open_is_used_no_more(tmp_path: Path, how:
     put(store, b"k", b"v")
     if how == "removed":
         shutil.rmtree(tmp_path / "store")
-        assert (
-            store.space.free_bytes > 0
-        )  # a question about its health must not be what ends the node
+        # A question about its health must not be what ends the node.
+        assert store.space.free_bytes > 0
+        assert disk_bytes(tmp_path / "store") == 0
     else:
         os.truncate(tmp_path / "store" / "data.mdb", 4096)
     with pytest.raises(StoreFailed, match="removed or cut short its file while it was in use"):
