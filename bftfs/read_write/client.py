@@ -43,18 +43,17 @@ import errno
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from itertools import count
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.coding.erasure import Buffer
-from bftfs.conversation import Compute, Now, Together
+from bftfs.conversation import Compute, Conversation, Now, Together
 from bftfs.credentials import NOBODY, Credentials
-from bftfs.errors import AdmissionRefused, QuorumUnavailable
+from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.read_write import vouching
 from bftfs.read_write.authorship import Authored, versions_by
-from bftfs.read_write.permission import NodesDisagree, Permission, Permit, pause_before
+from bftfs.read_write.permission import Permission, Permit, while_nodes_disagree
 from bftfs.read_write.reading import BlockRead, FoundVersion
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of
@@ -248,24 +247,15 @@ class ReadWriteClient:
         bounds = [bound for bound in (before, _bound(at_time_us)) if bound is not None]
         bound = min(bounds, default=None)
         session = self._session
+        is_disputable = permit is not None
+
+        def attempt() -> Conversation[FoundVersion]:
+            return BlockRead(session, block, bound, who, is_disputable=is_disputable).run()
+
         if permit is None:
-            return await BlockRead(session, block, bound, who).run()
-        began_us = await Now()
-        for attempt in count():
-            await pause_before(attempt)
-            try:
-                return await BlockRead(session, block, bound, who, is_disputable=True).run()
-            except NodesDisagree as disagree:
-                forbidding = disagree.forbidding
-            most_us = session.patience_total_us
-            if most_us is not None and await Now() - began_us > most_us:
-                break
-            await permit(forbidding)
-        thresholds = session.thresholds
-        raise QuorumUnavailable(
-            heard=thresholds.N - len(forbidding),
-            required=thresholds.responses,
-            subject=f"read of block {block.hex()}",
+            return await attempt()
+        return await while_nodes_disagree(
+            session, attempt, permit, subject=f"read of block {block.hex()}"
         )
 
     async def written(

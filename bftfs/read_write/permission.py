@@ -22,11 +22,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Final
+from itertools import count
+from typing import Final, TypeVar
 
-from bftfs.asking.quorum import NOBODY, Nodes
-from bftfs.conversation import Conversation, Event, Pause, Wait
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
+from bftfs.conversation import Conversation, Event, Now, Pause, Wait
+from bftfs.errors import QuorumUnavailable
 from bftfs.limits import SECOND_US
+from bftfs.read_write.session import Session
+
+Result = TypeVar("Result")
 
 # Asks the object, and reaches these nodes by that. Raises what it refuses with.
 Permit = Callable[[Nodes], Conversation[None]]
@@ -41,9 +46,41 @@ _PAUSE_MOST_US: Final = 2 * SECOND_US  # …up to this
 class NodesDisagree(Exception):
     """Some nodes may permit it, and these do not: this ends a round or a read, and no more."""
 
-    def __init__(self, forbidding: Nodes) -> None:
-        super().__init__(forbidding)
+    def __init__(self, forbidding: Nodes, *, heard: int) -> None:
+        """`heard`: how many nodes do not forbid it, as far as is known."""
+        super().__init__(forbidding, heard)
         self.forbidding = forbidding
+        self.heard = heard
+
+
+def require_enough(
+    quorums: QuorumSystem, forbidding: Nodes, refusing: Nodes, *, heard: int
+) -> None:
+    """Raise NodesDisagree if no quorum is left without those that forbid it, or refuse it else."""
+    if not quorums.is_quorum(quorums.everyone - forbidding - refusing):
+        raise NodesDisagree(forbidding, heard=heard)
+
+
+async def while_nodes_disagree(
+    session: Session, attempt: Callable[[], Conversation[Result]], ask: Permit, *, subject: str
+) -> Result:
+    """What an attempt comes to, which is made again as often as nodes disagree and `ask` permits.
+
+    Raises what `ask` raises, or QuorumUnavailable if total patience runs out.
+    """
+    began_us = now_us = await Now()
+    for number in count(1):
+        try:
+            return await attempt()
+        except NodesDisagree as disagree:
+            heard, forbidding = disagree.heard, disagree.forbidding
+        await ask(forbidding)
+        most_us = session.patience_total_us
+        if most_us is not None and now_us - began_us > most_us:
+            break
+        await _pause_before(number)
+        now_us = await Now()
+    raise QuorumUnavailable(heard=heard, required=session.thresholds.responses, subject=subject)
 
 
 class Permission:
@@ -71,7 +108,7 @@ class Permission:
             self._answered.announce()
 
 
-async def pause_before(attempt: int) -> None:
+async def _pause_before(attempt: int) -> None:
     """Let the nodes change their minds; the first two attempts are made at once."""
     if attempt > 1:
         await Pause(min(_PAUSE_US << min(attempt - 2, 16), _PAUSE_MOST_US))

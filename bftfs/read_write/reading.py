@@ -33,7 +33,7 @@ from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Descent, Question, Usable
 from bftfs.read_write.messages import ReadReply, ReadRequest
-from bftfs.read_write.permission import FORBIDDEN, NodesDisagree
+from bftfs.read_write.permission import FORBIDDEN, NodesDisagree, require_enough
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.responses import ReplyVerdict, Responses, note_verdict
 from bftfs.read_write.session import Session
@@ -116,7 +116,7 @@ class BlockRead:
                 self._take(descent, *call)
             else:
                 if self._forbidding and lapses:  # the others have been asked as well
-                    raise NodesDisagree(self._forbidding)
+                    raise NodesDisagree(self._forbidding, heard=self._permitting)
                 lapses += 1
                 await self._ask(descent.lapse())
                 if descent.is_overtaken:
@@ -189,9 +189,17 @@ class BlockRead:
     def _forbid(self, node: NodeId) -> None:
         """This node does not permit it."""
         self._forbidding = self._forbidding.plus(node)
-        quorums = self._session.peers.quorums
-        if not quorums.is_quorum(quorums.everyone - self._forbidding - self._refusals.nodes):
-            raise NodesDisagree(self._forbidding)
+        require_enough(
+            self._session.peers.quorums,
+            self._forbidding,
+            self._refusals.nodes,
+            heard=self._permitting,
+        )
+
+    @property
+    def _permitting(self) -> int:
+        """How many nodes have not said that it is not permitted."""
+        return self._session.thresholds.N - len(self._forbidding)
 
     # --- using a candidate -------------------------------------------------------------------
 

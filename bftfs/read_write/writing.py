@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Sequence
-from itertools import count
 from typing import Any, NamedTuple
 
 from bftfs import limits
@@ -34,7 +33,7 @@ from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.conversation import Delivery, Now, Pause, Send
 from bftfs.credentials import NOBODY, Credentials
 from bftfs.crypto.digest import Digest, life_of
-from bftfs.errors import AdmissionRefused, QuorumUnavailable
+from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.messages import (
     TimeReply,
@@ -44,7 +43,13 @@ from bftfs.read_write.messages import (
     WriteReply,
     WriteRequest,
 )
-from bftfs.read_write.permission import FORBIDDEN, NodesDisagree, Permission, pause_before
+from bftfs.read_write.permission import (
+    FORBIDDEN,
+    NodesDisagree,
+    Permission,
+    require_enough,
+    while_nodes_disagree,
+)
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.session import Gathering, Session
 from bftfs.read_write.timestamp import BlockTimestamp
@@ -164,13 +169,6 @@ class WriteRound(Gathering[Told]):
         self._forbidding = NO_NODES
 
     @property
-    def unavailable(self) -> QuorumUnavailable:
-        """The error of a writer whose patience has run out."""
-        return QuorumUnavailable(
-            heard=len(self._answers), required=self._required, subject=self._subject
-        )
-
-    @property
     def vouchers(self) -> tuple[Voucher, ...]:
         """Of the nodes that host the version, if they were to vouch for it."""
         made, answers = self._made, self._answers
@@ -187,14 +185,17 @@ class WriteRound(Gathering[Told]):
         else:
             super()._take(reply)
         if self._forbidding:
-            quorums = self._peers.quorums
-            if not quorums.is_quorum(quorums.everyone - self._forbidding - self.finally_refusing):
-                raise NodesDisagree(self._forbidding)
+            require_enough(
+                self._peers.quorums,
+                self._forbidding,
+                self.finally_refusing,
+                heard=len(self._answers),
+            )
 
     async def _lapse(self) -> bool:
         is_over = await super()._lapse()
         if self._forbidding and not is_over:
-            raise NodesDisagree(self._forbidding)
+            raise NodesDisagree(self._forbidding, heard=len(self._answers))
         return is_over
 
     def _outlived(self, answers: dict[NodeId, Told]) -> Iterable[NodeId]:
@@ -270,24 +271,19 @@ async def _write_where_permitted(
     permission: Permission | None,
 ) -> tuple[Voucher, ...]:
     """Send each node its fragment, again and again while nodes disagree if that is permitted."""
-    began_us = await Now()
-    for attempt in count():
-        await pause_before(attempt)
-        now_us = await Now()
+
+    async def attempt() -> tuple[Voucher, ...]:
         writing = WriteRound(
-            session, request, fragments, now_us, is_disputable=permission is not None
+            session, request, fragments, await Now(), is_disputable=permission is not None
         )
-        try:
-            await writing.answers()
-        except NodesDisagree as disagree:
-            assert permission is not None, "the round is disputable"
-            await permission.confirm(disagree.forbidding)
-        else:
-            return writing.vouchers
-        most_us = session.patience_total_us
-        if most_us is not None and now_us - began_us > most_us:
-            break
-    raise writing.unavailable
+        await writing.answers()
+        return writing.vouchers
+
+    if permission is None:
+        return await attempt()
+    return await while_nodes_disagree(
+        session, attempt, permission.confirm, subject=_named((request.block,))
+    )
 
 
 async def repair(

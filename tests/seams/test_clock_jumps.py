@@ -133,17 +133,23 @@ def test_must_fail_where_contents_stay_behind_their_inode(monkeypatch: pytest.Mo
         test_a_file_whose_mode_was_changed_is_not_frozen(YEAR_S, is_strict=False)
 
 
-def after_an_incomplete_update() -> tuple[World, User]:
-    """A client stopped in the middle of an update while all clocks were ahead."""
+def in_the_middle_of_an_update() -> tuple[World, User, User]:
+    """All clocks are ahead. A client's update has reached one server, and goes no further."""
     world = World(verifying=False, compares_clocks=True)
     user, other = world.user("user"), world.user("other")
     done(world, user, incrementing(user))
     jump(world, [user, other], YEAR_S)
     world.run_for(90 * SECOND_US)
     done(world, user, incrementing(user))
-    world.ways.hold(lambda _source, target, _kind, _message: target != world.nodes[2].endpoint)
+    world.ways.hold(lambda _source, target, *_: target != world.nodes[2].endpoint)
     world.start(user.host, incrementing(user))
     world.run_for(SECOND_US)
+    return world, user, other
+
+
+def after_an_incomplete_update() -> tuple[World, User]:
+    """A client stopped in the middle of an update while all clocks were ahead."""
+    world, user, other = in_the_middle_of_an_update()
     world.ways.hold(lambda *_: False)
     jump(world, [user, other], -YEAR_S)
     return world, other
@@ -193,15 +199,7 @@ def test_what_a_fast_clock_took_in_a_jump_is_not_frozen(jump_s: int) -> None:
 
 def test_what_was_left_in_a_jump_is_not_frozen_by_another_one() -> None:
     """The clocks are right for a minute, and then ahead by less than before."""
-    world = World(verifying=False, compares_clocks=True)
-    user, other = world.user("user"), world.user("other")
-    done(world, user, incrementing(user))
-    jump(world, [user, other], YEAR_S)
-    world.run_for(90 * SECOND_US)
-    done(world, user, incrementing(user))
-    world.ways.hold(lambda _source, target, *_: target != world.nodes[2].endpoint)
-    world.start(user.host, incrementing(user))
-    world.run_for(SECOND_US)
+    world, user, other = in_the_middle_of_an_update()
     user.host.crash()
     world.ways.hold(lambda *_: False)
     world.nodes[5].crash(down_us=None)

@@ -15,16 +15,14 @@ from typing import Any
 import pytest
 
 from bftfs.asking.ask import Refusals
-from bftfs.asking.quorum import NOBODY, Nodes
+from bftfs.asking.quorum import Nodes
 from bftfs.asking.refusal import Refused
 from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.messages import LifeRequest
-from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.messages import WriteRequest
-from bftfs.server.step import Ready
 from bftfs.simulation.world import SECOND_US
+from tests.seams.disputes import Full, asking_anywhere, refusing, without_asking
 from tests.seams.world import READERS_GRANT, STRANGER, STRANGERS_GRANT, User, World
 
 SIZES = [(1, 0), (1, 1), (2, 0), (2, 1)]
@@ -95,22 +93,11 @@ def test_a_write_ends_when_the_grant_goes() -> None:
     assert [each.code for each in ended] == [errno.EROFS]
 
 
-def without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody asks the inode: what nodes say is what counts."""
-    write_many = ReadWriteClient.write_many
-
-    async def unasked(*arguments: Any, permit: Any = None, **options: Any) -> Any:
-        del permit
-        return await write_many(*arguments, **options)
-
-    monkeypatch.setattr(ReadWriteClient, "write_many", unasked)
-
-
 @pytest.mark.parametrize(("t", "b"), SIZES)
 def test_must_fail_where_writers_wait_for_nodes_to_agree(
     t: int, b: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_asking(monkeypatch)
+    without_asking(monkeypatch, "write_many")
     _, ended, _ = withdrawn(t, b, 1)
     assert ended == []
 
@@ -140,36 +127,6 @@ def take_down(nodes: Iterable[int]) -> Callable[[World], None]:
     return prepare
 
 
-class Refusing:
-    """A server that takes part in everything, and refuses all blocks: for lack of permission."""
-
-    code = errno.EACCES
-
-    def __init__(self, honest: Any) -> None:
-        self._honest = honest
-
-    def step(self, *arguments: Any) -> Any:
-        if isinstance(arguments[2], WriteRequest):
-            return Ready(Refused(self.code, "the user may not write"))
-        return self._honest.step(*arguments)
-
-
-def refusing(*nodes: int, kind: type[Refusing] = Refusing) -> Callable[[World], None]:
-    def prepare(world: World) -> None:
-        for number in nodes:
-            node = world.nodes[number]
-
-            def servers(node: Any = node) -> Any:
-                honest = world.deployment.servers(node.node, begins_runs=False)
-                for message, server in honest.items():
-                    honest[message] = kind(server)  # type: ignore[index]
-                return honest
-
-            node.become(servers)
-
-    return prepare
-
-
 @pytest.mark.parametrize(("t", "b"), SIZES)
 @pytest.mark.parametrize("first", [0, 1])
 def test_who_was_let_in_writes_though_t_nodes_are_down_and_t_behind(
@@ -192,7 +149,7 @@ def test_who_was_let_in_writes_though_a_liar_sides_with_those_behind(
 def test_must_fail_where_it_counts_what_more_than_t_nodes_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    without_asking(monkeypatch)
+    without_asking(monkeypatch, "write_many")
     with pytest.raises(Exception, match="may not write"):
         let_in(1, 1, refusing(0))
 
@@ -200,24 +157,12 @@ def test_must_fail_where_it_counts_what_more_than_t_nodes_say(
 def test_must_fail_where_the_question_goes_to_the_usual_quorum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    update = QueryUpdateClient.update
-
-    async def anywhere(*arguments: Any, reaching: Nodes = NOBODY, **options: Any) -> Any:
-        del reaching
-        return await update(*arguments, **options)
-
-    monkeypatch.setattr(QueryUpdateClient, "update", anywhere)
+    asking_anywhere(monkeypatch)
     with pytest.raises(AssertionError, match="it has not happened"):
         let_in(1, 1, refusing(0), within_us=60 * SECOND_US)
 
 
 # --- beside full disks ----------------------------------------------------------------------------
-
-
-class Full(Refusing):
-    """A server whose disk is full: it takes no block."""
-
-    code = errno.ENOSPC
 
 
 def full(*nodes: int) -> Callable[[World], None]:
@@ -236,7 +181,7 @@ def test_full_disks_beside_nodes_that_are_behind_are_not_final(t: int, b: int, f
 def test_must_fail_where_refusals_of_nodes_that_are_behind_count(
     t: int, b: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_asking(monkeypatch)
+    without_asking(monkeypatch, "write_many")
     with pytest.raises(AdmissionRefused):
         let_in(t, b, full(*range(t)))
 

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from bftfs.asking.quorum import NOBODY, Nodes
-from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Receive, Send
 from bftfs.credentials import Credentials, Grant
@@ -24,14 +23,12 @@ from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.inode_authority import InodeAuthority
 from bftfs.identifiers import BlockId, NodeId, ObjectId
-from bftfs.query_update.client import QueryUpdateClient
-from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.messages import AuthoredRequest, ReadReply, ReadRequest
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import version_key
-from bftfs.server.step import Ready
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import Table
+from tests.seams.disputes import Hiding, asking_anywhere, refusing, without_asking
 from tests.seams.world import (
     READERS_GRANT,
     STRANGER,
@@ -40,6 +37,7 @@ from tests.seams.world import (
     Hand,
     User,
     World,
+    private_file,
     refused,
 )
 
@@ -114,13 +112,7 @@ class Spy:
 
 def new_file(t: int, b: int) -> tuple[World, User, ObjectId]:
     """Root has made a file 0600, of which t nodes have not heard."""
-    world = World(t, b)
-    root = world.user("root")
-    root.format()
-    world.run_for(2 * SECOND_US)
-    identifier = root.make("secret", SECRET, mode=0o600)
-    assert world.knowing(identifier) == list(range(world.sizes.query_update.q))
-    return world, root, identifier
+    return private_file(t, b, SECRET)
 
 
 def closed_file(t: int, b: int) -> tuple[World, User, ObjectId]:
@@ -243,18 +235,6 @@ def test_who_is_shown_blocks(mode: int, uid: int, is_shown: bool) -> None:
 # --- readers who are permitted ------------------------------------------------------------------
 
 
-class Refusing:
-    """A server that takes part in everything, and shows no block: for lack of permission."""
-
-    def __init__(self, honest: Any) -> None:
-        self._honest = honest
-
-    def step(self, *arguments: Any) -> Any:
-        if isinstance(arguments[2], ReadRequest):
-            return Ready(Refused(errno.EACCES, "the user may not read"))
-        return self._honest.step(*arguments)
-
-
 def let_in(t: int, b: int, liars: int, down: int) -> str:
     """All nodes know that a file is private; then it is not, and t nodes do not know it.
 
@@ -267,16 +247,7 @@ def let_in(t: int, b: int, liars: int, down: int) -> str:
     identifier = root.make("shared", SECRET, mode=0o600)
     world.run_for(605 * SECOND_US)
     root.chmod(identifier, 0o644)
-    for number in range(liars):
-        node = world.nodes[number]
-
-        def servers(node: Any = node) -> Any:
-            honest = world.deployment.servers(node.node, begins_runs=False)
-            for message, server in honest.items():
-                honest[message] = Refusing(server)  # type: ignore[index]
-            return honest
-
-        node.become(servers)
+    refusing(*range(liars), kind=Hiding)(world)
     for number in range(liars, liars + down):
         world.nodes[number].crash(down_us=None)
 
@@ -298,21 +269,10 @@ def test_who_was_let_in_reads_though_others_are_behind_or_lie(
     assert let_in(t, b, liars, down) == SECRET
 
 
-def without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody asks the inode: what nodes say is what counts."""
-    read = ReadWriteClient.read
-
-    async def unasked(*arguments: Any, permit: Any = None, **options: Any) -> Any:
-        del permit
-        return await read(*arguments, **options)
-
-    monkeypatch.setattr(ReadWriteClient, "read", unasked)
-
-
 def test_must_fail_where_it_counts_what_more_than_t_nodes_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    without_asking(monkeypatch)
+    without_asking(monkeypatch, "read")
     with pytest.raises(AdmissionRefused):
         let_in(1, 1, 1, 0)
 
@@ -346,20 +306,14 @@ def test_readers_of_open_files_wait_for_no_node(t: int, b: int) -> None:
 def test_must_fail_where_readers_wait_for_nodes_to_agree(
     t: int, b: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_asking(monkeypatch)
+    without_asking(monkeypatch, "read")
     assert read_of_an_open_file(t, b) == []
 
 
 def test_must_fail_where_the_question_goes_to_the_usual_quorum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    update = QueryUpdateClient.update
-
-    async def anywhere(*arguments: Any, reaching: Nodes = NOBODY, **options: Any) -> Any:
-        del reaching
-        return await update(*arguments, **options)
-
-    monkeypatch.setattr(QueryUpdateClient, "update", anywhere)
+    asking_anywhere(monkeypatch)
     with pytest.raises(AssertionError, match="it has not happened"):
         let_in(1, 1, 1, 0)
 

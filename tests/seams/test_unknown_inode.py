@@ -12,7 +12,14 @@ from bftfs.filesystem.file_blocks import BlockReader
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.simulation.world import SECOND_US
 from bftfs.thresholds import ReadWriteThresholds
-from tests.seams.world import STRANGER, STRANGERS_GRANT, World, accepted, latest_complete
+from tests.seams.world import (
+    STRANGER,
+    STRANGERS_GRANT,
+    World,
+    accepted,
+    latest_complete,
+    private_file,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +66,7 @@ def test_new_file_is_not_overwritten(t: int, b: int, liars: int) -> None:
 
 
 def what_is_read_of_a_new_file(t: int, b: int, liars: int, lost: int = 0) -> str:
-    world = World(t, b)
-    root = world.user("root")
-    root.format()
-    world.run_for(2 * SECOND_US)
-    identifier = root.make("secret", MINE, mode=0o600)
-    assert world.knowing(identifier) == list(range(world.sizes.query_update.q))
+    world, _, identifier = private_file(t, b, MINE)
     overwrite(world, identifier, liars, lost)
     return world.user("reader").read(identifier)
 

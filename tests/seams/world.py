@@ -538,3 +538,14 @@ def accepted(replies: Mapping[int, Any]) -> list[int]:
 def refused(replies: Mapping[int, Any]) -> dict[int, int]:
     """The codes of refusals."""
     return {node: reply.code for node, reply in replies.items() if isinstance(reply, Refused)}
+
+
+def private_file(t: int, b: int, contents: str) -> tuple[World, User, ObjectId]:
+    """A world, its root, and a file 0600 that root has just made: t nodes have not heard of it."""
+    world = World(t, b)
+    root = world.user("root")
+    root.format()
+    world.run_for(2 * SECOND_US)
+    identifier = root.make("secret", contents, mode=0o600)
+    assert world.knowing(identifier) == list(range(world.sizes.query_update.q))
+    return world, root, identifier
