@@ -242,7 +242,7 @@ class ClusterDescription:
         )
 
     def with_client(self, entry: ClientEntry) -> ClusterDescription:
-        """This description with one more client. Nobody comes back with a key that was revoked."""
+        """This description with one more client, whose key must be new: not a revoked one."""
         return replace(self, clients=(*self.clients, entry), serial=self.serial + 1)
 
     def without_client(self, name: str, *, at_s: int) -> ClusterDescription:

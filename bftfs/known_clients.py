@@ -68,7 +68,7 @@ def known_clients(description: ClusterDescription) -> tuple[KnownClient, ...]:
 
 
 def labels_of(description: ClusterDescription) -> dict[ClientId, str]:
-    """What each client is called: its name, or `NAME:ID` where several have had that name."""
+    """The name of each client; `NAME:ID` if several clients have had that name."""
     known = known_clients(description)
     bearers = Counter(each.name for each in known)
     return {each.client: each.name if bearers[each.name] == 1 else each.full_name for each in known}

@@ -17,10 +17,11 @@ CLOCKS_AGREE_US = 2 * CLOCK_SKEW_US  # until all correct clocks have reached a t
 CLOCK_JUMP_US = 24 * 3_600 * SECOND_US  # a jump ahead by more makes no history old
 SET_BACK_US = 3_600 * SECOND_US  # how long nodes bear with times of before it was set back
 CLOCKS_COMPARED_EVERY_US = 60 * SECOND_US  # by nodes: each its own with its peers'
-# What a server has taken by its clock may be later than what those tell that have confirmed it.
 DECISIONS_TOLD = 16  # of those to let history go, by a node to whoever asks for its health
 LET_GO_SETTLED_US = CLOCK_SKEW_US  # until no client can date changes to a moment any more
 LET_GO_AFTER_US = CLOCKS_AGREE_US  # from the history that is let go to the decision
+# A server accepts times by its own clock. They may be later, by this much, than the times that the
+# servers which have confirmed its clock tell it.
 BORNE_BEYOND_US = 2 * CLOCKS_AGREE_US + 2 * CLOCKS_COMPARED_EVERY_US
 AHEAD_NAMED = 16  # of the objects that are of the future, in a node's report
 CLOCKS_PATIENCE_US = 100_000  # pause before a time that is ahead is tried again; doubles…

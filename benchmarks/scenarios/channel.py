@@ -1,4 +1,4 @@
-"""What does it cost to encrypt a message of the channel, by construction?
+"""The cost of encrypting a message of the channel, for each construction that was compared.
 
 Each construction joins two ends in memory. A message has a head of 16 bytes, as those of
 `bftfs.wire.channel` have, encoded metadata, and for the largest size a body. "seal" is what its

@@ -18,31 +18,30 @@ from typing import Self, TypeVar
 
 import click
 
-from bftfs.asking.ask import ask_all
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.decisions import decisions_known
 from bftfs.cli.processes import mount_processes
 from bftfs.cli.times import AmbiguousTime, past_time, says_time
-from bftfs.conversation import Conversation, Delivery
+from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import read_identity
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
-from bftfs.envelope import REPLIES, HealthReply, HealthRequest
+from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.filesystem.time_names import format_time_name
-from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.identifiers import ClientId, ObjectId
 from bftfs.known_clients import labels_of
-from bftfs.limits import SECOND_US
 from bftfs.printable import as_word
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.retention import LetGo
 from bftfs.runtime import clock
 from bftfs.runtime.blocking import BlockingNetwork
+from bftfs.server.comparison import health_reports
 from mount.access import credentials_of, file_system, grant_of
 from mount.mountpoint import FILE_SYSTEM_TYPE, Mounted, containing
 from mount.options import MountOptions, parse
@@ -134,20 +133,10 @@ class CommandSession:
 
     def let_go(self) -> tuple[LetGo, ...]:
         """The latest decisions to let history go, as a correct node tells them."""
-
-        def judge(delivery: Delivery, _now_us: int) -> HealthReply | None:
-            return delivery.message if isinstance(delivery.message, HealthReply) else None
-
         described = self.description
-        needed = described.n - described.t
+        peers = Peers(ThresholdQuorums(described.query_update))
         replies = self.perform(
-            ask_all(
-                Peers(ThresholdQuorums(described.query_update)),
-                dict.fromkeys(map(NodeId, range(described.n)), HealthRequest()),
-                judge,
-                patience_us=SECOND_US,
-                enough=lambda answers: len(answers) >= needed,
-            )
+            health_reports(peers, range(described.n), needed=described.n - described.t)
         )
         return decisions_known(described, [reply.let_go for reply in replies.values()])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import click
@@ -14,17 +13,16 @@ from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId
 from bftfs.known_clients import SHORT_DIGITS, labels_of
 from bftfs.retention import LetGo
+from bftfs.server.comparison import told_by_a_correct_one
 
 
 def decisions_known(
     description: ClusterDescription, told: Iterable[tuple[Decision, ...]]
 ) -> tuple[LetGo, ...]:
     """Those in this machine's description, and those that more than b nodes tell, by number."""
-    naming = Counter(each for decisions in told for each in dict.fromkeys(decisions))
     heard = (
         LetGo(each.before_s, each.signed_s, each.number, each.client, each.since_s)
-        for each, count in naming.items()
-        if count > description.b
+        for each in told_by_a_correct_one(told, b=description.b)
     )
     found = dict.fromkeys((*description.let_go, *heard))
     return tuple(sorted(found, key=lambda each: each.number))

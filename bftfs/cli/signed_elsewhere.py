@@ -1,4 +1,4 @@
-"""What the administrator has signed on other machines, as nodes know it, before a change is made.
+"""Before a command changes the description, it asks nodes for a later one from another machine.
 
 Situation: there may be two machines with `admin.key`, or the files here come from a backup. A
 change of an older description would take back what was signed since: admit whom somebody has

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from contextlib import suppress
 from typing import Any
 
@@ -29,7 +28,7 @@ from bftfs.errors import NotAdmitted, UsageError
 from bftfs.filesystem.attributes import inode_number
 from bftfs.printable import as_word, printable
 from bftfs.runtime.blocking import BlockingNetwork
-from bftfs.server.comparison import health_reports, with_a_correct_one
+from bftfs.server.comparison import health_reports, told_by_a_correct_one, with_a_correct_one
 from mount.identity import identity_of
 
 _POOL_WORTH_SAYING = 0.85  # the share from which on a node collects, and soon slows writers
@@ -296,8 +295,8 @@ def ahead(nodes: list[dict[str, Any]], *, b: int) -> int:
 
 def ahead_inodes(nodes: list[dict[str, Any]], *, b: int) -> list[int]:
     """The inode numbers of some of these objects, which b + 1 nodes name."""
-    naming = Counter(number for node in nodes if node["up"] for number in node["ahead"])
-    return sorted(number for number, count in naming.items() if count > b)
+    claims = (node["ahead"] for node in nodes if node["up"])
+    return sorted(told_by_a_correct_one(claims, b=b))
 
 
 def _figure(node: dict[str, Any], name: str) -> float:

@@ -54,7 +54,7 @@ class SessionSource:
 
     @property
     def clients(self) -> list[str]:
-        """What the cluster's clients are called, the revoked ones included."""
+        """The names of the cluster's clients, with those of revoked ones."""
         return list(labels_of(self._session.description).values())
 
     def perform(self, conversation: Conversation[Result]) -> Result:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,6 +38,7 @@ from bftfs.identifiers import ClientId, ObjectId
 from bftfs.known_clients import SHORT_DIGITS, labels_of
 from bftfs.printable import as_word, printable
 from bftfs.runtime import clock
+from bftfs.server.comparison import told_by_a_correct_one
 from mount.mountpoint import containing
 
 _DAY_US: Final = 86_400 * limits.SECOND_US
@@ -52,7 +52,7 @@ Key = tuple[str, ClientId]  # a subtree, and a client
 
 
 class Sums(NamedTuple):
-    """What versions take, in bytes of contents."""
+    """Bytes of contents that versions hold, each byte of a file counted once."""
 
     now: int = 0  # files show them
     snapshots: int = 0  # only snapshots do
@@ -74,7 +74,7 @@ class Sums(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What nodes say that they store, each for itself; and why others have not."""
+    """The sums that each node reports, and the reasons why the other nodes have reported none."""
 
     told: dict[int, dict[Key, Sums]]
     missed: dict[int, str]
@@ -100,13 +100,15 @@ class Survey(NamedTuple):
 
     def subtrees(self, *, b: int) -> list[str]:
         """Those that more than b nodes tell of."""
-        naming = Counter(name for sums in self.told.values() for name in {key[0] for key in sums})
-        return [name for name, count in naming.items() if count > b]
+        return told_by_a_correct_one(
+            ((subtree for subtree, _ in sums) for sums in self.told.values()), b=b
+        )
 
     def clients(self, *, b: int) -> list[ClientId]:
         """Those that more than b nodes tell of."""
-        naming = Counter(name for sums in self.told.values() for name in {key[1] for key in sums})
-        return [name for name, count in naming.items() if count > b]
+        return told_by_a_correct_one(
+            ((client for _, client in sums) for sums in self.told.values()), b=b
+        )
 
 
 def _middle(claims: Sequence[int]) -> int:

@@ -9,9 +9,9 @@ IK is for an initiator that knows the responder's static key, and sends its own,
     <- e, ee, se
 
 What it gives, by section 7.7 of the specification: only the responder can read who the initiator
-is; after both messages each end knows that the other one holds its static key; what they send then
-can be read by nobody else, not even by who steals both static keys later. Whoever recorded the
-first message can repeat it. So it carries the initiator's name only, and proves nothing until a
+is; after both messages each end knows that the other one holds its static key; nobody else can read
+what they send then, not even a thief who later gets both static keys. An attacker who has recorded
+the first message can repeat it. So it carries the initiator's name only, and proves nothing until a
 message has come under the keys that the second one brings.
 
 The cipher of one direction numbers its messages: none can be left out, repeated or reordered. After
@@ -71,9 +71,9 @@ class CipherState:
         return self._cipher.encrypt(_NONCE.pack(0, number), plaintext, None)
 
     def open(self, sealed: Buffer) -> bytes:
-        """What the other end has sealed as its next message.
+        """The plaintext of the next message that the other end has sealed.
 
-        Raises InvalidAuthenticator if it has not: nothing can be opened any more.
+        Raises InvalidAuthenticator for any other bytes: the connection cannot be used any more.
         """
         number = self._number
         if number == self._until:
@@ -95,7 +95,7 @@ class CipherState:
 
 
 class _SymmetricState:
-    """What both ends have said and derived so far. [Noise §5.2]"""
+    """The hash of all that was sent so far, and the keys derived from it. [Noise §5.2]"""
 
     __slots__ = ("_chaining", "_cipher", "_hash", "_number")
 
@@ -171,7 +171,7 @@ class Initiator:
         return state.decrypt(message[AGREEMENT_BYTES:])
 
     def ciphers(self) -> tuple[CipherState, CipherState]:
-        """Of what the initiator sends, and of what the responder sends."""
+        """Two ciphers: of the messages to the responder, and of those to the initiator."""
         return self._state.split()
 
 
@@ -207,5 +207,5 @@ class Responder:
         return ephemeral.public + state.encrypt(payload)
 
     def ciphers(self) -> tuple[CipherState, CipherState]:
-        """Of what the initiator sends, and of what the responder sends."""
+        """Two ciphers: of the messages to the responder, and of those to the initiator."""
         return self._state.split()

@@ -1,5 +1,5 @@
-"""Who may write and read the blocks of files: a node asks the grant, and its own replica of the
-inode.
+"""A node decides who may write and read a file's blocks: by the client's grant, and by the replica
+of the inode that the node has.
 """
 
 from __future__ import annotations

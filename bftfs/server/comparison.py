@@ -21,8 +21,9 @@ Tests: `tests/unit/server/test_comparison.py`, `tests/seams/test_descriptions.py
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from bftfs.asking.ask import ask_all
 from bftfs.asking.peers import Peers
@@ -33,19 +34,38 @@ from bftfs.identifiers import NodeId
 from bftfs.limits import SECOND_US
 from bftfs.server.step import Host
 
+Claim = TypeVar("Claim")
+
 FIRST_AFTER_US = 5 * SECOND_US  # by then, nodes that were started together are up
 EVERY_US = 60 * SECOND_US
 _PATIENCE_US = 2 * SECOND_US
 
 
-async def health_reports(peers: Peers, nodes: Iterable[int]) -> dict[NodeId, HealthReply]:
-    """The health reports of `nodes` that answer in time. They are claims: a node may lie."""
+async def health_reports(
+    peers: Peers, nodes: Iterable[int], *, needed: int = 0
+) -> dict[NodeId, HealthReply]:
+    """The health reports of `nodes` that answer in time. They are claims: a node may lie.
+
+    With `needed`, it ends as soon as so many have answered.
+    """
 
     def judge(delivery: Delivery, _now_us: int) -> HealthReply | None:
         return delivery.message if isinstance(delivery.message, HealthReply) else None
 
     requests = {NodeId(node): HealthRequest() for node in nodes}
-    return await ask_all(peers, requests, judge, patience_us=_PATIENCE_US)
+    return await ask_all(
+        peers,
+        requests,
+        judge,
+        patience_us=_PATIENCE_US,
+        enough=lambda answers: 0 < needed <= len(answers),
+    )
+
+
+def told_by_a_correct_one(claims: Iterable[Iterable[Claim]], *, b: int) -> list[Claim]:
+    """What more than b nodes claim, in the order in which it is met; `claims` has one for each."""
+    naming = Counter(each for told in claims for each in dict.fromkeys(told))
+    return [each for each, count in naming.items() if count > b]
 
 
 def with_a_correct_one(claimed: Iterable[int], *, b: int) -> int:

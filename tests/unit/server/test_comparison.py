@@ -14,7 +14,7 @@ from bftfs.conversation import Pause
 from bftfs.envelope import DescriptionReply, HealthReply
 from bftfs.identifiers import NodeId
 from bftfs.server import comparison
-from bftfs.server.comparison import Comparison, with_a_correct_one
+from bftfs.server.comparison import Comparison, told_by_a_correct_one, with_a_correct_one
 
 DESCRIPTION = cluster.create(
     [f"unix:/nowhere/{number}" for number in range(6)], t=1, b=1, draw=os.urandom
@@ -54,6 +54,12 @@ class Known:
 
     def compare(self, peers_serial: int) -> None:
         self.compared.append(peers_serial)
+
+
+def test_a_liar_that_says_it_twice_is_one_liar() -> None:
+    assert told_by_a_correct_one([["x", "x"], ["y"], ["y", "z"]], b=1) == ["y"]
+    assert told_by_a_correct_one([["x", "x"], ["y"]], b=0) == ["x", "y"]
+    assert told_by_a_correct_one([], b=0) == []
 
 
 def test_a_node_asks_the_others_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
