@@ -9,6 +9,10 @@ garbage, never read their replies, or open as many connections as they can.
   takes its replies. So nobody can make the node queue requests without limit.
 - A greeting may be a recorded one. A connection counts as its principal's once that is proven; a
   correct principal needs a round trip for it. Until then it takes no place of theirs.
+- No number of principals takes all places. Strangers, unproven connections and proven ones have
+  places apart from each other, and so a newcomer finds one at each step. Where all places of
+  proven connections are taken, the principal that has most of them gives one up to a newcomer that
+  would not have more; and nodes and the administrator find a place whatever clients do.
 - The bytes that connections hold are counted; above `HELD_BYTES` the greediest is closed.
 - Bytes that break the rules close the connection on which they arrived, and no other. A principal
   that sends such bytes in authenticated messages too often must wait before it connects again
@@ -44,7 +48,7 @@ from bftfs.limits import CONNECTIONS, KIB, MIB, SECOND_US
 from bftfs.runtime import clock
 from bftfs.runtime.sockets import RECEIVE_BYTES, Output, adjust
 from bftfs.server.dispatcher import Outgoing
-from bftfs.server.step import Sender
+from bftfs.server.step import Role, Sender
 from bftfs.wire.channel import ENTROPY_BYTES, Frame, ServerChannel
 from bftfs.wire.codec import encode
 from nodes.membership import LiveMembership
@@ -53,6 +57,8 @@ from nodes.metrics import LoopTally
 CONNECTIONS_PER_PRINCIPAL = 16  # one per mount and tool that uses the same key
 UNAUTHENTICATED_MAX = 64  # connections that sent no greeting yet; the oldest gives way
 UNPROVEN_PER_PRINCIPAL = 16  # that greeted in one name and have not proven it; the oldest gives way
+UNPROVEN_MAX = 256  # …and in all names
+PROVEN_MAX = CONNECTIONS - UNPROVEN_MAX - UNAUTHENTICATED_MAX  # the greediest gives way
 GREETING_PATIENCE_US = 10 * SECOND_US  # for a new connection to greet, and then to prove its name
 REQUESTS_PER_TURN = 128  # of one principal, before the others have their turn…
 TIME_PER_TURN_US = 4_000  # …or its share of this time, which is divided equally
@@ -177,6 +183,7 @@ class Connections:
         self._unauthenticated: OrderedDict[Connection, None] = OrderedDict()
         self._unproven: OrderedDict[Connection, None] = OrderedDict()
         self._unflushed: list[Connection] = []
+        self._proven = 0  # connections
         self._held_bytes = 0
         self._accepting = True
         self.epoll.register(listener.fileno(), _IN)
@@ -218,10 +225,6 @@ class Connections:
                 self._accepting = False
                 return
             self._tally.accepted += 1
-            if len(self.by_descriptor) >= CONNECTIONS:
-                accepted.close()
-                self._tally.closed["too many connections"] += 1
-                continue
             if len(self._unauthenticated) >= UNAUTHENTICATED_MAX:
                 self.close(next(iter(self._unauthenticated)), "too many strangers")
             adjust(accepted)
@@ -293,9 +296,32 @@ class Connections:
         self._forget_unproven(connection)
         if account.connections >= CONNECTIONS_PER_PRINCIPAL:
             self.close(connection, "too many connections of one principal")
+        elif self._proven >= PROVEN_MAX and not self._takes_place(sender, account):
+            self.close(connection, "too many connections")
         else:
             account.connections += 1
+            self._proven += 1
             connection.proven = True
+
+    def _takes_place(self, sender: Sender, account: Account) -> bool:
+        """Close a connection of the principal that has most, if that is fair; False if not.
+
+        No principal gets more than who gives way is left with: nobody takes places in turns. Except
+        that the first connection of a node, or of the administrator, may take a client's only one.
+        """
+
+        def greed(connection: Connection) -> tuple[int, bool]:
+            assert connection.account is not None
+            assert connection.sender is not None
+            return connection.account.connections, connection.sender.role is Role.CLIENT
+
+        greediest = max((each for each in self.by_descriptor.values() if each.proven), key=greed)
+        most, is_client = greed(greediest)
+        is_needed = sender.role is not Role.CLIENT and is_client and not account.connections
+        if most < account.connections + 2 and not is_needed:
+            return False
+        self.close(greediest, "gave way")
+        return True
 
     def _answer(self, connection: Connection, sender: Sender, account: Account) -> bool:
         """Answer a greeting, which may be a recorded one; False if the connection was closed."""
@@ -309,6 +335,8 @@ class Connections:
         if account.unproven >= UNPROVEN_PER_PRINCIPAL:
             oldest = next(other for other in self._unproven if other.account is account)
             self.close(oldest, "too many greetings in one name")
+        elif len(self._unproven) >= UNPROVEN_MAX:
+            self.close(next(iter(self._unproven)), "too many greetings")
         connection.sender, connection.account = sender, account
         connection.deadline_us = now_us + GREETING_PATIENCE_US
         del self._unauthenticated[connection]
@@ -414,6 +442,7 @@ class Connections:
         self._forget_unproven(connection)
         if connection.account is not None and connection.proven:
             connection.account.connections -= 1
+            self._proven -= 1
             connection.account.seen_us = clock.now_us()
         connection.socket.close()
         connection.socket = None

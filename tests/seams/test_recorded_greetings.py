@@ -1,5 +1,7 @@
 """Who records a client's greeting and sends it again takes no place of that client's.
 
+Nor do many principals together take all places of a node.
+
 A node's connections and channels, on sockets of one process.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from bftfs.runtime import clock
 from bftfs.runtime.sockets import listen
 from bftfs.server.step import Sender
 from bftfs.wire.channel import WELCOME_BYTES, ClientChannel, ServerChannel
+from nodes import connections
 from nodes.connections import (
     CONNECTIONS_PER_PRINCIPAL,
     GREETING_PATIENCE_US,
@@ -32,8 +36,11 @@ from nodes.metrics import LoopTally
 
 LAPTOP, PHONE = (Identity.generate(bytes([number]) * 32) for number in (101, 102))
 NEW = cluster.create([f"unix:/nonexistent/{node}" for node in range(6)], t=1, b=1, draw=os.urandom)
-DESCRIPTION = NEW.description.with_client(ClientEntry("laptop", LAPTOP.public_key)).with_client(
-    ClientEntry("phone", PHONE.public_key)
+FLOCK = [Identity.generate(bytes([number]) * 32) for number in range(103, 111)]
+NAMED = {"laptop": LAPTOP, "phone": PHONE} | {f"sheep{at}": key for at, key in enumerate(FLOCK)}
+DESCRIPTION = replace(
+    NEW.description,
+    clients=tuple(ClientEntry(name, key.public_key) for name, key in NAMED.items()),
 )
 
 
@@ -198,3 +205,74 @@ def test_must_fail_where_a_greeting_is_believed(
     for _ in range(CONNECTIONS_PER_PRINCIPAL):
         node.replay(recorded)
     assert not admitted(node)
+
+
+# --- many principals ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(node: Node, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """The node has fewer places than eight clients may take."""
+    for name in ("PROVEN_MAX", "UNPROVEN_MAX"):
+        monkeypatch.setattr(connections, name, 6 * CONNECTIONS_PER_PRINCIPAL)
+    return node
+
+
+def crowd(node: Node) -> dict[int, list[Peer]]:
+    """Eight clients, each with as many connections as it gets; those that stayed open."""
+    peers = {
+        at: [node.greet(key) for _ in range(CONNECTIONS_PER_PRINCIPAL)]
+        for at, key in enumerate(FLOCK)
+    }
+    return {at: [each for each in greeted if is_in(each)] for at, greeted in peers.items()}
+
+
+def is_in(peer: Peer) -> bool:
+    """Whether the node has admitted the principal, and not closed the connection since."""
+    return peer.channel.established and peer.heard() is not None
+
+
+def test_many_clients_together_shut_nobody_out(small: Node) -> None:
+    """Others connect; those whom they displace have no fewer than they; nothing goes round."""
+    held = crowd(small)
+    assert sum(map(len, held.values())) == 6 * CONNECTIONS_PER_PRINCIPAL
+    newcomers = [NEW.administrator, *NEW.nodes[1:], LAPTOP, PHONE]
+    peers = [small.greet(key) for key in newcomers]
+    assert all(map(is_in, peers))
+    before = small.tally.closed["gave way"]
+    left = crowd(small)
+    assert all(map(is_in, peers)), "who has one keeps it"
+    assert small.tally.closed["gave way"] == before, "who has as many as the others gets no more"
+    assert not any(left.values())
+    assert len(small.connections.by_descriptor) == 6 * CONNECTIONS_PER_PRINCIPAL
+
+
+def test_nodes_and_the_administrator_take_a_clients_only_place(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "PROVEN_MAX", len(FLOCK))
+    sheep = [node.greet(key) for key in FLOCK]
+    assert all(map(is_in, sheep))
+    assert not is_in(node.greet(LAPTOP)), "each has one: none has to go"
+    needed = [node.greet(key) for key in (NEW.administrator, *NEW.nodes[1:])]
+    assert all(map(is_in, needed))
+    assert sum(map(is_in, sheep)) == len(FLOCK) - len(needed)
+    assert not is_in(node.greet(NEW.administrator)), "it is connected already"
+
+
+def test_greetings_in_many_names_shut_nobody_out(small: Node) -> None:
+    """Recorded ones, of so many clients that their own limits do not help."""
+    recorded = [small.peer(key).channel.opening() for key in FLOCK]
+    phone = small.greet(PHONE)
+    for greeting in recorded:
+        for _ in range(UNPROVEN_PER_PRINCIPAL):
+            small.replay(greeting)
+    assert small.tally.closed["too many greetings"] == 2 * UNPROVEN_PER_PRINCIPAL
+    assert is_in(small.greet(LAPTOP))
+    assert is_in(phone)
+
+
+def test_must_fail_where_nobody_gives_way(small: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connections, "_takes_place", lambda *_: False)
+    crowd(small)
+    assert not is_in(small.greet(NEW.administrator)), "who could revoke them"
