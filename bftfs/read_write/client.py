@@ -247,13 +247,12 @@ class ReadWriteClient:
         bounds = [bound for bound in (before, _bound(at_time_us)) if bound is not None]
         bound = min(bounds, default=None)
         session = self._session
-        is_disputable = permit is not None
 
-        def attempt() -> Conversation[FoundVersion]:
-            return BlockRead(session, block, bound, who, is_disputable=is_disputable).run()
+        def attempt(silences: int) -> Conversation[FoundVersion]:
+            return BlockRead(session, block, bound, who, silences=silences).run()
 
         if permit is None:
-            return await attempt()
+            return await attempt(0)
         return await while_nodes_disagree(
             session, attempt, permit, subject=f"read of block {block.hex()}"
         )

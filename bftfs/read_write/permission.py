@@ -11,6 +11,10 @@ an operation that takes place in the order of all updates. If that refuses, the 
 Otherwise the operation has reached the nodes that had refused: so those that were behind know
 better now, and the write is sent again. Readers do the same.
 
+Each attempt bears one silence more than the one before. Nodes that are far away answer later than a
+liar that is near, and all silences are bounded: if they did not become more, no attempt would last
+until the others have answered, and the liar would have it all made again for ever.
+
 **Why nobody gets past the nodes by that.** The answer only ends a write, or has it sent again; what
 a node takes, it judges itself, as before. [docs/threat-model.md, G4]
 
@@ -62,16 +66,18 @@ def require_enough(
 
 
 async def while_nodes_disagree(
-    session: Session, attempt: Callable[[], Conversation[Result]], ask: Permit, *, subject: str
+    session: Session, attempt: Callable[[int], Conversation[Result]], ask: Permit, *, subject: str
 ) -> Result:
     """What an attempt comes to, which is made again as often as nodes disagree and `ask` permits.
 
-    Raises what `ask` raises, or QuorumUnavailable if total patience runs out.
+    An attempt is given its number, from 1 on: it bears as many silences before it says that nodes
+    disagree, and more than the one before. Raises what `ask` raises, or QuorumUnavailable if total
+    patience runs out.
     """
     began_us = now_us = await Now()
     for number in count(1):
         try:
-            return await attempt()
+            return await attempt(number)
         except NodesDisagree as disagree:
             heard, forbidding = disagree.heard, disagree.forbidding
         await ask(forbidding)

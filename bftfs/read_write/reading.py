@@ -63,9 +63,9 @@ class BlockRead:
         "_block",
         "_forbidding",
         "_inquiry",
-        "_is_disputable",
         "_refusals",
         "_session",
+        "_silences",
         "_who",
     )
 
@@ -76,14 +76,14 @@ class BlockRead:
         before: BlockTimestamp | None,
         who: Credentials = NOBODY,
         *,
-        is_disputable: bool = False,
+        silences: int = 0,
     ) -> None:
-        """If the read `is_disputable`, nodes' word that permission lacks is not final.
+        """If it bears `silences`, nodes' word that permission lacks is not final.
 
         It then ends with `NodesDisagree`, when more than t nodes say so, or when it does not come
-        to an end without those that do.
+        to an end without those that do: after so many silences, since the others were asked.
         """
-        self._is_disputable = is_disputable
+        self._silences = silences
         self._forbidding = NO_NODES
         self._who = who
         self._session = session
@@ -115,7 +115,8 @@ class BlockRead:
             if call is not None:
                 self._take(descent, *call)
             else:
-                if self._forbidding and lapses:  # the others have been asked as well
+                # The first silence has the others asked as well.
+                if self._forbidding and lapses >= self._silences:
                     raise NodesDisagree(self._forbidding, heard=self._permitting)
                 lapses += 1
                 await self._ask(descent.lapse())
@@ -180,8 +181,11 @@ class BlockRead:
         verdict = descent.take(question, message, delivery.body)
         if verdict is not _VALID:
             note_verdict(self._session.peers, node, verdict, self._began_us)
-        elif not isinstance(message, ReadReply) and not message.may_pass:
-            if self._is_disputable and message.code in FORBIDDEN:
+        elif isinstance(message, ReadReply):
+            if self._forbidding:
+                self._forbidding = self._forbidding.minus(node)  # it knows better now
+        elif not message.may_pass:
+            if self._silences and message.code in FORBIDDEN:
                 self._forbid(node)
             else:
                 self._refusals.add(node, message)

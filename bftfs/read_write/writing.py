@@ -125,7 +125,7 @@ class TimeRound(Gathering[tuple[int, ...]]):
 class WriteRound(Gathering[Told]):
     """Sends each node its fragment of one version. A node's answer is what it tells of lives."""
 
-    __slots__ = ("_asked", "_forbidding", "_is_disputable", "_lives", "_made", "_session")
+    __slots__ = ("_asked", "_forbidding", "_lives", "_made", "_session", "_silences_borne")
 
     def __init__(
         self,
@@ -134,12 +134,12 @@ class WriteRound(Gathering[Told]):
         fragments: Sequence[Buffer],
         now_us: int,
         *,
-        is_disputable: bool = False,
+        silences: int = 0,
     ) -> None:
-        """If the round `is_disputable`, nodes' word that permission lacks is not final.
+        """If the round bears `silences`, nodes' word that permission lacks is not final.
 
         The round then ends with `NodesDisagree`, when nothing is to be expected without those that
-        are `forbidding`, or after a silence.
+        are `forbidding`, or after so many silences.
         """
         rotation, N = rotation_of(request.block, session.thresholds.N), session.thresholds.N
         # The moment (`Lives.begin`) of each node's first request of which a reply still counts.
@@ -165,7 +165,7 @@ class WriteRound(Gathering[Told]):
         self._session = session
         self._lives = session.lives
         self._made: dict[NodeId, bytes] = {}
-        self._is_disputable = is_disputable
+        self._silences_borne = silences
         self._forbidding = NO_NODES
 
     @property
@@ -179,10 +179,12 @@ class WriteRound(Gathering[Told]):
         message = reply.message
         if isinstance(message, WriteReply) and message.voucher:
             self._made[reply.node] = message.voucher
-        if self._is_disputable and isinstance(message, Refused) and message.code in FORBIDDEN:
+        if self._silences_borne and isinstance(message, Refused) and message.code in FORBIDDEN:
             self._forbidding = self._forbidding.plus(reply.node)
             self.useless(reply.node)
         else:
+            if self._forbidding:
+                self._forbidding = self._forbidding.minus(reply.node)  # it may know better now
             super()._take(reply)
         if self._forbidding:
             require_enough(
@@ -194,7 +196,7 @@ class WriteRound(Gathering[Told]):
 
     async def _lapse(self) -> bool:
         is_over = await super()._lapse()
-        if self._forbidding and not is_over:
+        if self._forbidding and not is_over and self._silences >= self._silences_borne:
             raise NodesDisagree(self._forbidding, heard=len(self._answers))
         return is_over
 
@@ -272,15 +274,13 @@ async def _write_where_permitted(
 ) -> tuple[Voucher, ...]:
     """Send each node its fragment, again and again while nodes disagree if that is permitted."""
 
-    async def attempt() -> tuple[Voucher, ...]:
-        writing = WriteRound(
-            session, request, fragments, await Now(), is_disputable=permission is not None
-        )
+    async def attempt(silences: int) -> tuple[Voucher, ...]:
+        writing = WriteRound(session, request, fragments, await Now(), silences=silences)
         await writing.answers()
         return writing.vouchers
 
     if permission is None:
-        return await attempt()
+        return await attempt(0)
     return await while_nodes_disagree(
         session, attempt, permission.confirm, subject=_named((request.block,))
     )

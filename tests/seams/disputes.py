@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.asking.refusal import Refused
 from bftfs.query_update.client import QueryUpdateClient
+from bftfs.read_write import permission
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.messages import ReadRequest, WriteRequest
 from bftfs.server.step import Ready
@@ -84,3 +86,14 @@ def asking_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         return await update(*arguments, **options)
 
     monkeypatch.setattr(QueryUpdateClient, "update", anywhere)
+
+
+def far_away(world: World, nodes: Iterable[int], distance_us: int) -> None:
+    """Messages from and to these nodes take so much longer than others."""
+    for node in nodes:
+        world.ways.distances_us[world.nodes[node].endpoint] = distance_us
+
+
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No attempt bears more silences than the first one."""
+    monkeypatch.setattr(permission, "count", repeat)

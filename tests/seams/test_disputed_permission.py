@@ -22,7 +22,14 @@ from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.messages import LifeRequest
 from bftfs.read_write.messages import WriteRequest
 from bftfs.simulation.world import SECOND_US
-from tests.seams.disputes import Full, asking_anywhere, refusing, without_asking
+from tests.seams.disputes import (
+    Full,
+    asking_anywhere,
+    far_away,
+    no_patience,
+    refusing,
+    without_asking,
+)
 from tests.seams.world import READERS_GRANT, STRANGER, STRANGERS_GRANT, User, World
 
 SIZES = [(1, 0), (1, 1), (2, 0), (2, 1)]
@@ -251,3 +258,28 @@ def test_who_permits_himself_gets_no_further() -> None:
     assert asked
     assert not ended
     assert world.user("reader").read(identifier) == MINE
+
+
+# --- a liar is near, and the others are far away --------------------------------------------------
+
+
+def write_beside_a_liar(t: int, b: int) -> list[Any]:
+    """What comes of a write that a near liar refuses, and all others take in three seconds."""
+    world, _, stranger, _, file = started(t, b)
+    refusing(0)(world)
+    far_away(world, range(1, world.sizes.n), 1_500_000)
+    ended = world.start(stranger.host, stranger.files.release(file))
+    world.run_for(60 * SECOND_US)
+    return ended
+
+
+@pytest.mark.parametrize(("t", "b"), [(1, 1), (2, 1)])
+def test_a_liar_does_not_keep_those_writing_who_are_far_from_the_others(t: int, b: int) -> None:
+    assert write_beside_a_liar(t, b) == [None]
+
+
+def test_must_fail_where_no_write_bears_more_silences_than_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    no_patience(monkeypatch)
+    assert write_beside_a_liar(1, 1) == []

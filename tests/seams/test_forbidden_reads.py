@@ -28,7 +28,14 @@ from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import version_key
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import Table
-from tests.seams.disputes import Hiding, asking_anywhere, refusing, without_asking
+from tests.seams.disputes import (
+    Hiding,
+    asking_anywhere,
+    far_away,
+    no_patience,
+    refusing,
+    without_asking,
+)
 from tests.seams.world import (
     READERS_GRANT,
     STRANGER,
@@ -316,6 +323,41 @@ def test_must_fail_where_the_question_goes_to_the_usual_quorum(
     asking_anywhere(monkeypatch)
     with pytest.raises(AssertionError, match="it has not happened"):
         let_in(1, 1, 1, 0)
+
+
+FAR_US = [100_000, 400_000, 1_500_000]
+
+
+def read_beside_a_liar(t: int, b: int, distance_us: int) -> list[Any]:
+    """The first read of a client that only a liar is near to, who refuses it: what comes of it."""
+    world = World(t, b)
+    root, reader = world.user("root"), world.user("stranger", STRANGER, grant=READERS_GRANT)
+    root.format()
+    identifier = root.make("shared", SECRET, mode=0o644)
+    world.run_for(605 * SECOND_US)
+    block = block_of(root, identifier)
+    refusing(0, kind=Hiding)(world)
+    far_away(world, range(1, world.sizes.n), distance_us)
+    permit = partial(reader.files._metadata.permit_reading, identifier, STRANGER)
+    ended = world.start(reader.host, reader.blocks.read(block, STRANGER, permit=permit))
+    world.run_for(60 * SECOND_US)
+    return [found.item.decode() for found in ended]
+
+
+@pytest.mark.parametrize("distance_us", FAR_US)
+@pytest.mark.parametrize(("t", "b"), [(1, 1), (2, 1)])
+def test_a_liar_does_not_keep_those_reading_who_are_far_from_the_others(
+    t: int, b: int, distance_us: int
+) -> None:
+    assert read_beside_a_liar(t, b, distance_us) == [SECRET]
+
+
+@pytest.mark.parametrize("distance_us", FAR_US)
+def test_must_fail_where_no_read_bears_more_silences_than_the_first(
+    distance_us: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_patience(monkeypatch)
+    assert read_beside_a_liar(1, 1, distance_us) == []
 
 
 def test_who_permits_himself_gets_no_further() -> None:
