@@ -249,10 +249,13 @@ class Accepting:
                 raise _Fail(Status.NOT_CURRENT)
             self._require_allowance(request, now_us)
             if conditioned.kind is _COPY:
-                self._require_together(request, sets, evidence, now_us)
-                return self._accept_copy(request)
-            self._require_barrier(request, sets, now_us)
-            return self._accept_barrier(request)
+                carried = self._require_together(request, sets, evidence, now_us)
+                ready = self._accept_copy(request)
+            else:
+                carried = self._require_barrier(request, sets, now_us)
+                ready = self._accept_barrier(request)
+            self._move(request, carried, now_us)
+            return ready
         except _Fail as failure:
             return self._failed(request.replicas, failure)
 
@@ -568,7 +571,7 @@ class Accepting:
 
     def _require_barrier(
         self, request: _Request, sets: Sequence[CulledObjectHistorySet], now_us: int
-    ) -> None:
+    ) -> set[ObjectId]:
         """Refuse a barrier beyond the budget, or one that moves an object's time ahead too often.
 
         A barrier costs everybody three rounds. The latest candidate of the history set may be
@@ -579,10 +582,12 @@ class Accepting:
         and b servers may have what was begun then.)
         """
         author = request.author
-        self._require_steps(request, self._carried(request, sets, now_us), now_us)
+        carried = self._carried(request, sets, now_us)
+        self._require_steps(request, carried, now_us)
         for replica in request.replicas:
             if not self._budget.take(replica.object, author, now_us):
                 raise _Fail(Status.TOO_MANY)
+        return carried
 
     def _require_together(
         self,
@@ -590,7 +595,7 @@ class Accepting:
         sets: Sequence[CulledObjectHistorySet],
         evidence: Sequence[CulledObjectHistorySet],
         now_us: int,
-    ) -> None:
+    ) -> set[ObjectId]:
         """Refuse a copy that carries one object's time over to another one.
 
         All objects of a copy get one time, which is later than all of them. It may be far ahead, of
@@ -598,7 +603,7 @@ class Accepting:
         have to be: an operation on both, which is not established, had to be settled.
         """
         if len(sets) == 1:
-            return
+            return set()
         carried = self._carried(request, sets, now_us)
         if carried:
             shown = Evidence(
@@ -608,7 +613,9 @@ class Accepting:
                 request.conditioned.known,
             )
             joined = shown.joined(each.object for each in sets if each.object not in carried)
-            self._require_steps(request, carried - joined, now_us)
+            carried -= joined
+            self._require_steps(request, carried, now_us)
+        return carried
 
     def _carried(
         self, request: _Request, sets: Sequence[CulledObjectHistorySet], now_us: int
@@ -628,11 +635,20 @@ class Accepting:
         return max(now_us + NEAR_US, self._clock.before_us(now_us) + limits.CLOCK_SKEW_US)
 
     def _require_steps(self, request: _Request, names: set[ObjectId], now_us: int) -> None:
-        """Put these objects' times ahead of the clock, if the author may still do so."""
+        """Refuse to put these objects' times ahead of the clock, unless the author still may.
+
+        That takes no steps yet: a request may be refused for another reason, or have to wait, and
+        come again.
+        """
+        ahead_us = time_of(request.timestamp) - self._freely_us(now_us)
+        if not all(self._budget.may_move(name, request.author, ahead_us, now_us) for name in names):
+            raise _Fail(Status.INSANE_TIME)
+
+    def _move(self, request: _Request, names: set[ObjectId], now_us: int) -> None:
+        """Put these objects' times ahead of the clock: take the author's steps."""
         ahead_us = time_of(request.timestamp) - self._freely_us(now_us)
         for name in names:
-            if not self._budget.move(name, request.author, ahead_us, now_us):
-                raise _Fail(Status.INSANE_TIME)
+            self._budget.move(name, request.author, ahead_us, now_us)
 
     def _require_settled(self, request: _Request, now_us: int) -> None:
         """A client's incomplete updates are bounded over all objects.

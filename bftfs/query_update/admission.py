@@ -99,10 +99,14 @@ class Bucket:
         """Fill it as if `time_us` more had passed."""
         self._saved_us += time_us
 
+    def has(self, now_us: int, count: int) -> bool:
+        """True if there are so many tokens."""
+        self._fill(now_us)
+        return self._saved_us >= count * self._each_us
+
     def take(self, now_us: int, count: int = 1) -> bool:
         """Take so many tokens; False if there are not as many."""
-        self._fill(now_us)
-        if self._saved_us < count * self._each_us:
+        if not self.has(now_us, count):
             return False
         self._saved_us -= count * self._each_us
         return True
@@ -195,6 +199,10 @@ def _steps() -> Bucket:
     return Bucket(limits.BARRIER_STEP_EVERY_US, limits.BARRIER_STEPS)
 
 
+def _in_steps(ahead_us: int) -> int:
+    return -(-ahead_us // limits.BARRIER_STEP_US)
+
+
 class BarrierBudget:
     """How often each object may be barred: by those that update it, and by all others together.
 
@@ -235,12 +243,18 @@ class BarrierBudget:
         """Take one; False if there is none left for this client."""
         return self._take_own(name, client, now_us) or self._others(name, now_us).take(now_us)
 
-    def move(self, name: ObjectId, client: ClientId, ahead_us: int, now_us: int) -> bool:
-        """Put the object's time so far ahead; False if the client has done so too often."""
+    def may_move(self, name: ObjectId, client: ClientId, ahead_us: int, now_us: int) -> bool:
+        """False if the client has put the object's time ahead too often to put it so far ahead."""
         left = self._at(name, client, now_us)
         if left.steps is None:
             left.steps = _steps()
-        return left.steps.take(now_us, -(-ahead_us // limits.BARRIER_STEP_US))
+        return left.steps.has(now_us, _in_steps(ahead_us))
+
+    def move(self, name: ObjectId, client: ClientId, ahead_us: int, now_us: int) -> None:
+        """Put the object's time so far ahead, which the client may do: take its steps."""
+        steps = self._at(name, client, now_us).steps
+        if steps is not None:
+            steps.take(now_us, _in_steps(ahead_us))
 
     def charge(self, name: ObjectId, client: ClientId, now_us: int) -> None:
         """Charge the client for a barrier that other servers report; it is never refused.

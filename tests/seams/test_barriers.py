@@ -389,8 +389,36 @@ def test_a_copy_does_not_carry_one_objects_time_over_to_another(ahead_us: int) -
     assert latest_us(world) <= world.now_us
 
 
+def test_a_copy_that_has_to_wait_takes_the_steps_of_its_maker_once() -> None:
+    """One node lacks the version that is to be copied, and gets it before it takes the copy."""
+    _, statuses = copied_together(FAST_US)
+    assert statuses == {Status.SUCCESS}
+
+
+def test_must_fail_where_a_copy_takes_steps_before_it_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    take_steps_at_once(monkeypatch)
+    _, statuses = copied_together(FAST_US)
+    assert statuses == {Status.SUCCESS, Status.INSANE_TIME}
+
+
+def take_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are taken when they are looked for, whatever comes of the request."""
+    may_move, move = BarrierBudget.may_move, BarrierBudget.move
+
+    def moved(self: BarrierBudget, *of_what: Any) -> bool:
+        may = may_move(self, *of_what)
+        if may:
+            move(self, *of_what)
+        return may
+
+    monkeypatch.setattr(BarrierBudget, "may_move", moved)
+    monkeypatch.setattr(BarrierBudget, "move", lambda *_: None)
+
+
 def test_must_fail_where_a_copy_is_of_any_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Accepting, "_require_together", lambda *_: None)
+    monkeypatch.setattr(Accepting, "_require_together", lambda *_: set())
     world, statuses = copied_together(3_600 * SECOND_US)
     assert statuses == {Status.SUCCESS}
     assert latest_us(world) > world.now_us + 3_000 * SECOND_US
@@ -441,7 +469,7 @@ def test_what_a_fast_clock_has_left_stops_nobody(skew_us: int) -> None:
 
 
 def test_must_fail_where_no_barrier_is_ahead_of_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BarrierBudget, "move", lambda *_: False)
+    monkeypatch.setattr(BarrierBudget, "may_move", lambda *_: False)
     with pytest.raises(AssertionError, match="within 5 s"):
         test_what_a_fast_clock_has_left_stops_nobody(FAST_US)
 
@@ -473,6 +501,28 @@ def test_must_fail_where_clients_go_by_their_own_clocks_alone(
         test_who_finds_the_steps_used_up_waits_and_does_not_give_up()
 
 
+def test_barriers_that_nodes_do_not_take_use_up_no_steps() -> None:
+    """Who has used up its barriers waits a second for the next one, and not for the clocks."""
+    world = World(verifying=False)
+    left_by_a_fast_clock(world, FAST_US)
+    hand = world.hand("newcomer", allies=(FORGER,))
+    for second in range(limits.BARRIERS_EARNED + limits.BARRIERS_OF_OTHERS + 1):
+        request = barrier(ahead_of_clocks(world, hand, second * SECOND_US), FORGER)
+        replies = hand.ask(dict.fromkeys((0, 1, 3, 4), (request, b"")))
+    assert {reply.status for reply in replies.values()} == {Status.TOO_MANY}
+    newcomer = world.user("newcomer", skew_us=FAST_US)
+    assert newcomer.host.client == hand.client
+    newcomer.run(incrementing(newcomer), within_us=10 * SECOND_US)
+
+
+def test_must_fail_where_barriers_that_are_refused_use_up_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    take_steps_at_once(monkeypatch)
+    with pytest.raises(AssertionError, match="within 10 s"):
+        test_barriers_that_nodes_do_not_take_use_up_no_steps()
+
+
 def test_a_node_does_not_keep_an_object_ahead_of_the_slowest_clock() -> None:
     """It forges histories as far ahead as the node with the fastest clock takes them, again and
     again; a reader bars there on top of them. The others need as long as clocks differ, once."""
@@ -498,7 +548,7 @@ def test_a_node_does_not_keep_an_object_ahead_of_the_slowest_clock() -> None:
 def test_must_fail_where_a_node_moves_an_objects_time_as_it_likes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(BarrierBudget, "move", lambda *_: True)
+    monkeypatch.setattr(BarrierBudget, "may_move", lambda *_: True)
     with pytest.raises(AssertionError, match="within 10 s"):
         test_a_node_does_not_keep_an_object_ahead_of_the_slowest_clock()
 
@@ -526,14 +576,15 @@ def test_what_others_have_used_up_is_not_missing_to_a_newcomer() -> None:
 
 
 def test_must_fail_where_all_clients_share_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    move = BarrierBudget.move
-    monkeypatch.setattr(
-        BarrierBudget,
-        "move",
-        lambda self, name, _, ahead_us, now_us: move(
-            self, name, ClientId(bytes(16)), ahead_us, now_us
-        ),
-    )
+    for name in ("may_move", "move"):
+        of_each = getattr(BarrierBudget, name)
+        monkeypatch.setattr(
+            BarrierBudget,
+            name,
+            lambda self, name, _, *of, of_each=of_each: of_each(
+                self, name, ClientId(bytes(16)), *of
+            ),
+        )
     with pytest.raises(AssertionError, match="within 10 s"):
         test_what_others_have_used_up_is_not_missing_to_a_newcomer()
 

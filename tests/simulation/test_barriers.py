@@ -63,7 +63,7 @@ def test_must_fail_where_barriers_of_other_servers_are_not_charged(
 
 
 def test_must_fail_where_one_server_moves_an_objects_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BarrierBudget, "move", lambda *_: True)
+    monkeypatch.setattr(BarrierBudget, "may_move", lambda *_: True)
     assert hunt(attacks("forged-barrier"), too_far)
 
 
