@@ -91,6 +91,27 @@ class Grant:
             return f"gid {next(gid for gid in claim.groups if gid not in gids)}"
         return ""
 
+    def narrowed_by(self, other: Grant) -> Grant:
+        """The rights that both give. Requires: they are for the same subtree."""
+        write, both = self.write and other.write, (self, other)
+        if self.uids is None and other.uids is None:
+            squash_root = self.squash_root or other.squash_root
+            return Grant(None, write, self.subtree, squash_root=squash_root)
+        uids = {uid for each in both for uid in (*(each.uids or ()), NOBODY.uid)}
+        gids = {gid for each in both for gid in each.gids}
+        return Grant(
+            tuple(sorted(uid for uid in uids if all(each.allows(uid) for each in both))),
+            write,
+            self.subtree,
+            tuple(sorted(gid for gid in gids if all(each._has_group(gid) for each in both))),
+        )
+
+    def _has_group(self, gid: int) -> bool:
+        """True if each of its users may claim this group."""
+        if self.uids is None:
+            return gid != _ROOTS_GROUP or not self.squash_root
+        return gid in self._gids
+
     def claimable(self, who: Credentials) -> Credentials:
         """What a mount claims for `who`, as the kernel knows it: without groups not granted.
 

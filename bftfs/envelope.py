@@ -12,7 +12,14 @@ from msgspec import Meta
 
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import BLOCK_ID_BYTES
-from bftfs.limits import AHEAD_NAMED, DECISIONS_TOLD, DESCRIPTION_BYTES, USAGE_BOUNDS, USAGE_ROWS
+from bftfs.limits import (
+    AHEAD_NAMED,
+    DECISIONS_TOLD,
+    DESCRIPTION_BYTES,
+    OTHER_DESCRIPTIONS,
+    USAGE_BOUNDS,
+    USAGE_ROWS,
+)
 from bftfs.query_update import messages as query_update
 from bftfs.read_write import messages as read_write
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES
@@ -48,6 +55,9 @@ class Decision(Value, frozen=True):
     since_s: _MomentField
 
 
+_DigestField: TypeAlias = Annotated[bytes, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+
+
 class HealthReply(Message, frozen=True, tag=0x52):
     """The node's report on itself."""
 
@@ -66,6 +76,10 @@ class HealthReply(Message, frozen=True, tag=0x52):
     # The latest cluster description that the node has seen.
     description_serial: Annotated[int, Meta(ge=0, le=_BYTES_MOST)] = 0
     description_digest: Annotated[bytes, Meta(max_length=DIGEST_BYTES)] = b""
+    # Those that it keeps beside it, as they take rights that the latest one does not take.
+    other_descriptions: Annotated[
+        tuple[_DigestField, ...], Meta(max_length=OTHER_DESCRIPTIONS)
+    ] = ()
     # The first of the objects whose latest versions are of the future.
     ahead: Annotated[tuple[ObjectField, ...], Meta(max_length=AHEAD_NAMED)] = ()
     # The latest decisions to let history go.
@@ -167,7 +181,12 @@ class Announcement(Message, frozen=True, tag=0x57):
 
 
 class DescriptionRequest(Message, frozen=True, tag=0x58):
-    """Asks a node for the latest description that it has seen; of nodes and the administrator."""
+    """Asks a node for the latest description that it has seen; of nodes and the administrator.
+
+    Or for one that it keeps beside that, by its digest.
+    """
+
+    digest: Annotated[bytes, Meta(max_length=DIGEST_BYTES)] = b""
 
 
 class DescriptionReply(Message, frozen=True, tag=0x59):

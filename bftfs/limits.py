@@ -29,6 +29,7 @@ CLOCKS_PATIENCE_MOST_US = 4 * SECOND_US  # …up to this, until all correct cloc
 
 # --- frames and messages --------------------------------------------------------------------
 FRAME_METADATA_BYTES = 4 * MIB  # encoded message; object sync pages and readdir pages fit in
+OTHER_DESCRIPTIONS = 4  # that a node keeps beside the latest one
 DESCRIPTION_BYTES = 3 * MIB  # of a cluster description, which travels in one message
 FRAME_BODY_BYTES = 8 * MIB  # raw payload that follows it: one fragment of the largest block
 UNANSWERED_REQUESTS = 1024  # of one conversation; answers to older ones are dropped

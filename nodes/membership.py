@@ -11,10 +11,15 @@ its clients. Nodes, and whoever stands between them, may show old descriptions, 
    names has signed it, and if it supersedes the latest one seen: its serial is higher. It stores it
    beside its store, with its signature, and starts with it the next time. So nothing that is older
    can admit a revoked client, or give anybody more rights, whoever brings it.
-2. What any description calls revoked stays so, if the administrator has signed it: also one that
+2. What the administrator takes holds until a later description is signed that may know of it.
+   Descriptions of one number do not know of each other: of a client that several of them list, the
+   node grants what all of them grant.
+   What any description calls revoked stays so, if the administrator has signed it: also one that
    is older, or has the number of the latest one and was made on another machine, where somebody did
    not know of the latest. These clients are noted beside the store, and not admitted, whatever
    later descriptions list. Who is to come back gets a new key.
+   The descriptions that say so are kept beside the latest one, and shown to peers, which believe
+   the signature (`Others`).
 3. The clients are the others of the latest description, whatever else has changed in it. For all
    other settings the node uses those with which it was started; its health report says that it must
    be restarted to use the new ones.
@@ -29,20 +34,23 @@ Concurrency: belongs to the loop's thread.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from bftfs import cluster
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription, SignedDescription, signature_path
-from bftfs.crypto.digest import Body
+from bftfs.credentials import Grant
+from bftfs.crypto.digest import Body, Digest
 from bftfs.durable_files import replace_file
 from bftfs.envelope import DescriptionReply, DescriptionRequest, UpkeepReply
 from bftfs.errors import UsageError
 from bftfs.identifiers import ClientId, NodeId
+from bftfs.limits import OTHER_DESCRIPTIONS
 from bftfs.printable import as_word
 from bftfs.runtime.log import PROCESS_LOG
 from bftfs.server.step import Ready, Role, Sender
@@ -50,6 +58,7 @@ from bftfs.storage import StorageView
 
 # The fields that nodes take over at once.
 _LIVE = {"clients", "client_share", "past_clients", "let_go", "serial"}
+_READ_MOST = 1024  # descriptions that the node remembers to have read; then it forgets them
 RESTART = "more than its clients has changed in its cluster description: restart the node to use it"
 
 
@@ -76,6 +85,11 @@ def latest_description(path: Path, kept: Path) -> SignedDescription:
         )
     if not known.is_superseded_by(described):
         return latest
+    revoked, others = Revocations(revocations_path(kept)), Others(kept, described)
+    revoked.add(known)
+    others.add(latest)
+    revoked.store(described)
+    others.store()
     cluster.keep(kept, given)
     return given
 
@@ -136,6 +150,76 @@ def revocations_path(kept: Path) -> Path:
     return kept.with_name(kept.name + ".revoked")
 
 
+class Others:
+    """Signed descriptions that take rights which the latest one does not take.
+
+    They have its number, or call clients revoked whom it does not. Each is kept in files of its
+    own, and shown to peers. If there are too many, those with the lowest numbers go; whom they
+    revoke stays noted (`Revocations`).
+    """
+
+    def __init__(self, kept: Path, latest: ClusterDescription) -> None:
+        self._kept = kept
+        self.signed: tuple[SignedDescription, ...] = ()
+        self._latest = latest
+        for path in kept.parent.glob(f"{kept.name}.other.*.toml"):
+            try:
+                self.add(cluster.read(path, administrator=latest.administrator))
+            except UsageError as mistake:
+                PROCESS_LOG.warning("another description is not used", reason=str(mistake))
+
+    @property
+    def digests(self) -> tuple[Digest, ...]:
+        """Those of the descriptions."""
+        return tuple(each.description.digest for each in self.signed)
+
+    def add(self, *signed: SignedDescription) -> None:
+        """Keep these in memory, as far as they count."""
+        each = {other.description.digest: other for other in (*self.signed, *signed)}
+        found = sorted(
+            (other for other in each.values() if self._counts(other.description)),
+            key=lambda other: other.description.serial,
+        )
+        self.signed = tuple(found[-OTHER_DESCRIPTIONS:])
+
+    def latest_is(self, latest: ClusterDescription) -> None:
+        """Drop what does not count beside `latest`."""
+        self._latest = latest
+        self.add()
+
+    def grant(self, client: ClientId, grant: Grant) -> Grant:
+        """What of `grant` those with the latest one's number give the client, too."""
+        for other in self.signed:
+            entry = other.description.client(client)
+            if other.description.serial == self._latest.serial and entry is not None:
+                grant = grant if entry.grant == grant else grant.narrowed_by(entry.grant)
+        return grant
+
+    def store(self) -> None:
+        """Write those that have no files, and remove the files of others. Raises UsageError."""
+        wanted = {self._path(other): other for other in self.signed}
+        for path, other in wanted.items():
+            if not path.exists():
+                cluster.keep(path, other)
+        for path in self._kept.parent.glob(f"{self._kept.name}.other.*.toml"):
+            if path not in wanted:
+                for each in (path, signature_path(path)):
+                    each.unlink(missing_ok=True)
+
+    def _path(self, signed: SignedDescription) -> Path:
+        name = f"{self._kept.name}.other.{signed.description.digest[:8].hex()}.toml"
+        return self._kept.with_name(name)
+
+    def _counts(self, described: ClusterDescription) -> bool:
+        latest = self._latest
+        if described.cluster_id != latest.cluster_id or described.digest == latest.digest:
+            return False
+        named = {past.client for past in latest.past_clients}
+        return described.serial == latest.serial or any(
+            past.client not in named for past in described.past_clients
+        )
+
+
 class LiveMembership:
     """The clients in the latest cluster description.
 
@@ -158,6 +242,9 @@ class LiveMembership:
         self._seen: tuple[tuple[int, int, int], ...] | None = None
         self._revoked = Revocations(revocations_path(kept))
         self._revoked.add(signed.description)
+        self.others = Others(kept, signed.description)
+        self._read = {each.description.digest for each in (signed, *self.others.signed)}
+        self.unstored = ""  # why what was seen last is not stored; empty if it is
 
     @property
     def latest(self) -> ClusterDescription:
@@ -181,15 +268,20 @@ class LiveMembership:
         client = self.latest.principal(public_key)
         if client is None or client.node is not None:
             return None
-        return None if client.role is Role.CLIENT and client.client in self._revoked else client
+        if client.role is not Role.CLIENT:
+            return client
+        if client.client in self._revoked:
+            return None
+        return replace(client, grant=self.others.grant(client.client, client.grant))
 
     def admits(self, sender: Sender) -> bool:
         """True if `sender` may still connect, with the same rights."""
         if sender.role is not Role.CLIENT:
             return True
         entry = self.latest.client(sender.client)
-        is_listed = entry is not None and entry.grant == sender.grant
-        return is_listed and sender.client not in self._revoked
+        if entry is None or sender.client in self._revoked:
+            return False
+        return self.others.grant(sender.client, entry.grant) == sender.grant
 
     def share_of(self, client: ClientId) -> float:
         """The part of the room that the client may use, by the latest description."""
@@ -223,7 +315,7 @@ class LiveMembership:
         if latest.is_superseded_by(described):
             self._use(signed)
             return
-        self._heed(described)
+        self._heed(signed)
         if described.serial == latest.serial and described.digest != latest.digest:
             self.unused = (
                 f"{as_word(self._path)} is not used: it is number {described.serial} of the "
@@ -233,14 +325,41 @@ class LiveMembership:
             )
             raise UsageError(self.unused)
 
-    def _heed(self, described: ClusterDescription) -> None:
-        """Admit nobody any more whom a description calls revoked that is not taken over."""
-        if described.cluster_id == self.latest.cluster_id and self._revoked.add(described):
+    def _heed(self, signed: SignedDescription) -> None:
+        """Give nobody what a description takes that is not taken over."""
+        described, before = signed.description, self.others.signed
+        if described.cluster_id != self.latest.cluster_id:
+            return
+        self._note_read(described)
+        self.others.add(signed)
+        if self._revoked.add(described) or self.others.signed != before:
             self.on_change()
-            try:
-                self._revoked.store(self.latest)
-            except UsageError as mistake:
-                PROCESS_LOG.warning("revoked clients not stored", reason=str(mistake))
+            with contextlib.suppress(UsageError):
+                self._store()
+
+    def _note_read(self, described: ClusterDescription) -> None:
+        if len(self._read) >= _READ_MOST:
+            self._read = {self.latest.digest, *self.others.digests}
+        self._read.add(described.digest)
+
+    def lacks(self, digest: bytes) -> bool:
+        """True if it has not seen the description with this digest."""
+        return digest not in self._read
+
+    def _store(self) -> None:
+        """Store what was seen. Raises UsageError; then `unstored` tells, until it has succeeded."""
+        try:
+            self._revoked.store(self.latest)
+            self.others.store()
+            cluster.keep(self._kept, self.signed)
+        except UsageError as mistake:
+            self.unstored = (
+                f"number {self.latest.serial} of the cluster's descriptions is used, and not "
+                f"stored: {mistake.message}"
+            )
+            PROCESS_LOG.warning("cluster description not stored", reason=self.unstored)
+            raise UsageError(self.unstored) from mistake
+        self.unstored = ""
 
     @property
     def contradicted(self) -> str:
@@ -255,9 +374,26 @@ class LiveMembership:
             "a new key"
         )
 
+    @property
+    def narrowed(self) -> str:
+        """A message if another description with the latest one's number narrows grants."""
+        names = [
+            each.name
+            for each in self.latest.clients
+            if self.others.grant(each.client, each.grant) != each.grant
+        ]
+        if not names:
+            return ""
+        return (
+            f"there are several descriptions with number {self.latest.serial}, signed on different "
+            f"machines; each of {', '.join(names[:8])} has only the rights that all of them grant; "
+            "run `bftfs cluster tell` and see that the rights in `cluster.toml` are right, then "
+            "`bftfs cluster sign`"
+        )
+
     def _use(self, signed: SignedDescription) -> None:
         """Use and keep a description that supersedes the latest one. Raises UsageError."""
-        described, latest = signed.description, self.latest
+        before, described, latest = self.signed, signed.description, self.latest
         self.signed = signed  # even if it cannot be stored: revoked clients are cut off
         if described.clients != latest.clients:
             names = [each.name for each in described.clients]
@@ -270,9 +406,16 @@ class LiveMembership:
         if self.is_partial:
             PROCESS_LOG.warning("cluster description taken over in part", reason=RESTART)
         self._revoked.add(described)
+        self._note_read(described)
+        self.others.latest_is(described)
+        self.others.add(before)
         self.on_change()
-        self._revoked.store(described)
-        cluster.keep(self._kept, signed)
+        self._store()
+
+    def shown(self, digest: bytes) -> SignedDescription:
+        """The description with this digest that is kept beside the latest one; else that one."""
+        kept = (each for each in self.others.signed if each.description.digest == digest)
+        return next(kept, self.signed)
 
     # --- of others ---------------------------------------------------------------------------
 
@@ -288,7 +431,9 @@ class LiveMembership:
         if latest.is_superseded_by(described):
             self._use(sent)
             return
-        self._heed(described)
+        self._heed(sent)
+        if self.unstored:
+            self._store()
         if described.digest != latest.digest:
             raise UsageError(
                 f"it has seen number {latest.serial} of the cluster's descriptions, and was sent "
@@ -305,6 +450,9 @@ class LiveMembership:
 
     def compare(self, peers_serial: int) -> None:
         """Some correct peer has the description with this serial, or a later one."""
+        if self.unstored:
+            with contextlib.suppress(UsageError):
+                self._store()
         if peers_serial > max(self._peers_serial, self.latest.serial):
             self._peers_serial = peers_serial
             PROCESS_LOG.warning("old cluster description", reason=self.outdated)
@@ -338,11 +486,12 @@ class MembershipServer:
         """Serve an `Announcement` or a `DescriptionRequest`."""
         membership = self._membership
         if type(message) is DescriptionRequest and sender.role is not Role.CLIENT:
-            return Ready(DescriptionReply(membership.signed.encoded, membership.signed.signature))
+            shown = membership.shown(message.digest)
+            return Ready(DescriptionReply(shown.encoded, shown.signature))
         if sender.role is not Role.ADMINISTRATOR:
             return Ready(Refused(errno.EACCES, "only the cluster's administrator may do upkeep"))
         try:
             membership.take(message.encoded, message.signature)
         except UsageError as mistake:
             return Ready(UpkeepReply(mistake.message[:512]))
-        return Ready(UpkeepReply(membership.contradicted[:512]))
+        return Ready(UpkeepReply((membership.contradicted or membership.narrowed)[:512]))

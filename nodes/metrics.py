@@ -244,6 +244,7 @@ class Health:
             ),
             description_serial=self.membership.latest.serial,
             description_digest=self.membership.latest.digest,
+            other_descriptions=self.membership.others.digests,
             let_go=tuple(
                 Decision(each.before_s, each.signed_s, each.number, each.client, each.since_s)
                 for each in self.membership.latest.let_go[-DECISIONS_TOLD:]
@@ -271,7 +272,7 @@ class Health:
             reasons.append(f"{self.tally.faults} requests met a fault in the node; see its log")
         membership = self.membership
         reasons += (self.own_clock.reason, membership.outdated, membership.unused)
-        reasons.append(membership.contradicted)
+        reasons += (membership.contradicted, membership.narrowed, membership.unstored)
         return tuple(reason[:512] for reason in reasons if reason)
 
     def _remarks(self) -> tuple[str, ...]:

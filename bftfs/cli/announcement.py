@@ -18,7 +18,8 @@ from bftfs.server.comparison import with_a_correct_one
 # In what a node says that has seen a later description, or another one.
 _LATER = ("was sent an older one", "was sent another one")
 
-_CONTRADICTED = "does not admit them"  # in what one says that knows of other revocations
+# In what one says that knows of others, which take more.
+_CONTRADICTED = ("does not admit them", "only the rights that all of them grant")
 
 
 def announce(directory: DataDirectory, signed: SignedDescription, *, done: str) -> int:
@@ -41,7 +42,11 @@ def announce(directory: DataDirectory, signed: SignedDescription, *, done: str) 
         )
     missed = {node: why for node, why in deaf.items() if node not in stopped}
     for node, why in missed.items():
-        heard_it = "has heard of it, and" if _CONTRADICTED in why else "has not heard of it: it"
+        heard_it = (
+            "has heard of it, and"
+            if any(each in why for each in _CONTRADICTED)
+            else "has not heard of it: it"
+        )
         click.echo(f"bftfs: node {node} {heard_it} {printable(why)}", err=True)
     if any(words in why for why in missed.values() for words in _LATER):
         click.echo(

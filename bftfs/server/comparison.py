@@ -9,7 +9,10 @@ folder tells so; the peers do.
 1. Each node asks its peers once a minute which serial theirs has, and those that claim a later one
    for the description. It takes the description for what it is worth by itself: signed by the
    administrator, and later than its own. So one peer that has heard of a revocation is enough, and
-   liars can only make the node read what is of no use, once a minute each.
+   liars can only make the node read what is of no use, a few descriptions a minute each.
+   The same holds of another one with the same serial, and of older ones that a peer keeps because
+   they take rights that the latest one does not take (`nodes.membership`, rule 2): each is read
+   once.
 2. A serial is believed without the description only if at least b + 1 peers report it or a later
    one, because b of them may lie. Then the node says that its own is old.
 
@@ -84,6 +87,9 @@ class Descriptions(Protocol):
     def offer(self, encoded: bytes, signature: bytes, *, by: NodeId) -> None:
         """Use a peer's description if it is signed, and later."""
 
+    def lacks(self, digest: bytes) -> bool:
+        """True if it has not seen the description with this digest."""
+
     def compare(self, peers_serial: int) -> None:
         """Some correct peer has the description with this serial, or a later one."""
 
@@ -109,20 +115,25 @@ class Comparison:
         while True:
             reports = await health_reports(self._peers, self._others)
             serials = {node: report.description_serial for node, report in reports.items()}
-            await self._fetch(serials)
+            for node, report in reports.items():
+                await self._fetch(node, report)
             self._known.compare(with_a_correct_one(serials.values(), b=self._b))
             await Pause(EVERY_US)
 
-    async def _fetch(self, serials: dict[NodeId, int]) -> None:
-        """Ask the peers for a later description, one by one, as long as somebody claims one."""
+    async def _fetch(self, node: NodeId, report: HealthReply) -> None:
+        """Ask a peer for the descriptions that it claims and this node lacks."""
 
         def judge(delivery: Delivery, _now_us: int) -> DescriptionReply | None:
             return delivery.message if isinstance(delivery.message, DescriptionReply) else None
 
-        for node, serial in serials.items():
-            if serial > self._known.serial:
-                answers = await ask_all(
-                    self._peers, {node: DescriptionRequest()}, judge, patience_us=_PATIENCE_US
-                )
-                for reply in answers.values():
-                    self._known.offer(reply.encoded, reply.signature, by=node)
+        known = self._known
+        wanted = [each for each in report.other_descriptions if known.lacks(each)]
+        serial, digest = report.description_serial, report.description_digest
+        if serial > known.serial or (serial == known.serial and digest and known.lacks(digest)):
+            wanted.insert(0, b"")
+        for each in wanted:
+            answers = await ask_all(
+                self._peers, {node: DescriptionRequest(each)}, judge, patience_us=_PATIENCE_US
+            )
+            for reply in answers.values():
+                known.offer(reply.encoded, reply.signature, by=node)

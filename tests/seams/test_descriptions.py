@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from bftfs import cluster
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
-from bftfs.cluster import ClientEntry, ClusterDescription, SignedDescription
+from bftfs.cluster import ClientEntry, ClusterDescription, PastClient, SignedDescription
 from bftfs.credentials import Grant
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
-from bftfs.envelope import Announcement, DescriptionReply, DescriptionRequest, UpkeepReply
+from bftfs.envelope import (
+    Announcement,
+    DescriptionReply,
+    DescriptionRequest,
+    HealthReply,
+    UpkeepReply,
+)
 from bftfs.errors import UsageError
-from bftfs.identifiers import NodeId
+from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId
+from bftfs.limits import OTHER_DESCRIPTIONS
+from bftfs.server import comparison
+from bftfs.server.comparison import Comparison
 from bftfs.server.step import Role, Sender
 from bftfs.storage import MemoryStorage
 from nodes.membership import (
     LiveMembership,
     MembershipServer,
+    Others,
     Revocations,
     latest_description,
 )
@@ -282,6 +295,193 @@ def test_a_damaged_list_of_the_revoked_is_no_empty_one(tmp_path: Path, contents:
     (tmp_path / "description.toml.revoked").write_text(contents)
     with pytest.raises(UsageError, match="the clients that were revoked, cannot be used"):
         machine.restart()
+
+
+def test_who_was_revoked_stays_so_where_a_node_starts_with_a_later_file(tmp_path: Path) -> None:
+    """The file came while the node was down; who signed it did not know of the revocation."""
+    machine = Machine(tmp_path, HERE)
+    machine.copy_in(LATER_THERE[1])
+    machine.restart()
+    assert machine.membership.serial == 5
+    assert not machine.knows_laptop
+    machine.restart()
+    assert not machine.knows_laptop
+
+
+def test_what_could_not_be_stored_is_stored_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever tells a node again hears whether it has stored it now, and not that it knows it."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for retries in ("told again", "a minute later", "another is told"):
+        (tmp_path / retries).mkdir()
+        machine = Machine(tmp_path / retries, BEFORE)
+        with monkeypatch.context() as patch:
+            patch.setattr(cluster, "replace_file", full)
+            for _ in range(2):
+                assert "is used, and not stored: cannot write" in machine.tell(signed(AFTER))
+                assert machine.membership.unstored
+            assert not machine.knows_laptop
+        if retries == "told again":
+            assert machine.tell(signed(AFTER)) == ""
+        elif retries == "a minute later":
+            machine.membership.compare(2)
+        else:
+            assert "sent an older one" in machine.tell(signed(BEFORE))
+        assert machine.membership.unstored == ""
+        machine.restart()
+        assert not machine.knows_laptop
+
+
+# --- what one machine takes and another one does not know of --------------------------------------
+
+
+def grants(machine: Machine) -> Grant:
+    """What the node grants the laptop."""
+    found = machine.membership.principal(LAPTOP.public_key)
+    assert found is not None
+    assert machine.membership.admits(found)
+    return found.grant
+
+
+def of_one_number() -> list[ClusterDescription]:
+    """Three machines have each narrowed the laptop's grant, or added a desk."""
+    [laptop] = BEFORE.clients
+    few = replace(laptop, grant=Grant(uids=(1000, 1001), gids=(5, 6)))
+    return [
+        narrowed(BEFORE),
+        replace(BEFORE, clients=(few,), serial=2),
+        BEFORE.with_client(DESK),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_of_several_with_one_number_a_client_has_what_all_grant(tmp_path: Path, seed: int) -> None:
+    """In whatever order and way a node learns of them; the next number holds by itself."""
+    draw = Random(seed)
+    machine = Machine(tmp_path, BEFORE)
+    forks = of_one_number()
+    draw.shuffle(forks)
+    for at, description in enumerate(forks):
+        learns(draw, machine, description)
+        # A file that was replaced since is one that a node need not have looked at.
+        if not at:
+            before = machine.membership.principal(LAPTOP.public_key)
+    machine.restart()
+    assert grants(machine) == Grant(uids=(1000,), write=False)
+    assert before is not None
+    assert machine.membership.admits(before) == (before.grant == grants(machine))
+    is_told = "each of laptop has only the rights" in machine.membership.narrowed
+    assert is_told == (machine.membership.latest.clients[0].grant != grants(machine))
+    assert machine.tell(signed(replace(BEFORE, serial=3))) == ""
+    assert grants(machine) == BEFORE.clients[0].grant
+    assert machine.membership.narrowed == ""
+    assert not list(tmp_path.glob("*.other.*"))
+
+
+def test_must_fail_where_the_first_of_one_number_counts_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Others, "grant", lambda _self, _client, grant: grant)
+    machine = Machine(tmp_path, BEFORE.with_client(DESK))
+    machine.tell(signed(narrowed(BEFORE)))
+    assert grants(machine).write, "which the administrator has taken from it"
+
+
+def exchange(machines: Sequence[Machine], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Each node asks each other one, as it does once a minute. Returns what was sent."""
+    sent = 0
+
+    async def ask_all(
+        _peers: object, requests: dict[int, DescriptionRequest], *_: Any, **__: Any
+    ) -> Any:
+        nonlocal sent
+        sent += len(requests)
+        step = [MembershipServer(each.membership).step for each in machines]
+        peer = sender(NEW.nodes[0].public_key)
+        return {
+            node: step[node](MemoryStorage(), peer, request, b"", 0).reply
+            for node, request in requests.items()
+        }
+
+    monkeypatch.setattr(comparison, "ask_all", ask_all)
+    for machine in machines:
+        work = Comparison(
+            NodeId(0), BEFORE, Peers(ThresholdQuorums(BEFORE.query_update)), machine.membership
+        )
+        for node, other in enumerate(machines):
+            known = other.membership
+            report = HealthReply(
+                *(1, 1, True, (), 1, 1, 1, 1, 1, 1),
+                description_serial=known.serial,
+                description_digest=known.latest.digest,
+                other_descriptions=known.others.digests,
+            )
+            with pytest.raises(StopIteration):
+                work._fetch(NodeId(node), report).send(None)
+    return sent
+
+
+@pytest.mark.parametrize("later", [replace(THERE, serial=2), *LATER_THERE[1:]])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_revocation_reaches_nodes_that_have_heard_of_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: ClusterDescription, restarts: bool
+) -> None:
+    """One node has heard of it; it takes over what was signed elsewhere, and still shows it."""
+    machines = []
+    for node in range(4):
+        (tmp_path / str(node)).mkdir()
+        machines.append(Machine(tmp_path / str(node), BEFORE))
+    machines[0].tell(signed(HERE))
+    for each in machines[1:3]:
+        each.tell(signed(later))
+    machines[0].hear(signed(later))
+    if restarts:
+        for each in machines:
+            each.restart()
+    assert [each.knows_laptop for each in machines] == [False, True, True, True]
+    exchange(machines, monkeypatch)
+    exchange(machines, monkeypatch)
+    assert not any(each.knows_laptop for each in machines)
+    assert exchange(machines, monkeypatch) == 0, "each is read once"
+    for each in machines:
+        each.restart()
+    assert not any(each.knows_laptop for each in machines)
+    assert exchange(machines, monkeypatch) == 0
+    last = later.with_revocations_of(HERE)
+    for each in machines:
+        assert each.tell(signed(replace(last, serial=100))) == ""
+        assert each.membership.others.signed == ()
+
+
+def test_must_fail_where_what_takes_rights_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Others, "add", lambda *_: None)
+    with pytest.raises(AssertionError):
+        test_a_revocation_reaches_nodes_that_have_heard_of_another_machine(
+            tmp_path, monkeypatch, LATER_THERE[1], restarts=False
+        )
+
+
+def test_a_node_keeps_few_others(tmp_path: Path) -> None:
+    """Though the administrator signs one number again and again; whom any revokes stays noted."""
+    machine = Machine(tmp_path, BEFORE)
+    for serial in range(3, 12):
+        machine.tell(signed(replace(BEFORE, serial=serial + 20)))
+        revoked = PastClient("ghost", ClientId(bytes([serial]) * CLIENT_ID_BYTES), None, serial)
+        machine.tell(signed(replace(BEFORE, serial=serial, past_clients=(revoked,))))
+    assert len(machine.membership.others.signed) == OTHER_DESCRIPTIONS
+    assert len(list(tmp_path.glob("*.other.*.toml"))) == OTHER_DESCRIPTIONS
+    machine.restart()
+    assert len(machine.membership.others.signed) == OTHER_DESCRIPTIONS
+    assert all(
+        ClientId(bytes([each]) * CLIENT_ID_BYTES) in machine.membership._revoked
+        for each in range(3, 12)
+    )
 
 
 # --- what is sent -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -94,6 +95,33 @@ def test_root_is_squashed_where_users_are_named() -> None:
     assert grant.uncovered(Credentials(1000, 0)) == ""  # its users may be in root's group
     assert not grant.allows(0)
     assert grant.allows(NOBODY.uid)
+
+
+GRANTS = [
+    Grant(uids, True, gids=gids, squash_root=squash)
+    for squash in (False, True)
+    for uids in (None, (), (7,), (7, 8), (0, 7), (65534, 8))
+    for gids in ((), (5,), (0, 5, 6), (65534,))
+    if not (squash and 0 in (uids or ())) and not (gids and uids is None)
+]
+CLAIMS = [
+    Credentials(uid, gid, groups)
+    for uid in (0, 7, 8, 9, 65534)
+    for gid in (0, 5, 6, 9, 65534)
+    for groups in ((), (0,), (5,), (6, 65534))
+]
+
+
+@pytest.mark.parametrize("one", GRANTS)
+def test_what_two_grants_allow_is_what_each_of_them_allows(one: Grant) -> None:
+    for other in GRANTS:
+        both = one.narrowed_by(other)
+        for claim in CLAIMS:
+            covered = not one.uncovered(claim) and not other.uncovered(claim)
+            assert (both.uncovered(claim) == "") == covered, (other, claim)
+    assert not one.narrowed_by(replace(one, write=False)).write
+    assert not replace(one, write=False).narrowed_by(one).write
+    assert one.narrowed_by(one).write
 
 
 def test_a_request_carries_only_so_many_groups() -> None:

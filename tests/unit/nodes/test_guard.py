@@ -124,7 +124,14 @@ def test_a_full_disk_is_told_of_until_there_is_room() -> None:
     links = SimpleNamespace(unreachable=tuple)
     latest = SimpleNamespace(serial=0, digest=bytes(32), let_go=())
     membership = SimpleNamespace(
-        latest=latest, outdated="", unused="", contradicted="", is_partial=False
+        latest=latest,
+        others=SimpleNamespace(digests=()),
+        outdated="",
+        unused="",
+        contradicted="",
+        narrowed="",
+        unstored="",
+        is_partial=False,
     )
     room = Room()
     health = Health(

@@ -44,6 +44,7 @@ class Known:
 
     def __init__(self) -> None:
         self.serial = 2
+        self.read: set[bytes] = set()
         self.compared: list[int] = []
         self.offered: list[tuple[int, bytes]] = []
 
@@ -51,6 +52,9 @@ class Known:
         self.offered.append((by, signature))
         if signature == b"signed":
             self.serial = max(self.serial, encoded[0])
+
+    def lacks(self, digest: bytes) -> bool:
+        return digest not in self.read
 
     def compare(self, peers_serial: int) -> None:
         self.compared.append(peers_serial)
