@@ -266,6 +266,8 @@ class Accepting:
         client, late = request.author, request.late
         if late:
             raise _Fail(Status.NOT_CURRENT, contenders=self._lines.join(late, client, now_us))
+        if method.for_readers:
+            self._require_question(request, now_us)
         self._require_settled(request, now_us)
         names = [replica.object for replica in request.replicas]
         return self._accept_method(
@@ -589,6 +591,16 @@ class Accepting:
                 raise _Fail(Status.TOO_MANY)
         return carried
 
+    def _require_question(self, request: _Request, now_us: int) -> None:
+        """Refuse an update that readers may make, too, beyond the budget that barriers have.
+
+        It changes nothing, and yet it is a version: others who update the object contend with it.
+        """
+        self._require_allowance(request, now_us)
+        for replica in request.replicas:
+            if not self._budget.take(replica.object, request.author, now_us):
+                raise _Fail(Status.TOO_MANY)
+
     def _require_together(
         self,
         request: _Request,
@@ -758,7 +770,8 @@ class Accepting:
                 for old in replica.history.candidates
                 if old.timestamp > established and not old.barrier
             ]
-            self._budget.earn(replica.object, request.author)
+            if not method.for_readers:
+                self._budget.earn(replica.object, request.author)
             replica.append(candidate, operation=first, answer=answer if first is not None else b"")
             history = built_on(base, candidate)
             authenticator = own_authenticator(self._keys, replica.object, history)

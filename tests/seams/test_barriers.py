@@ -13,6 +13,8 @@ from bftfs.clock_skew import NEAR_US
 from bftfs.conversation import Now, Pause, Receive, Send
 from bftfs.credentials import Credentials
 from bftfs.errors import ContentionExhausted
+from bftfs.filesystem.objects import NoArguments
+from bftfs.filesystem.registry import PERMIT_READING, PERMIT_WRITING
 from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.accepting import Accepting
 from bftfs.query_update.admission import BarrierBudget, Bucket
@@ -36,6 +38,7 @@ from bftfs.query_update.messages import (
     Update,
     UpdateReply,
 )
+from bftfs.query_update.object_type import Record
 from bftfs.query_update.observation import Observed
 from bftfs.query_update.replica import Replica
 from bftfs.simulation.world import SECOND_US
@@ -43,17 +46,26 @@ from bftfs.wire.codec import encode
 from tests.seams.world import READERS_GRANT, STRANGER, FreeHand, Hand, User, World
 
 COUNTER = object_id(ObjectKind.COUNTER, placement=0, unique=bytes(14))
+ONE = Increment(1)
 OTHER = object_id(ObjectKind.COUNTER, placement=0, unique=bytes(13) + b"2")
 AHEAD_US = 200 * SECOND_US
 FORGER = NodeId(5)
 
 
 class Counting:
-    """A correct client that increments a counter, one update after the other."""
+    """A correct client that increments a counter, or the like, one update after the other."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(
+        self,
+        world: World,
+        user: User | None = None,
+        identifier: ObjectId = COUNTER,
+        method: str = "counter.increment",
+        arguments: Record = ONE,
+    ) -> None:
         self._world = world
-        self._user: User = world.user("correct", Credentials(uid=1000, gid=1000))
+        self._user = user or world.user("correct", Credentials(uid=1000, gid=1000))
+        self._update = (identifier,), method, arguments
         self.count = 0
         self.errors: list[BaseException] = []
         self._user.host.start(self._increment(), lambda _, error: self._ended(error))
@@ -64,9 +76,7 @@ class Counting:
 
     async def _increment(self) -> None:
         while True:
-            await self._user.objects.update(
-                (COUNTER,), "counter.increment", Increment(1), self._user.who
-            )
+            await self._user.objects.update(*self._update, self._user.who)
             self.count += 1
 
     def rate(self, duration_us: int) -> float:
@@ -169,6 +179,69 @@ def test_must_fail_where_barriers_have_no_budget(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(BarrierBudget, "take", lambda *_: True)
     with pytest.raises(AssertionError):
         test_readers_that_race_do_not_stop_updates(readers=1, pause_us=1)
+
+
+async def asking(user: User, identifier: ObjectId) -> None:
+    """Ask an inode if reading is permitted, which is an update, without a pause."""
+    while True:
+        await user.objects.update((identifier,), PERMIT_READING, NoArguments(), user.who)
+
+
+@pytest.mark.parametrize("delay_us", [2_000, 20_000])
+def test_readers_that_ask_for_permission_do_not_stop_updates(delay_us: int) -> None:
+    """Keys for reading alone, and a file that everybody may read."""
+    world = World(delay_us=(delay_us, delay_us))
+    root = world.user("root")
+    root.format()
+    identifier = root.make("shared", "contents", mode=0o644)
+    counting = Counting(world, root, identifier, PERMIT_WRITING, NoArguments())
+    alone = counting.rate(SECOND_US)
+    readers = [world.user(f"reader {each}", STRANGER, grant=READERS_GRANT) for each in range(4)]
+    for reader in readers:
+        world.start(reader.host, asking(reader, identifier))
+    world.run_for(6 * SECOND_US)  # what is allowed at first is over
+    attacked = counting.rate(4 * SECOND_US)
+    assert attacked >= alone / 2, f"{alone:.0f} updates/s became {attacked:.1f}"
+
+
+def test_must_fail_where_readers_ask_as_often_as_they_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accepting, "_require_question", lambda *_: None)
+    with pytest.raises(AssertionError, match="updates/s became"):
+        test_readers_that_ask_for_permission_do_not_stop_updates(2_000)
+
+
+def barriers_after(method: str) -> int:
+    """How many barriers a client may make that has updated a file three times, in this way."""
+    world = World(verifying=False)
+    root, user = world.user("root"), world.user("client", STRANGER)
+    root.format()
+    identifier = root.make("shared", "contents", mode=0o646)
+    for _ in range(3):
+        user.run(user.objects.update((identifier,), method, NoArguments(), user.who))
+    hand = world.hand("client")
+    made = 0
+    while True:
+        known = histories(hand, identifier)[NodeId(0)]
+        (reply,) = hand.ask({0: (barrier(known, NodeId(0), name=identifier), b"")}).values()
+        if reply.status is not Status.SUCCESS:
+            return made
+        made += 1
+
+
+def test_who_asks_for_permission_to_read_earns_no_barriers() -> None:
+    most = limits.BARRIERS_EARNED + limits.BARRIERS_OF_OTHERS
+    assert barriers_after(PERMIT_READING) < most
+    assert barriers_after(PERMIT_WRITING) > 3 * limits.BARRIERS_EARNED
+
+
+def test_must_fail_where_questions_earn_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Accepting,
+        "_require_question",
+        lambda self, request, _: self._budget.earn(request.replicas[0].object, request.author),
+    )
+    with pytest.raises(AssertionError):
+        test_who_asks_for_permission_to_read_earns_no_barriers()
 
 
 # --- barriers that a node forges -----------------------------------------------------------------
