@@ -82,7 +82,7 @@ from bftfs.filesystem.objects import (
     time_ns,
     without_set_id_bits,
 )
-from bftfs.query_update.object_type import Caller, MutableState, Record, Refusal
+from bftfs.query_update.object_type import Caller, ChangesAsked, MutableState, Record, Refusal
 from bftfs.read_write.timestamp import BlockTimestamp, digest_of
 from bftfs.retention import KEEP_ALL, POLICY_BYTES, parse_policy
 from bftfs.wire.codec import TimeField
@@ -110,6 +110,21 @@ def permit_reading(states: States, arguments: Record, caller: Caller) -> bytes:
     del arguments
     Subject.existing(states[0]).require(caller, READ)
     return b""
+
+
+def permit_history(states: States, arguments: ChangesAsked, caller: Caller) -> bytes:
+    """Refuse a caller who may not be shown these changes of the object, as it is now."""
+    subject = Subject.existing(states[0])
+    subject.require(caller, READ)
+    if caller.uid != ROOT and any(map(_may_show_trusted, arguments.prefixes)):
+        raise Refusal(errno.EACCES)
+    return b""
+
+
+def _may_show_trusted(prefix: bytes) -> bool:
+    """True if a key that begins with this may be that of an attribute for the superuser alone."""
+    keys = _VALUE + _TRUSTED
+    return prefix.startswith(keys) or keys.startswith(prefix)
 
 
 def change_attributes(states: States, arguments: Changes, caller: Caller) -> AttributesAfter:
@@ -321,8 +336,12 @@ def get_extended(states: States, arguments: ExtendedName, caller: Caller) -> Ext
     return ExtendedValue(bytes(value))
 
 
-def permit_extended(states: States, arguments: ExtendedName, caller: Caller) -> bytes:
+def permit_extended(
+    states: States, arguments: ExtendedName | ExtendedSetting, caller: Caller
+) -> bytes:
     """Refuse a caller who may not read the attribute of this name."""
+    if arguments.name.startswith(_TRUSTED) and caller.uid != ROOT:
+        raise Refusal(errno.ENODATA)
     if arguments.name.startswith(_USER):
         Subject.existing(states[0]).require(caller, READ)
     return b""

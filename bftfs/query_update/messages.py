@@ -369,10 +369,14 @@ class PastReply(Message, frozen=True, tag=0x27):
     whole: bool = True
 
 
+WITHHELD = b""  # in place of arguments, whose encoding is not empty
+
+
 class PastVersion(Value, frozen=True):
     """One version of an object, as servers tell it clients.
 
-    `operation` is None for a copy, which changes nothing.
+    `operation` is None for a copy, which changes nothing. Its arguments are WITHHELD from users to
+    whom its method closes them.
     """
 
     timestamp: TimestampField

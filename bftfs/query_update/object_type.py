@@ -35,6 +35,12 @@ class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """
 
 
+class ChangesAsked(Record, frozen=True):
+    """What of an object's versions is asked for: changes of keys that begin with these."""
+
+    prefixes: tuple[bytes, ...] = ()
+
+
 class State(Protocol):
     """An object's state: an ordered map. The initial state of every object is the empty map."""
 
@@ -101,7 +107,8 @@ class Method:
     `for_readers` changes nothing: a grant for reading only covers it.
 
     A query of the past answers on a state of then. If it has a `permit`, that is given the states
-    of now, and refuses who may not ask any more; its answer does not count.
+    of now, and refuses who may not ask any more; its answer does not count. That of an update
+    refuses who may not know its arguments.
 
     An update may rest on what a quorum of nodes must vouch for: `rests_on` is given what `invoke`
     was, the states as they are after it, and tells of what; None: of nothing. A server asks that

@@ -26,18 +26,19 @@ side. [Q/U §4.2.1, versioning servers]
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from heapq import merge
 from itertools import islice
 from operator import itemgetter
 
 import msgspec
+from msgspec.structs import replace
 
 from bftfs import limits
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, Operation, time_of
-from bftfs.query_update.messages import Looked, PastVersion, VersionsRequest
+from bftfs.query_update.messages import WITHHELD, Looked, PastVersion, VersionsRequest
 from bftfs.query_update.object_type import (
     FIRST_SERIAL,
     SEQUENCE,
@@ -298,11 +299,17 @@ def _above(replica: Replica, timestamp: LogicalTimestamp) -> Version | None:
     return None
 
 
-def versions_page(view: StorageView, replica: Replica, request: VersionsRequest) -> bytes | None:
+def versions_page(
+    view: StorageView,
+    replica: Replica,
+    request: VersionsRequest,
+    is_told: Callable[[Operation], bool],
+) -> bytes | None:
     """The versions from `request.newest` down; None if the server does not know them all.
 
-    Every benign server that knows them gives the same. Those that were collected are left out, and
-    all before them: the page may be empty.
+    Operations are listed without their arguments unless the user `is_told` these. Every benign
+    server that knows the versions, and what `is_told` goes by, gives the same. Those that were
+    collected are left out, and all before them: the page may be empty.
     """
     at = request.newest
     found: list[PastVersion] = []
@@ -316,7 +323,7 @@ def versions_page(view: StorageView, replica: Replica, request: VersionsRequest)
             break
         if not version.number or version.gap:
             return None
-        listed = _listed(view, replica, at, version, request.prefixes)
+        listed = _listed(view, replica, at, version, request.prefixes, is_told)
         if listed is None:
             return None
         size += len(encode(listed))
@@ -364,6 +371,7 @@ def _listed(
     timestamp: LogicalTimestamp,
     version: Version,
     prefixes: tuple[bytes, ...],
+    is_told: Callable[[Operation], bool],
 ) -> PastVersion | None:
     operation = version.operation
     if operation is None and not version.copy:
@@ -371,5 +379,7 @@ def _listed(
             operation = _operation_of(view, version.objects, timestamp)
         if operation is None:
             return None
+    if operation is not None and not is_told(operation):
+        operation = replace(operation, arguments=WITHHELD)
     changes = tuple(change for change in version.delta if change[0].startswith(prefixes))
     return PastVersion(timestamp, version.parent, version.objects, operation, changes)

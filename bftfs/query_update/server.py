@@ -64,7 +64,7 @@ from bftfs.query_update.messages import (
     VersionsReply,
     VersionsRequest,
 )
-from bftfs.query_update.object_type import Caller, Method, ObjectTypes
+from bftfs.query_update.object_type import Caller, ChangesAsked, Method, ObjectTypes
 from bftfs.query_update.past_state import newest_at, state_at, versions_page, was_collected
 from bftfs.query_update.replica import Replica
 from bftfs.server import known_lives, known_runs
@@ -75,7 +75,7 @@ from bftfs.server.step import Ready, Refuse, Role, Sender, WaitFor, Want
 from bftfs.storage import StorageView, Table
 from bftfs.wire.codec import UNREADABLE
 
-GUARD = "history.permit"  # a query without arguments; it refuses users who may not list versions
+GUARD = "history.permit"  # a query (`ChangesAsked`) that refuses users who may not list versions
 
 Handler = Callable[[StorageView, Sender, Any, int], Ready]
 
@@ -280,22 +280,34 @@ class QueryUpdateServer:
         """List versions of an object, if its guard permits it."""
         _require_grant(sender, message)
         replica = Replica(view, message.object)
-        page = versions_page(view, replica, message)
+
+        def is_told(operation: Operation) -> bool:
+            return self._may_know_arguments(view, sender, message, operation)
+
+        page = versions_page(view, replica, message, is_told)
         if page is None:  # nor does a server that is behind know who may read
             return Ready(VersionsReply(False))
-        error = self._guarded(sender, message, replica)
+        error = self._guarded(sender, message, replica, message.prefixes)
         if error:
             return Ready(VersionsReply(True, error))
         whole, page = abridged(page, message.whole_answer_from == self._node)
         return Ready(VersionsReply(True, 0, page, whole))
 
-    def _guarded(self, sender: Sender, claim: UserClaimed, replica: Replica) -> int:
+    def _guarded(
+        self,
+        sender: Sender,
+        claim: UserClaimed,
+        replica: Replica,
+        prefixes: tuple[bytes, ...] = (),
+    ) -> int:
         """The error if the object, as it is now, closes its past to the user; 0 if it does not."""
         guard = self.types.method(GUARD)
         if guard is None or kind_of(replica.object) not in guard.kinds[0]:
             return 0
         caller = _caller(sender.client, claim, time_of(replica.head))
-        return self.types.invoke(guard.invoke, (replica.workspace,), guard.arguments(), caller)[0]
+        return self.types.invoke(
+            guard.invoke, (replica.workspace,), ChangesAsked(prefixes), caller
+        )[0]
 
     # --- what recovery asks for -----------------------------------------------------------------
 
@@ -351,7 +363,7 @@ class QueryUpdateServer:
     def _may_know(
         self, view: StorageView, sender: Sender, claim: UserClaimed, operation: Operation
     ) -> bool:
-        """True if the user may read all that the operation is about.
+        """True if the user may read all that the operation is about, and know its arguments.
 
         These are the objects that are of the kinds of the first one: of an operation on names, the
         directories. What it says of their entries is what attributes say.
@@ -359,11 +371,27 @@ class QueryUpdateServer:
         method = self.types.method(operation.method)
         if method is None:
             return False
-        return not any(
-            self._guarded(sender, claim, Replica(view, name))
-            for name, kinds in zip(operation.objects, method.kinds, strict=False)
+        replicas = [Replica(view, name) for name in operation.objects]
+        if any(
+            self._guarded(sender, claim, replica)
+            for replica, kinds in zip(replicas, method.kinds, strict=False)
             if kinds == method.kinds[0]
-        )
+        ):
+            return False
+        return self._may_know_arguments(view, sender, claim, operation)
+
+    def _may_know_arguments(
+        self, view: StorageView, sender: Sender, claim: UserClaimed, operation: Operation
+    ) -> bool:
+        """False if the operation's method closes its arguments to the user."""
+        method = self.types.method(operation.method)
+        if method is None or method.permit is None:
+            return method is not None
+        replicas = [Replica(view, name) for name in operation.objects]
+        arguments = self.types.decode_arguments(method, operation.arguments)
+        caller = _caller(sender.client, claim, time_of(replicas[0].head))
+        states = tuple([replica.workspace for replica in replicas])
+        return not self._forbidden_now(method, states, arguments, caller)
 
     def _deduce(
         self, view: StorageView, sender: Sender, message: DeduceRequest, _now_us: int

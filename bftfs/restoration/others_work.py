@@ -37,6 +37,7 @@ from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.operations import FoundObject
 from bftfs.identifiers import ObjectId
 from bftfs.printable import as_word
+from bftfs.query_update.messages import WITHHELD
 from bftfs.restoration.changes import ChangeLog, creates
 from bftfs.restoration.viewpoint import Viewpoint
 
@@ -288,6 +289,8 @@ def _arguments(change: Change) -> Any:
 def _extended_names(change: Change) -> tuple[bytes, ...]:
     """The extended attributes and ACLs that a change concerns."""
     if change.operation.method in (registry.SET_EXTENDED, registry.REMOVE_EXTENDED):
+        if change.operation.arguments == WITHHELD:  # of the superuser, who alone may set it again
+            return ()
         return (_arguments(change).name,)
     return (
         (acl.ACCESS,) if "mode" in _asked(change) else ()

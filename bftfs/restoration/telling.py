@@ -15,6 +15,7 @@ from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.printable import as_word
 from bftfs.query_update.history import LogicalTimestamp
+from bftfs.query_update.messages import WITHHELD
 from bftfs.restoration.changes import ChangeLog, Slot, audited
 
 
@@ -76,6 +77,9 @@ def said(change: Change, path: Callable[[ObjectId, bytes], str] | None = None) -
     say = _SAID.get(change.operation.method)
     if method is None or say is None:
         return change.operation.method
+    if change.operation.arguments == WITHHELD:
+        verb = method.name.partition(".")[2].replace("_", " ")
+        return f"{verb} (the details are not shown to this user)"
     arguments = _TYPES.decode_arguments(method, change.operation.arguments)
     if path is None or change.operation.method not in _RENAMES:
         return say(arguments)

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import Grant
+from bftfs.filesystem import inode
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.directory import Listing
 from bftfs.filesystem.inode import ExtendedSetting
@@ -31,11 +33,22 @@ from bftfs.query_update.messages import (
     QueryReply,
     Status,
     Verdict,
+    VersionsReply,
+    VersionsRequest,
 )
 from bftfs.query_update.object_type import encode_record
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.server import QueryUpdateServer
-from tests.seams.world import ROOT, STRANGER, STRANGERS_GRANT, SUPERUSER, Hand, User, World, refused
+from tests.seams.world import (
+    ROOT,
+    STRANGER,
+    STRANGERS_GRANT,
+    SUPERUSER,
+    Hand,
+    User,
+    World,
+    refused,
+)
 
 EVERYONE = range(6)
 SECRET = b"wages of all of us"
@@ -166,3 +179,66 @@ def test_who_may_not_know_goes_on_all_the_same(accepting: int) -> None:
     identifier = stranger.run(create())
     found = house.root.run(house.root.files.lookup(house.directory, b"mine", SUPERUSER))
     assert found.identifier == identifier
+
+
+# --- histories of objects that he may read --------------------------------------------------------
+
+
+def pages(
+    hand: Hand, name: ObjectId, who: Any = STRANGER, prefixes: tuple[bytes, ...] = ()
+) -> list[bytes]:
+    """The history of an object, as each server tells it."""
+    latest = Replica(hand.world.nodes[0].disk, name).history.latest
+    asked = (*who, limits.VERSIONS_IN_REPLY, prefixes)
+    told = []
+    for node in EVERYONE:
+        request = VersionsRequest(name, latest, *asked, NodeId(node))
+        reply = hand.ask({node: (request, b"")})[node]
+        told += [reply.page] if isinstance(reply, VersionsReply) and reply.found else []
+    assert told
+    return told
+
+
+def of_a_file(house: House) -> ObjectId:
+    """The file in the house, which everybody may read who knows its id."""
+    find = house.root.files.lookup(house.directory, SECRET, SUPERUSER)
+    identifier: ObjectId = house.root.run(find).identifier
+    return identifier
+
+
+PREFIXES = [(b"x",), (b"xuser.", b"xtrusted.n"), (b"xtrusted.note",)]
+
+
+def of_the_superuser(prefixes: tuple[bytes, ...], who: Any = STRANGER) -> bool:
+    """Whether anybody tells an attribute for the superuser alone, of a file that all may read."""
+    house = House()
+    name = of_a_file(house)
+    note = ExtendedSetting(b"trusted.note", b"for root", 0)
+    house.root.run(house.root.objects.update((name,), SET_EXTENDED, note, SUPERUSER))
+    hand = house.spy if who == STRANGER else house.world.hand("admin", grant=Grant(uids=(0,)))
+    latest = Replica(house.world.nodes[0].disk, name).history.latest
+    replies = hand.ask_all(FetchRequest(latest, *who)).values()
+    told = [each.conditioned for each in replies if isinstance(each, FetchReply)]
+    told += pages(hand, name, who, prefixes)
+    return any(b"for root" in each for each in told)
+
+
+@pytest.mark.parametrize("prefixes", PREFIXES)
+def test_what_is_for_the_superuser_is_told_to_no_reader(prefixes: tuple[bytes, ...]) -> None:
+    assert not of_the_superuser(prefixes)
+    assert of_the_superuser(prefixes, SUPERUSER)
+
+
+@pytest.mark.parametrize("prefixes", PREFIXES)
+def test_must_fail_histories_with_changes_of_all_keys(
+    prefixes: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inode, "_may_show_trusted", lambda _: False)
+    assert of_the_superuser(prefixes)
+
+
+def test_must_fail_where_a_request_is_judged_by_its_object_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(QueryUpdateServer, "_forbidden_now", lambda *_: 0)
+    assert of_the_superuser(())
