@@ -275,7 +275,8 @@ class Accepting:
             vouched_by=vouched_by or _BY_NOBODY,
             now_us=now_us,
             contenders=self._lines.leave(names, client, now_us),
-            uses_reserve=method.frees,
+            # Who may read needs an answer also while disks are full: see `_require_question`.
+            uses_reserve=method.frees or method.for_readers,
         )
 
     def inline_update(
@@ -594,7 +595,8 @@ class Accepting:
     def _require_question(self, request: _Request, now_us: int) -> None:
         """Refuse an update that readers may make, too, beyond the budget that barriers have.
 
-        It changes nothing, and yet it is a version: others who update the object contend with it.
+        It changes nothing, and yet it is a version: others who update the object contend with it,
+        and it may use the reserve. So its author's allowance for barriers and copies pays for it.
         """
         self._require_allowance(request, now_us)
         for replica in request.replicas:

@@ -1,4 +1,4 @@
-"""Nodes that refuse blocks for what they say, and clients that do not ask the inode about it."""
+"""Nodes that refuse blocks, as they say or as they are full; and clients that ask no inode."""
 
 from __future__ import annotations
 
@@ -48,7 +48,20 @@ class Full(Refusing):
     code = errno.ENOSPC
 
 
-def refusing(*nodes: int, kind: type[Refusing] = Refusing) -> Callable[[World], None]:
+class Reserved:
+    """A correct server whose disk is full: it stores only what may use the reserve."""
+
+    def __init__(self, honest: Any) -> None:
+        self._honest = honest
+
+    def step(self, *arguments: Any) -> Ready:
+        ready: Ready = self._honest.step(*arguments)
+        if ready.writes and not ready.uses_reserve:
+            return Ready(Refused(errno.ENOSPC, "the disk is full"))
+        return ready
+
+
+def refusing(*nodes: int, kind: type[Refusing | Reserved] = Refusing) -> Callable[[World], None]:
     """Makes these nodes such servers."""
 
     def prepare(world: World) -> None:

@@ -23,13 +23,16 @@ from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.inode_authority import InodeAuthority
 from bftfs.identifiers import BlockId, NodeId, ObjectId
+from bftfs.query_update.accepting import Accepting
 from bftfs.read_write.messages import AuthoredRequest, ReadReply, ReadRequest
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import version_key
+from bftfs.server.step import Ready
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import Table
 from tests.seams.disputes import (
     Hiding,
+    Reserved,
     asking_anywhere,
     far_away,
     no_patience,
@@ -242,11 +245,11 @@ def test_who_is_shown_blocks(mode: int, uid: int, is_shown: bool) -> None:
 # --- readers who are permitted ------------------------------------------------------------------
 
 
-def let_in(t: int, b: int, liars: int, down: int) -> str:
+def let_in(t: int, b: int, liars: int, down: int, *, full: bool = False) -> str:
     """All nodes know that a file is private; then it is not, and t nodes do not know it.
 
     What somebody reads at once whose client may do nothing but read. Some nodes are down, and
-    others lie that it is private.
+    others lie that it is private. The disks of all others may be full but for their reserve.
     """
     world = World(t, b)
     root, reader = world.user("root"), world.user("stranger", STRANGER, grant=READERS_GRANT)
@@ -255,6 +258,8 @@ def let_in(t: int, b: int, liars: int, down: int) -> str:
     world.run_for(605 * SECOND_US)
     root.chmod(identifier, 0o644)
     refusing(*range(liars), kind=Hiding)(world)
+    if full:
+        refusing(*range(liars, world.sizes.n), kind=Reserved)(world)
     for number in range(liars, liars + down):
         world.nodes[number].crash(down_us=None)
 
@@ -274,6 +279,25 @@ def test_who_was_let_in_reads_though_others_are_behind_or_lie(
     t: int, b: int, liars: int, down: int
 ) -> None:
     assert let_in(t, b, liars, down) == SECRET
+
+
+@pytest.mark.parametrize(("t", "b", "liars", "down"), LET_IN)
+def test_who_was_let_in_reads_though_all_disks_are_full(
+    t: int, b: int, liars: int, down: int
+) -> None:
+    """To ask the inode is an update: it may use the reserve."""
+    assert let_in(t, b, liars, down, full=True) == SECRET
+
+
+def test_must_fail_where_questions_use_no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept = Accepting._accept_method
+
+    def unreserved(self: Accepting, *arguments: Any, **options: Any) -> Ready:
+        return accept(self, *arguments, **options | {"uses_reserve": False})
+
+    monkeypatch.setattr(Accepting, "_accept_method", unreserved)
+    with pytest.raises(AdmissionRefused, match="the disk is full"):
+        let_in(1, 1, 1, 0, full=True)
 
 
 def test_must_fail_where_it_counts_what_more_than_t_nodes_say(
