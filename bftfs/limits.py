@@ -162,8 +162,9 @@ LINKS = 65_000
 
 # --- admission at a node --------------------------------------------------------------------
 CONNECTIONS = 1024  # accepted connections at one node
-PARKED_REQUESTS = 256  # requests waiting for object sync at one node…
-PARKED_REQUESTS_OF_ONE = 64  # …and those of one principal
+PARKED_BYTES = 32 * MIB  # of requests waiting for what a node gets from its peers…
+PARKED_REQUEST_BYTES = 128 * KIB  # …where each counts as so much and its own bytes…
+PARKED_BYTES_SURE = 1 * MIB  # …and each principal may have so much, whatever others have
 
 assert BARRIER_STEPS * BARRIER_STEP_US >= CLOCK_SKEW_US  # what one client may have left, at once
 assert BLOCK_BYTES_MAX + 4 * KIB <= FRAME_BODY_BYTES

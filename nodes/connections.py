@@ -7,13 +7,17 @@ garbage, never read their replies, or open as many connections as they can.
 
 - A connection is read only while none of its requests waits to be stepped, and only while its peer
   takes its replies. So nobody can make the node queue requests without limit.
+- Places and bytes are shared fairly (`bftfs.server.shares`). Strangers, connections that have
+  greeted and proven ones have places apart from each other, and so a newcomer finds one at each
+  step. If it is one too many, a connection of whoever has most is closed: of the address with most
+  strangers, of the principal with most connections, or bytes. Nodes and the administrator keep one
+  whatever clients do.
+- Who has not greeted has one of a few places of strangers. A correct peer greets in the moment in
+  which it is connected. So a new connection is read at once, one that has to go is read once more
+  before it goes, and of an address the one goes that came first: it has had most time. All
+  strangers together have a share of the node's time, however many come (`STRANGERS_TIME_US`).
 - A greeting may be a recorded one. A connection counts as its principal's once that is proven; a
   correct principal needs a round trip for it. Until then it takes no place of theirs.
-- No number of principals takes all places. Strangers, unproven connections and proven ones have
-  places apart from each other, and so a newcomer finds one at each step. Where all places of
-  proven connections are taken, the principal that has most of them gives one up to a newcomer that
-  would not have more; and nodes and the administrator find a place whatever clients do.
-- The bytes that connections hold are counted; above `HELD_BYTES` the greediest is closed.
 - Bytes that break the rules close the connection on which they arrived, and no other. A principal
   that sends such bytes in authenticated messages too often must wait before it connects again
   (`Account`). Bytes that fail the channel's check count against nobody, because the network may
@@ -21,11 +25,13 @@ garbage, never read their replies, or open as many connections as they can.
 - A principal has limits, however many connections it has. [design §9] One that exceeds a limit is
   delayed (its connections are not read), then cut off; others do not notice. Principals take turns:
   one that has used its share of a turn, in requests or in time spent on them, waits until the
-  others have had theirs (`Turn`).
+  others have had theirs; and where not all are served, who has been served least comes first
+  (`Turns`).
 - The administrator may change the clients in the cluster description while nodes run: a new client
   can connect at once, and one that was removed is cut off (`nodes.membership`).
 
-**Tests.** `tests/integration/test_node.py`, and the fuzzer's target `connections`.
+**Tests.** `tests/seams/test_admission.py`, `tests/integration/test_node.py`, and the
+fuzzer's target `connections`.
 
 Concurrency: belongs to the loop's thread.
 """
@@ -36,9 +42,10 @@ import contextlib
 import os
 import select
 import socket
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from bftfs.asking.refusal import Refused
 from bftfs.envelope import ClientUse
@@ -46,8 +53,10 @@ from bftfs.errors import PeerFault
 from bftfs.identifiers import ClientId
 from bftfs.limits import CONNECTIONS, KIB, MIB, SECOND_US
 from bftfs.runtime import clock
-from bftfs.runtime.sockets import RECEIVE_BYTES, Output, adjust
+from bftfs.runtime.links import GREETING_PATIENCE_US
+from bftfs.runtime.sockets import RECEIVE_BYTES, Output, adjust, network_of
 from bftfs.server.dispatcher import Outgoing
+from bftfs.server.shares import gives_way
 from bftfs.server.step import Role, Sender
 from bftfs.wire.channel import ENTROPY_BYTES, Frame, ServerChannel
 from bftfs.wire.codec import encode
@@ -55,16 +64,17 @@ from nodes.membership import LiveMembership
 from nodes.metrics import LoopTally
 
 CONNECTIONS_PER_PRINCIPAL = 16  # one per mount and tool that uses the same key
-UNAUTHENTICATED_MAX = 64  # connections that sent no greeting yet; the oldest gives way
-UNPROVEN_PER_PRINCIPAL = 16  # that greeted in one name and have not proven it; the oldest gives way
-UNPROVEN_MAX = 256  # …and in all names
-PROVEN_MAX = CONNECTIONS - UNPROVEN_MAX - UNAUTHENTICATED_MAX  # the greediest gives way
-GREETING_PATIENCE_US = 10 * SECOND_US  # for a new connection to greet, and then to prove its name
+STRANGERS_MAX = 64  # connections that sent no greeting yet
+UNPROVEN_MAX = 256  # that greeted, and have not proven their names…
+UNPROVEN_PER_PRINCIPAL = 16  # …and those of them in one name
+PROVEN_MAX = CONNECTIONS - UNPROVEN_MAX - STRANGERS_MAX
+STRANGERS_TIME_US = 1_000  # spent on those that have not greeted, before the others have their turn
 REQUESTS_PER_TURN = 128  # of one principal, before the others have their turn…
 TIME_PER_TURN_US = 4_000  # …or its share of this time, which is divided equally
+BYTES_PER_US = 1 * KIB  # of requests and replies: what taking them in and storing them counts as
 RECEIVES_PER_TURN = 8  # reads from one connection, before the others have their turn
 UNSENT_BYTES = 1 * MIB  # a connection that leaves more of its replies unread is not served
-HELD_BYTES = 64 * MIB  # requests and replies of all connections; beyond, the greediest is closed
+HELD_BYTES = 64 * MIB  # requests and replies of all connections
 UNCOUNTED_BYTES = 64 * KIB  # a connection with less is not counted
 OFFENCES = 16  # connections closed for offences, before a principal has to wait
 OFFENCE_FORGIVEN_US = SECOND_US
@@ -87,6 +97,7 @@ class Account:
     turn: int = 0  # the turn in which these were used:
     stepped: int = 0  # requests
     spent_us: int = 0  # time spent on them
+    served_us: int = 0  # time and bytes spent on it while some were left over, since the start
 
     def offend(self, now_us: int) -> None:
         """The principal has broken the rules of the channel."""
@@ -105,18 +116,50 @@ class Account:
             self.forgiven_us = now_us
 
 
+class Turns:
+    """The order in which waiting principals are served: as they come, as long as all are served.
+
+    While some are left over, who has been served least comes first. A principal that comes back is
+    served before those that did not stop, but no more often: what it did not use is lost.
+    """
+
+    __slots__ = ("_number", "_served_us", "left_some")
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._served_us = 0  # what whoever was served least had got when the last turn began
+        self.left_some = False  # True if not all were served in the last turn
+
+    def begin(self, waiting: list[Connection], now_us: int) -> Turn:
+        """Begin a turn, and put those who wait into its order."""
+        self._number += 1
+        accounts = {id(each.account): each.account for each in waiting if each.account is not None}
+        turn = Turn(self._number, len(accounts), now_us)
+        turn.is_ordered = turn.is_shared and self.left_some
+        if turn.is_ordered:
+            for account in accounts.values():
+                account.served_us = max(account.served_us, self._served_us)
+            self._served_us = min(account.served_us for account in accounts.values())
+            waiting.sort(key=_served_us)
+        return turn
+
+
+def _served_us(connection: Connection) -> int:
+    return 0 if connection.account is None else connection.account.served_us
+
+
 class Turn:
     """One turn of the loop, which the waiting principals share."""
 
-    __slots__ = ("_last_us", "_number", "_share_us", "is_shared", "volume")
+    __slots__ = ("_last_us", "_number", "_share_us", "is_ordered", "is_shared", "volume")
 
-    def __init__(self, number: int, waiting: Sequence[Account], now_us: int) -> None:
+    def __init__(self, number: int, principals: int, now_us: int) -> None:
         """Requires: turns have different numbers."""
         self._number = number
         self._last_us = now_us  # when the last request had been stepped
         self.volume = 0  # bytes of the bodies of requests and replies
-        principals = 1 if len(waiting) == 1 else len(set(map(id, waiting)))
         self.is_shared = principals > 1  # otherwise time does not count
+        self.is_ordered = False  # True if it matters for later turns who is served how much
         self._share_us = TIME_PER_TURN_US // max(principals, 1)
 
     def goes_on(self, account: Account) -> bool:
@@ -129,9 +172,15 @@ class Turn:
             not self.is_shared or account.spent_us < self._share_us
         )
 
-    def charge(self, account: Account, now_us: int) -> None:
-        """Charge the principal for the time since the last charge, which its request has taken."""
-        account.spent_us += now_us - self._last_us
+    def charge(self, account: Account, now_us: int, size: int) -> None:
+        """Charge the principal for its request, of so many bytes with its reply.
+
+        It has taken the time since the last charge, and more before and after it.
+        """
+        spent_us = now_us - self._last_us
+        account.spent_us += spent_us
+        if self.is_ordered:
+            account.served_us += spent_us + size // BYTES_PER_US
         self._last_us = now_us
 
 
@@ -143,8 +192,10 @@ class Connection:
     """The state of one accepted connection. Replies are addressed to this object."""
 
     socket: socket.socket | None  # None once it is closed
+    network: bytes  # the address that it has come from
     channel: ServerChannel[Sender]
     deadline_us: int  # its greeting, or the proof of that, must come before this time
+    used: int = 0  # the turn in which it sent something last
     sender: Sender | None = None  # that its greeting names
     proven: bool = False  # True once that is who it is
     account: Account | None = None
@@ -180,7 +231,8 @@ class Connections:
         self._accounts: defaultdict[ClientId, Account] = defaultdict(Account)
         self._scratch = memoryview(bytearray(RECEIVE_BYTES))
         # Those that have sent no greeting, and those that have not proven theirs; the oldest first.
-        self._unauthenticated: OrderedDict[Connection, None] = OrderedDict()
+        self._strangers: OrderedDict[Connection, None] = OrderedDict()
+        self._strangers_us = 0  # time spent on strangers in this turn
         self._unproven: OrderedDict[Connection, None] = OrderedDict()
         self._unflushed: list[Connection] = []
         self._proven = 0  # connections
@@ -193,17 +245,13 @@ class Connections:
     def next_deadline_us(self) -> int | None:
         """By when the next greeting or proof is due; None if all connections have sent theirs."""
         return min(
-            (
-                next(iter(each)).deadline_us
-                for each in (self._unauthenticated, self._unproven)
-                if each
-            ),
+            (next(iter(each)).deadline_us for each in (self._strangers, self._unproven) if each),
             default=None,
         )
 
     def expire(self, now_us: int) -> None:
         """Close the connections that have not sent a greeting, or not proven theirs, in time."""
-        for waiting in (self._unauthenticated, self._unproven):
+        for waiting in (self._strangers, self._unproven):
             while waiting:
                 oldest = next(iter(waiting))
                 if oldest.deadline_us > now_us:
@@ -212,11 +260,18 @@ class Connections:
 
     # --- in ----------------------------------------------------------------------------------
 
+    def begin_turn(self) -> None:
+        """Strangers have their share of time again."""
+        self._strangers_us = 0
+
     def accept(self) -> None:
-        """Accept connections."""
+        """Accept connections, and read what they have sent."""
+        began_us = clock.monotonic_us()
         for _ in range(ACCEPTS_PER_TURN):
+            if self._strangers_us >= STRANGERS_TIME_US:
+                return
             try:
-                accepted, _ = self.listener.accept()
+                accepted, address = self.listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:
@@ -225,22 +280,41 @@ class Connections:
                 self._accepting = False
                 return
             self._tally.accepted += 1
-            if len(self._unauthenticated) >= UNAUTHENTICATED_MAX:
-                self.close(next(iter(self._unauthenticated)), "too many strangers")
-            adjust(accepted)
-            connection = Connection(
-                accepted,
-                self._new_channel(os.urandom(ENTROPY_BYTES)),
-                clock.monotonic_us() + GREETING_PATIENCE_US,
-            )
-            self.by_descriptor[accepted.fileno()] = connection
-            self._unauthenticated[connection] = None
-            self.epoll.register(accepted.fileno(), _IN)
+            self._admit_stranger(accepted, network_of(address), began_us)
+            now_us = clock.monotonic_us()
+            self._strangers_us += now_us - began_us
+            began_us = now_us
+
+    def _admit_stranger(self, accepted: socket.socket, network: bytes, now_us: int) -> None:
+        """Take in a new connection; one of the address with most of them may have to go."""
+        adjust(accepted)
+        connection = Connection(
+            accepted,
+            network,
+            self._new_channel(os.urandom(ENTROPY_BYTES)),
+            now_us + GREETING_PATIENCE_US,
+        )
+        self.by_descriptor[accepted.fileno()] = connection
+        self._strangers[connection] = None
+        self.epoll.register(accepted.fileno(), _IN)
+        self._receive(connection)
+        while len(self._strangers) > STRANGERS_MAX:
+            last = gives_way(self._strangers, _network)
+            self._receive(last)  # its greeting may have come in the meantime
+            if last in self._strangers:
+                self.close(last, "too many strangers")
 
     def receive(self, connection: Connection) -> None:
         """Read the bytes that a peer has sent, unless requests of its are waiting."""
-        if connection.backlog:
-            return
+        if connection.account is not None:
+            if not connection.backlog:
+                self._receive(connection)
+        elif self._strangers_us < STRANGERS_TIME_US:  # otherwise epoll tells again
+            began_us = clock.monotonic_us()
+            self._receive(connection)
+            self._strangers_us += clock.monotonic_us() - began_us
+
+    def _receive(self, connection: Connection) -> None:
         for _ in range(RECEIVES_PER_TURN):
             if connection.socket is None:
                 return
@@ -263,6 +337,7 @@ class Connections:
     def _take_in(self, connection: Connection, data: memoryview) -> bool:
         """Queue the requests that `data` completes; False if the connection was closed for it."""
         channel = connection.channel
+        connection.used = self._tally.batches
         try:
             frames = channel.receive(data)
         except PeerFault as fault:
@@ -296,32 +371,23 @@ class Connections:
         self._forget_unproven(connection)
         if account.connections >= CONNECTIONS_PER_PRINCIPAL:
             self.close(connection, "too many connections of one principal")
-        elif self._proven >= PROVEN_MAX and not self._takes_place(sender, account):
-            self.close(connection, "too many connections")
-        else:
-            account.connections += 1
-            self._proven += 1
-            connection.proven = True
+            return
+        account.connections += 1
+        self._proven += 1
+        connection.proven = True
+        if self._proven > PROVEN_MAX:
+            self._make_place(connection)
 
-    def _takes_place(self, sender: Sender, account: Account) -> bool:
-        """Close a connection of the principal that has most, if that is fair; False if not.
+    def _make_place(self, newcomer: Connection) -> None:
+        """There is one too many: one of the principal that has most goes, the longest idle one.
 
-        No principal gets more than who gives way is left with: nobody takes places in turns. Except
-        that the first connection of a node, or of the administrator, may take a client's only one.
+        If the newcomer's has as many now as any other, that is the newcomer: so nobody takes places
+        in turns.
         """
-
-        def greed(connection: Connection) -> tuple[int, bool]:
-            assert connection.account is not None
-            assert connection.sender is not None
-            return connection.account.connections, connection.sender.role is Role.CLIENT
-
-        greediest = max((each for each in self.by_descriptor.values() if each.proven), key=greed)
-        most, is_client = greed(greediest)
-        is_needed = sender.role is not Role.CLIENT and is_client and not account.connections
-        if most < account.connections + 2 and not is_needed:
-            return False
-        self.close(greediest, "gave way")
-        return True
+        proven = [each for each in self.by_descriptor.values() if each.proven]
+        proven.sort(key=lambda each: (each is not newcomer, _is_needed(each), each.used))
+        last = gives_way(_dispensable(proven), _account)
+        self.close(last, "too many connections" if last is newcomer else "gave way")
 
     def _answer(self, connection: Connection, sender: Sender, account: Account) -> bool:
         """Answer a greeting, which may be a recorded one; False if the connection was closed."""
@@ -332,16 +398,17 @@ class Connections:
         if account.connections >= CONNECTIONS_PER_PRINCIPAL:
             self.close(connection, "too many connections of one principal")
             return False
-        if account.unproven >= UNPROVEN_PER_PRINCIPAL:
-            oldest = next(other for other in self._unproven if other.account is account)
-            self.close(oldest, "too many greetings in one name")
-        elif len(self._unproven) >= UNPROVEN_MAX:
-            self.close(next(iter(self._unproven)), "too many greetings")
         connection.sender, connection.account = sender, account
         connection.deadline_us = now_us + GREETING_PATIENCE_US
-        del self._unauthenticated[connection]
+        del self._strangers[connection]
         self._unproven[connection] = None
         account.unproven += 1
+        if account.unproven > UNPROVEN_PER_PRINCIPAL:
+            namesakes = [other for other in self._unproven if other.account is account]
+            self.close(gives_way(namesakes, _network), "too many greetings in one name")
+        elif len(self._unproven) > UNPROVEN_MAX:
+            last = gives_way(_dispensable(self._unproven), _account)
+            self.close(last, "too many greetings")
         connection.output.add([connection.channel.pending_output()])
         self.write(connection)
         return connection.socket is not None
@@ -438,7 +505,7 @@ class Connections:
             return
         self._tally.closed[reason] += 1
         del self.by_descriptor[connection.socket.fileno()]
-        self._unauthenticated.pop(connection, None)
+        self._strangers.pop(connection, None)
         self._forget_unproven(connection)
         if connection.account is not None and connection.proven:
             connection.account.connections -= 1
@@ -459,10 +526,32 @@ class Connections:
         self.epoll.close()
 
     def _hold(self, connection: Connection) -> None:
-        """Count the bytes that are kept for the connection; if too many, close the greediest."""
+        """Count the bytes kept for the connection; if too many, whoever has most gives way."""
         held = connection.channel.buffered + connection.backlog_bytes + connection.output.size
         self._held_bytes += held - connection.held_bytes
         connection.held_bytes = held
         if self._held_bytes > HELD_BYTES:
-            greediest = max(self.by_descriptor.values(), key=lambda other: other.held_bytes)
-            self.close(greediest, "held too much")
+            holding = [each for each in self.by_descriptor.values() if each.held_bytes]
+            holding.sort(key=_held, reverse=True)
+            self.close(gives_way(_dispensable(holding), _account, _held), "held too much")
+
+
+_network = attrgetter("network")
+_account = attrgetter("account")
+_held = attrgetter("held_bytes")
+
+
+def _dispensable(crowd: Iterable[Connection]) -> list[Connection]:
+    """Those of them that may have to go, in their order.
+
+    Not the only one of a node or of the administrator, whatever clients do.
+    """
+    everybody = list(crowd)
+    count = Counter(map(_account, everybody))
+    found = [each for each in everybody if not _is_needed(each) or count[each.account] > 1]
+    return found or everybody
+
+
+def _is_needed(connection: Connection) -> bool:
+    """True if its principal is a node or the administrator."""
+    return connection.sender is not None and connection.sender.role is not Role.CLIENT

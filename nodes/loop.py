@@ -12,8 +12,8 @@ a commit runs share the next one.
 1. A reply that depends on a write leaves only after the commit of that write. [design §9] This
    order is decided here and nowhere else. Replies of requests that were stepped before anything was
    written do not wait for it.
-2. In each batch every principal that waits has a fair share (`nodes.connections.Turn`); principals
-   that got nothing come first in the next batch.
+2. In each batch every principal that waits has a fair share (`nodes.connections.Turn`); where not
+   all are served, those that have been served least come first in the next one.
 3. If a batch cannot be committed, nothing of it is stored: its requests are stepped again in a new
    one. If it had rows from peers for parked requests, these are refused and told to ask again.
 
@@ -35,7 +35,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from bftfs.asking.refusal import Refused
@@ -45,7 +45,7 @@ from bftfs.runtime import clock, supervisor
 from bftfs.runtime.links import Links
 from bftfs.server.dispatcher import Dispatcher, Incoming, Outgoing
 from bftfs.server.room import Room
-from nodes.connections import UNSENT_BYTES, Connection, Connections, Turn
+from nodes.connections import UNSENT_BYTES, Connection, Connections, Turn, Turns
 from nodes.metrics import LoopTally
 from nodes.store import Batch, Store
 from nodes.store_directory import StepAgain, StoreFull
@@ -65,6 +65,7 @@ class Batches:
     store: Store
     room: Room
     tally: LoopTally
+    turns: Turns = field(default_factory=Turns)
     early: int = 0  # replies in the outbox that need no commit
 
     def serve(self) -> None:
@@ -113,8 +114,7 @@ class Batches:
         """
         connections = self.connections
         waiting, connections.backlogged = connections.backlogged, []
-        accounts = [each.account for each in waiting if each.account is not None]
-        turn = Turn(self.tally.batches, accounts, clock.monotonic_us())
+        turn = self.turns.begin(waiting, clock.monotonic_us())
         now_us = clock.now_us()
         self.early = 0 if batch.writes else len(self.dispatcher.outbox)
         served: list[Connection] = []
@@ -140,6 +140,7 @@ class Batches:
             if turn.volume > BATCH_BYTES:
                 break
         connections.backlogged += [*remaining, *served]
+        self.turns.left_some = bool(connections.backlogged)
         return self.early
 
     def _step(
@@ -159,20 +160,22 @@ class Batches:
             frame = backlog.popleft()
             message, body = self.decode(frame.metadata), frame.body
             self.tally.requests[type(message)] += 1
-            request = Incoming(connection, sender, frame.number, message, body)
+            request = Incoming(
+                connection, sender, frame.number, message, body, size=len(frame.metadata)
+            )
             arrivals.append(request)
-            is_answered = handle(batch, request, now_us)
-            if turn.is_shared:
-                turn.charge(account, clock.monotonic_us())
-            turn.volume += len(body)
-            if is_answered:
+            volume = len(body)
+            if handle(batch, request, now_us):
                 size = len(outbox[-1].body)
-                turn.volume += size
+                volume += size
                 promised += size
                 if not batch.writes:
                     self.early = len(outbox)
             else:
                 arrivals.pop()
+            turn.volume += volume
+            if turn.is_shared:
+                turn.charge(account, clock.monotonic_us(), volume + len(frame.metadata))
             if turn.volume > BATCH_BYTES or promised > UNSENT_BYTES:
                 break
         return promised <= UNSENT_BYTES
@@ -260,6 +263,7 @@ class Loop:
         self._tell_alive()
         while not self._stopping:
             deadline_us = self._next_deadline_us()
+            connections.begin_turn()
             for descriptor, events in poll(self._timeout_s(deadline_us), EVENTS_PER_TURN):
                 connection = by_descriptor.get(descriptor)
                 if connection is None:

@@ -22,6 +22,7 @@ LOST_PEER_TIMEOUT_MS = 15_000  # TCP: how long sent data may stay unacknowledged
 OWN_NAME_PATIENCE_S = 30.0  # where to listen, once
 KEEPALIVE_S = 30  # TCP: silence after which the kernel asks whether the peer is still there
 
+_MAPPED = bytes(10) + b"\xff\xff"  # IPv6 addresses that stand for those of IPv4
 _IN_PROGRESS = frozenset((errno.EINPROGRESS, errno.EALREADY))
 
 Buffer = bytes | bytearray | memoryview
@@ -52,6 +53,21 @@ def listen(address: str) -> socket.socket:
             "is another process using it, or does the address belong to another machine?"
         ) from None
     return listener
+
+
+def network_of(address: object) -> bytes:
+    """Who counts as one stranger with the peer at `address`, as a socket tells it.
+
+    One address of IPv4; 64 bits of IPv6, as a single subscriber has all of the others; everybody
+    who connects through a Unix socket.
+    """
+    if not isinstance(address, tuple):
+        return b""
+    host = address[0].partition("%")[0]
+    if ":" not in host:
+        return socket.inet_pton(socket.AF_INET, host)
+    number = socket.inet_pton(socket.AF_INET6, host)
+    return number[12:] if number.startswith(_MAPPED) else number[:8]
 
 
 def forget(address: str) -> None:

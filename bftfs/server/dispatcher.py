@@ -9,6 +9,7 @@ and network. Its host collects what has arrived into a batch, and for each batch
 
 A request that wants something from peers is parked, and stepped again from the beginning when it
 has come: nothing of the first attempt is kept. Requests that want the same thing share it.
+Principals have fair shares of the memory and the conversations that this takes.
 
 Concurrency: one thread. `handle` and `resume` run inside a batch; the completion of a wanted
 conversation may come at any time, and only queues its writes for the next batch.
@@ -29,6 +30,7 @@ from bftfs.crypto.digest import Body
 from bftfs.engine import Engine
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, ObjectId
+from bftfs.server.shares import Shares
 from bftfs.server.step import Background, Role, Sender, Server, Task, Want
 from bftfs.server.worker import carry_on
 from bftfs.storage import StorageView, Write
@@ -45,7 +47,7 @@ class BatchView(StorageView, Protocol):
 
 
 class Incoming(msgspec.Struct, gc=False):
-    """A request; `steps` counts its attempts."""
+    """A request; `steps` counts its attempts, and `size` is that of the encoded message."""
 
     origin: Any  # whatever the host needs to send the reply
     sender: Sender
@@ -53,6 +55,7 @@ class Incoming(msgspec.Struct, gc=False):
     message: Any
     body: Body
     steps: int = 0
+    size: int = 0
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
@@ -88,7 +91,7 @@ class Dispatcher:
         self._engine = engine
         self._waiting: dict[bytes, list[Incoming]] = {}  # by the key of what they want
         self._supplied: deque[tuple[bytes, list[Write] | None]] = deque()
-        self._parked_of: Counter[ClientId] = Counter()
+        self._shares: Shares[ClientId] = Shares(limits.PARKED_BYTES, limits.PARKED_BYTES_SURE)
         self.parked = 0
         self.outbox: list[Outgoing] = []
         self.on_supply: Callable[[], None] = lambda: None  # tells the host that a batch is due
@@ -119,10 +122,13 @@ class Dispatcher:
         """Report a damaged row to the healer."""
         self._on_damage(ObjectId(damage.object))
 
-    @property
-    def most_parked_of_one(self) -> int:
-        """The largest number of parked requests of one principal."""
-        return max(self._parked_of.values(), default=0)
+    def parked_bytes(self) -> Counter[ClientId]:
+        """What the parked requests of each principal count as."""
+        found: Counter[ClientId] = Counter()
+        for waiting in self._waiting.values():
+            for request in waiting:
+                found[request.sender.client] += _parked_as(request)
+        return found
 
     def handle(self, batch: BatchView, request: Incoming, now_us: int) -> bool:
         """Step one request. True if its reply is in `outbox`; it may be in that of a later batch.
@@ -151,7 +157,7 @@ class Dispatcher:
             waiting = self._waiting.pop(key, [])
             self.parked -= len(waiting)
             for request in waiting:
-                self._parked_of[request.sender.client] -= 1
+                self._shares.give_back(request.sender.client, _parked_as(request))
             if writes is None:
                 for request in waiting:
                     self._refuse(request, errno.EAGAIN, "peers did not supply what the node lacks")
@@ -185,18 +191,13 @@ class Dispatcher:
         return True
 
     def _park(self, batch: BatchView, request: Incoming, want: Want) -> bool:
-        client = request.sender.client
-        if (
-            self.parked >= limits.PARKED_REQUESTS
-            or self._parked_of[client] >= limits.PARKED_REQUESTS_OF_ONE
-        ):
-            return self._refuse(request, errno.EAGAIN, "too many requests wait for object sync")
         if request.steps >= MOST_STEPS:
             return self._refuse(request, errno.EAGAIN, "what the node lacks keeps changing")
+        if not self._shares.take(request.sender.client, _parked_as(request)):
+            return self._refuse(request, errno.EAGAIN, "too many of your requests wait for peers")
         # The body may lie in a buffer that the host uses again for the next batch.
         request.body = bytes(request.body)
         self.parked += 1
-        self._parked_of[client] += 1
         waiting = self._waiting.get(want.key)
         if waiting is not None:
             waiting.append(request)
@@ -213,6 +214,11 @@ class Dispatcher:
     def _refuse(self, request: Incoming, code: int, reason: str) -> bool:
         self.outbox.append(Outgoing(request.origin, request.number, Refused(code, reason), b""))
         return True
+
+
+def _parked_as(request: Incoming) -> int:
+    """How many bytes of its principal's share a parked request takes."""
+    return limits.PARKED_REQUEST_BYTES + request.size + len(request.body)
 
 
 def _raise_failure(_: None, error: BaseException | None) -> None:

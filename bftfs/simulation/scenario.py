@@ -419,7 +419,7 @@ class Simulation:
             host = self.deployment.nodes[node]
             clock_us, dispatcher = host.wall_clock_us(), host.dispatcher
             if dispatcher.parked:
-                self._bounds.parked(node, dispatcher.parked, dispatcher.most_parked_of_one)
+                self._bounds.parked(node, dispatcher.parked_bytes())
             if not writes:  # most batches: what is judged below is what was written
                 return
             if self.configuration.faults.jump_every_us:

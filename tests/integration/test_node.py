@@ -34,10 +34,10 @@ from nodes.connections import (
     CONNECTIONS_PER_PRINCIPAL,
     HELD_BYTES,
     OFFENCES,
-    UNAUTHENTICATED_MAX,
+    STRANGERS_MAX,
     UNPROVEN_PER_PRINCIPAL,
 )
-from tests.integration.counting import Adopt, Counted, Fetch, Increment, ask
+from tests.integration.counting import REPLIES, Adopt, Counted, Fetch, Increment, ask
 from tests.integration.deployment import PROJECT, Deployment
 
 Connect = Callable[..., BlockingNetwork]
@@ -409,9 +409,10 @@ def test_one_principal_has_a_limited_number_of_connections(
     admitted = [peer(1) for _ in range(CONNECTIONS_PER_PRINCIPAL)]
     for each in admitted:
         each.greet()
-    one_more = peer(1)
-    one_more.socket.sendall(one_more.channel.opening())
-    assert one_more.is_cut_off()
+    for _ in range(64 - CONNECTIONS_PER_PRINCIPAL):
+        one_more = peer(1)
+        one_more.socket.sendall(one_more.channel.opening())
+        assert one_more.is_cut_off()
     assert isinstance(connect(counting, 0).perform(ask(ZERO, Fetch(b"c")))[0], Counted)
 
 
@@ -436,13 +437,55 @@ def test_recorded_greetings_take_nobodys_places(
     assert closed(counting, "InvalidAuthenticator") == 2
 
 
-def test_connections_that_say_nothing_give_way(
-    counting: Deployment, peer: Callable[..., RawPeer], connect: Connect
+def test_a_thousand_strangers_keep_nobody_out(
+    counting: Deployment, peer: Callable[..., RawPeer]
 ) -> None:
-    silent = [peer() for _ in range(UNAUTHENTICATED_MAX + 10)]
-    assert isinstance(connect(counting).perform(ask(ZERO, Fetch(b"c")))[0], Counted)
-    assert silent[0].is_cut_off()
-    assert closed(counting, "too many strangers") >= 10
+    """They say nothing, or half of a greeting, and come from where the client is."""
+    for _ in range(10):
+        strangers = []
+        for number in range(100):
+            strangers.append(peer())
+            if number % 2:
+                strangers[-1].socket.sendall(strangers[-1].channel.opening()[: HELLO_BYTES // 2])
+        client = peer(1)
+        client.greet()
+        client.socket.sendall(client.sealed(Fetch(b"c")))
+        assert client.socket.recv(4096)
+        for each in strangers[: 100 - STRANGERS_MAX]:
+            assert each.is_cut_off()
+        for each in (*strangers, client):
+            each.socket.close()
+    assert closed(counting, "too many strangers") >= 10 * (100 - STRANGERS_MAX)
+
+
+def test_four_keys_that_make_requests_wait_leave_others_their_share(tmp_path: Path) -> None:
+    """Their requests need what no peer gives: that of a correct client waits beside them."""
+    deployment = Deployment(
+        tmp_path / "cluster", module="tests.integration.counting_node", clients=5
+    )
+    networks = [
+        BlockingNetwork(deployment.description, identity, decode=REPLIES.decode)
+        for identity in deployment.clients
+    ]
+    correct, *attackers = networks
+
+    async def provoke(attacker: int) -> Conversation[Any]:
+        """As many as it can; returns the first refusal, which comes when its share is full."""
+        for number in range(200):
+            await Send(ZERO, Adopt(b"%d of %d" % (number, attacker), 5))
+        delivery = await Receive(patience_us=10_000_000)
+        return delivery and delivery.message
+
+    try:
+        deployment.start([0, 1])
+        correct.perform(ask(NodeId(1), Increment(b"c", 7)))
+        for number, attacker in enumerate(attackers):
+            assert isinstance(attacker.perform(provoke(number)), Refused)
+        assert correct.perform(ask(ZERO, Adopt(b"c", 1)))[0] == Counted(7)
+    finally:
+        for network in networks:
+            network.close()
+        deployment.close()
 
 
 def test_a_node_without_free_descriptors_waits_for_one(

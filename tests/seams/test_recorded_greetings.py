@@ -7,23 +7,13 @@ A node's connections and channels, on sockets of one process.
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bftfs import cluster
-from bftfs.cluster import ClientEntry
-from bftfs.crypto.keys import Identity
-from bftfs.identifiers import NodeId
 from bftfs.runtime import clock
-from bftfs.runtime.sockets import listen
-from bftfs.server.step import Sender
-from bftfs.wire.channel import WELCOME_BYTES, ClientChannel, ServerChannel
+from bftfs.wire.channel import WELCOME_BYTES
 from nodes import connections
 from nodes.connections import (
     CONNECTIONS_PER_PRINCIPAL,
@@ -32,100 +22,7 @@ from nodes.connections import (
     Connection,
     Connections,
 )
-from nodes.metrics import LoopTally
-
-LAPTOP, PHONE = (Identity.generate(bytes([number]) * 32) for number in (101, 102))
-NEW = cluster.create([f"unix:/nonexistent/{node}" for node in range(6)], t=1, b=1, draw=os.urandom)
-FLOCK = [Identity.generate(bytes([number]) * 32) for number in range(103, 111)]
-NAMED = {"laptop": LAPTOP, "phone": PHONE} | {f"sheep{at}": key for at, key in enumerate(FLOCK)}
-DESCRIPTION = replace(
-    NEW.description,
-    clients=tuple(ClientEntry(name, key.public_key) for name, key in NAMED.items()),
-)
-
-
-class Peer:
-    """A socket, and a client's end of a channel."""
-
-    def __init__(self, path: str, identity: Identity) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(path)
-        self.socket.setblocking(False)
-        self.channel = ClientChannel(
-            identity=identity,
-            node=NodeId(0),
-            node_public_key=DESCRIPTION.members[0].public_key,
-            cluster_id=DESCRIPTION.cluster_id,
-            view=DESCRIPTION.view,
-            entropy=os.urandom(32),
-        )
-
-    def heard(self) -> bytes | None:
-        """What the node has sent; None if it has closed the connection."""
-        try:
-            return self.socket.recv(4096) or None
-        except BlockingIOError:
-            return b""
-        except ConnectionResetError:
-            return None
-
-
-class Node:
-    """A node's connections, and who has connected."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = f"{path}/socket"
-        self._listener = listen(f"unix:{self._path}")
-        self._peers: list[Peer] = []
-        membership: Any = None  # it is asked when requests are served
-        self.tally = LoopTally()
-        self.connections = Connections(
-            listener=self._listener,
-            new_channel=lambda entropy: ServerChannel[Sender](
-                identity=NEW.nodes[0],
-                node=NodeId(0),
-                cluster_id=DESCRIPTION.cluster_id,
-                view=DESCRIPTION.view,
-                principal=DESCRIPTION.principal,
-                entropy=entropy,
-            ),
-            membership=membership,
-            tally=self.tally,
-        )
-
-    def peer(self, identity: Identity = LAPTOP) -> Peer:
-        peer = Peer(self._path, identity)
-        self._peers.append(peer)
-        self.connections.accept()
-        return peer
-
-    def replay(self, greeting: bytes) -> Peer:
-        """A connection of the network's that sends what it has recorded."""
-        peer = self.peer()
-        peer.socket.sendall(greeting)
-        self.turn()
-        return peer
-
-    def greet(self, identity: Identity = LAPTOP) -> Peer:
-        """A connection of somebody who holds the key."""
-        peer = self.peer(identity)
-        peer.socket.sendall(peer.channel.opening())
-        self.turn()
-        peer.channel.receive(peer.heard() or b"")
-        if peer.channel.established:
-            peer.socket.sendall(b"".join(peer.channel.confirmation()))
-            self.turn()
-        return peer
-
-    def turn(self) -> None:
-        for connection in tuple(self.connections.by_descriptor.values()):
-            self.connections.receive(connection)
-
-    def close(self) -> None:
-        self.connections.close_all()
-        self._listener.close()
-        for peer in self._peers:
-            peer.socket.close()
+from tests.seams.node_connections import FLOCK, LAPTOP, NEW, PHONE, Node, Peer
 
 
 @pytest.fixture
@@ -273,6 +170,8 @@ def test_greetings_in_many_names_shut_nobody_out(small: Node) -> None:
 
 
 def test_must_fail_where_nobody_gives_way(small: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Connections, "_takes_place", lambda *_: False)
+    monkeypatch.setattr(
+        Connections, "_make_place", lambda self, newcomer: self.close(newcomer, "too many")
+    )
     crowd(small)
     assert not is_in(small.greet(NEW.administrator)), "who could revoke them"

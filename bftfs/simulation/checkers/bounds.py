@@ -9,7 +9,7 @@ The records are taken at the commits of correct nodes. Bounds are those of `bftf
 - of the barriers and copies that one client makes, a node accepts so many at once and per second;
 - in a replica history that is long, no client has more than its share of incomplete updates. Beyond
   that the history takes only what others finish, and only if servers vouch that they accepted it;
-- no more requests wait for object sync, in all and of one principal, than there are places;
+- the requests that wait for peers, in all and of one principal, are no more than its fair share;
 - [LazyVer §3.8.3] of one client, and of one client and block, a node takes only so many possible
   versions, and beyond that, while they cannot be verified, one in `VERIFY_EXCUSED_US`;
 - [Q/U §4.3.5] of one client, a server takes updates of only so many objects that may be incomplete;
@@ -28,7 +28,7 @@ of the node, a client has as much again. And one update may leave several object
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from bftfs import limits
@@ -106,10 +106,12 @@ class BoundsRecord(CommitRecord):
                 if time_us > reached_us + limits.STEPS_AHEAD_US:
                     self._require_sane(node, clock_us, time_us, block)
 
-    def parked(self, node: NodeId, total: int, most_of_one: int) -> None:
-        """So many requests wait for object sync at `node`."""
-        if total > limits.PARKED_REQUESTS or most_of_one > limits.PARKED_REQUESTS_OF_ONE:
-            self.find(f"{total} requests wait at node {node}, {most_of_one} of one principal")
+    def parked(self, node: NodeId, held: Mapping[ClientId, int]) -> None:
+        """So many bytes of each principal's requests wait for peers at `node`."""
+        total, most = sum(held.values()), max(held.values())
+        allowed = limits.PARKED_BYTES + len(held) * limits.PARKED_BYTES_SURE
+        if total > allowed or most > limits.PARKED_BYTES // 2:
+            self.find(f"requests of {total} bytes wait at node {node}, {most} of one principal")
 
     def _require_sane(self, node: NodeId, clock_us: int, time_us: int, subject: bytes) -> None:
         ahead_us = time_us - clock_us

@@ -10,32 +10,50 @@ import pytest
 
 from bftfs.runtime import clock
 from bftfs.server.dispatcher import Incoming, Outgoing
-from nodes.connections import REQUESTS_PER_TURN, TIME_PER_TURN_US, Account, Turn
-from nodes.loop import Batches
+from nodes.connections import (
+    BYTES_PER_US,
+    REQUESTS_PER_TURN,
+    TIME_PER_TURN_US,
+    Account,
+    Turn,
+    Turns,
+)
+from nodes.loop import BATCH_BYTES, Batches
 from nodes.store_directory import MapFull
 
 
 def test_a_principal_has_so_many_requests_in_a_turn() -> None:
     greedy, modest = Account(), Account()
-    turn = Turn(1, [greedy, modest], 0)
+    turn = Turn(1, 2, 0)
     for _ in range(REQUESTS_PER_TURN):
         assert turn.goes_on(greedy)
     assert not turn.goes_on(greedy)
     assert turn.goes_on(modest)
-    assert Turn(2, [greedy], 0).goes_on(greedy)
+    assert Turn(2, 1, 0).goes_on(greedy)
 
 
 def test_time_counts_while_others_wait() -> None:
     greedy, modest = Account(), Account()
-    turn = Turn(1, [greedy, modest, greedy], 0)
+    turn = Turn(1, 2, 0)
     assert turn.goes_on(greedy)
-    turn.charge(greedy, TIME_PER_TURN_US)
+    turn.charge(greedy, TIME_PER_TURN_US, 0)
     assert not turn.goes_on(greedy)
     assert turn.goes_on(modest)
-    alone = Turn(2, [greedy, greedy], 0)
+    alone = Turn(2, 1, 0)
     assert alone.goes_on(greedy)
-    alone.charge(greedy, TIME_PER_TURN_US)
+    alone.charge(greedy, TIME_PER_TURN_US, 0)
     assert alone.goes_on(greedy)
+
+
+class Metadata(bytes):
+    """Encoded messages of no length, which take a time to be stepped."""
+
+    def __new__(cls, each_us: int) -> Metadata:
+        made = super().__new__(cls)
+        made.each_us = each_us
+        return made
+
+    each_us: int
 
 
 class _Served:
@@ -52,7 +70,7 @@ class _Served:
         unused: Any = None
         self.batches = Batches(
             connections=self.connections,
-            decode=lambda metadata: metadata,
+            decode=lambda metadata: metadata.each_us,
             dispatcher=self.dispatcher,
             store=unused,
             room=unused,
@@ -65,8 +83,10 @@ class _Served:
         self.dispatcher.outbox.append(Outgoing(request.origin, 0, None, b""))
         return True
 
-    def connection(self, account: Account, requests: int, *, each_us: int = 0) -> Any:
-        frames = [SimpleNamespace(number=0, metadata=each_us, body=b"")] * requests
+    def connection(
+        self, account: Account, requests: int, *, each_us: int = 0, body: bytes = b""
+    ) -> Any:
+        frames = [SimpleNamespace(number=0, metadata=Metadata(each_us), body=body)] * requests
         connection: Any = SimpleNamespace(
             account=account,
             sender=object(),
@@ -125,6 +145,71 @@ def test_connections_of_one_principal_take_turns(monkeypatch: pytest.MonkeyPatch
     assert served.turn() == {id(first): REQUESTS_PER_TURN}
     assert served.turn() == {id(second): REQUESTS_PER_TURN}
     assert served.turn() == {id(first): REQUESTS_PER_TURN}
+
+
+def shares_of(
+    monkeypatch: pytest.MonkeyPatch, turns: int, each_us: int = 0
+) -> tuple[int, int, list[int]]:
+    """What a principal with 16 connections gets, one with a connection, and when it was served."""
+    served = _Served(monkeypatch)
+    mallory, alice = Account(), Account()
+    body = bytes(BATCH_BYTES // 2 + 1)
+    flood = [served.connection(mallory, 100, each_us=each_us, body=body) for _ in range(16)]
+    victim = served.connection(alice, 100, each_us=each_us, body=body)
+    total: Counter[int] = Counter()
+    served_in: list[int] = []
+    for number in range(turns):
+        stepped = served.turn()
+        served_in += [number] * stepped[id(victim)]
+        total += stepped
+    return sum(total[id(each)] for each in flood), total[id(victim)], served_in
+
+
+def test_large_requests_over_many_connections_are_no_larger_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two of them fill a batch: who has been served least comes first in the next one."""
+    flood, victim, _ = shares_of(monkeypatch, 40)
+    assert abs(flood - victim) <= 4  # a turn has two, and the first one has no order
+    flood, victim, _ = shares_of(monkeypatch, 40, each_us=TIME_PER_TURN_US)
+    assert abs(flood - victim) <= 4  # a turn has two, and the first one has no order
+
+
+def test_must_fail_where_connections_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Turns.begin
+
+    def unordered(self: Turns, waiting: list[Any], now_us: int) -> Turn:
+        return begin(self, list(waiting), now_us)
+
+    monkeypatch.setattr(Turns, "begin", unordered)
+    flood, victim, _ = shares_of(monkeypatch, 40)
+    assert flood > 10 * victim
+
+
+def test_who_was_away_has_saved_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = _Served(monkeypatch)
+    busy, sleeper = Account(), Account()
+    other = served.connection(Account(), 100_000)
+    steady = served.connection(busy, 1_000, each_us=TIME_PER_TURN_US)
+    for _ in range(20):
+        served.turn()
+    late = served.connection(sleeper, 1_000, each_us=TIME_PER_TURN_US)
+    total: Counter[int] = Counter()
+    for _ in range(20):
+        total += served.turn()
+    assert other.backlog
+    assert abs(total[id(steady)] - total[id(late)]) <= 1
+
+
+def test_bytes_count_as_time() -> None:
+    account, other = Account(), Account()
+    turn = Turn(1, 2, 0)
+    turn.charge(other, 10, 0)
+    assert other.served_us == 0, "all were served in the last turn"
+    turn.is_ordered = True
+    turn.charge(account, 20, 5 * BYTES_PER_US)
+    turn.charge(other, 20, 0)
+    assert (account.served_us, other.served_us) == (15, 0)
 
 
 def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

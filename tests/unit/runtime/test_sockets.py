@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bftfs.errors import UsageError
-from bftfs.runtime.sockets import BUFFERS_PER_SEND, Output, dial, listen
+from bftfs.runtime.sockets import BUFFERS_PER_SEND, Output, dial, listen, network_of
 
 
 def drained(receiver: socket.socket) -> bytes:
@@ -121,3 +121,21 @@ def test_tcp_connections_are_prompt_on_both_families() -> None:
         with listen(address), dial(address) as connection:
             assert not connection.getblocking()
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (("192.0.2.1", 7), ("192.0.2.1", 8), True),
+        (("192.0.2.1", 7), ("192.0.2.2", 7), False),
+        (("2001:db8:0:1::1", 7, 0, 0), ("2001:db8:0:1:ffff::2", 8, 0, 0), True),
+        (("2001:db8:0:1::1", 7, 0, 0), ("2001:db8:0:2::1", 7, 0, 0), False),
+        (("fe80::1%eth0", 7, 0, 2), ("fe80::2%eth0", 7, 0, 2), True),
+        (("::ffff:192.0.2.1", 7, 0, 0), ("192.0.2.1", 7), True),
+        (("::ffff:192.0.2.1", 7, 0, 0), ("::ffff:192.0.2.2", 7, 0, 0), False),
+        ("", "", True),
+        ("", ("192.0.2.1", 7), False),
+    ],
+)
+def test_who_counts_as_one_stranger(one: object, other: object, same: bool) -> None:
+    assert (network_of(one) == network_of(other)) is same

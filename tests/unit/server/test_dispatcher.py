@@ -14,6 +14,7 @@ from bftfs.engine import Engine
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.server.dispatcher import MOST_STEPS, Dispatcher, Incoming
+from bftfs.server.shares import Shares
 from bftfs.server.step import Ready, Role, Sender, Want
 from bftfs.server.worker import look
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
@@ -160,27 +161,86 @@ def test_a_request_whose_wants_never_end_is_refused(host: Host) -> None:
     assert host.dispatcher.parked == 0
 
 
-def test_one_principal_cannot_take_all_places(host: Host) -> None:
-    for number in range(limits.PARKED_REQUESTS_OF_ONE + 5):
+MOST = limits.PARKED_BYTES // limits.PARKED_REQUEST_BYTES
+SURE = limits.PARKED_BYTES_SURE // limits.PARKED_REQUEST_BYTES
+
+
+def test_one_principal_leaves_as_much_to_others(host: Host) -> None:
+    for number in range(MOST):
         host.request(b"%d" % number)
-    refused = host.replies()
-    assert len(refused) == 5
-    assert all(isinstance(message, Refused) for _, message in refused)
+    assert host.dispatcher.parked == MOST // 2
+    assert all(isinstance(message, Refused) for _, message in host.replies())
     host.request(b"mine", client=1)
     assert host.replies() == []
     # Those that are served make room.
-    host.engine.deliver(PEER, 1, b"supplied")
-    host.resume()
+    host.request(b"another")
     assert len(host.replies()) == 1
+    for number in (1, 2):
+        host.engine.deliver(PEER, number, b"supplied")
+    host.resume()
+    assert len(host.replies()) == 2
     host.request(b"another")
     assert host.replies() == []
 
 
-def test_all_together_have_a_limited_number_of_places(host: Host) -> None:
-    for number in range(limits.PARKED_REQUESTS + 3):
-        host.request(b"%d" % number, client=number % 200)
-    assert host.dispatcher.parked == limits.PARKED_REQUESTS
-    assert len(host.replies()) == 3
+def provoke(host: Host, clients: int) -> None:
+    """These clients have as many requests wait as they can, again and again."""
+    for number in range(MOST):
+        for client in range(1, clients + 1):
+            host.request(b"%d of %d" % (number, client), client=client)
+    host.replies()
+
+
+def correct_ones_that_wait(host: Host) -> int:
+    """How many requests of a client that comes late may wait."""
+    for number in range(MOST):
+        host.request(b"mine %d" % number)
+    return MOST - len(host.replies())
+
+
+@pytest.mark.parametrize("clients", [4, 64, 200])
+def test_many_keys_that_provoke_syncs_leave_a_client_its_share(host: Host, clients: int) -> None:
+    provoke(host, clients)
+    assert correct_ones_that_wait(host) >= max(SURE, MOST // (2 * clients + 2))
+    held = host.dispatcher.parked_bytes()
+    assert sum(held.values()) <= limits.PARKED_BYTES + len(held) * limits.PARKED_BYTES_SURE
+
+
+def test_keys_that_come_one_after_the_other_leave_a_client_its_share(host: Host) -> None:
+    """Each takes as much as it can before the next one comes."""
+    for client in range(1, 30):
+        for number in range(MOST):
+            host.request(b"%d of %d" % (number, client), client=client)
+    host.replies()
+    assert correct_ones_that_wait(host) == SURE
+
+
+def test_must_fail_where_a_client_may_have_a_quarter(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quarter(self: Shares[Any], holder: Any, amount: int) -> bool:
+        mine = self._held[holder] + amount
+        if mine > self._most // 4 or self._total + amount > self._most:
+            return False
+        self._held[holder], self._total = mine, self._total + amount
+        return True
+
+    monkeypatch.setattr(Shares, "take", quarter)
+    provoke(host, 4)
+    assert correct_ones_that_wait(host) == 0
+
+
+FRAGMENT = bytes(4 * limits.MIB)
+
+
+def test_large_requests_that_wait_are_fewer(host: Host) -> None:
+    """What waits is in memory: 256 fragments of 4 MiB would be a gibibyte."""
+    for client in range(1, 5):
+        for number in range(MOST):
+            host.request(b"%d of %d" % (number, client), client=client, body=FRAGMENT)
+    host.replies()
+    assert host.dispatcher.parked * 4 * limits.MIB <= limits.PARKED_BYTES
+    assert correct_ones_that_wait(host) >= SURE
 
 
 def test_what_nobody_serves_is_refused(host: Host) -> None:

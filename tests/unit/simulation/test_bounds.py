@@ -122,7 +122,11 @@ def test_what_others_finish_counts_for_nobodys_share() -> None:
 
 def test_more_requests_wait_than_there_are_places() -> None:
     record = BoundsRecord(repairable=3)
-    record.parked(NODE, limits.PARKED_REQUESTS, limits.PARKED_REQUESTS_OF_ONE)
+    most_of_one = limits.PARKED_BYTES // 2
+    sure = {ClientId(bytes([number]) * 16): limits.PARKED_BYTES_SURE for number in range(16)}
+    record.parked(NODE, {CLIENT: most_of_one, **sure})
     assert record.findings == []
-    record.parked(NODE, limits.PARKED_REQUESTS_OF_ONE + 1, limits.PARKED_REQUESTS_OF_ONE + 1)
+    record.parked(NODE, {CLIENT: most_of_one + 1})
     assert "of one principal" in record.findings[0]
+    record.parked(NODE, dict.fromkeys(sure, most_of_one))
+    assert len(record.findings) == 2
