@@ -4,8 +4,9 @@
 
 reads a line from its input, prepares what it needs, and says `ready`.  Then it reads lines
 "WORKLOAD SECONDS", and answers each with a line of JSON: how long it worked, how long each
-operation took, and what failed.  Whoever attacks it (a program of the tests) works in the same way,
-and finds here which objects and blocks there are.
+operation took, what failed, and how much processor time it used.  Whoever attacks it (a program of
+the tests) works in the same way, and finds here which objects and blocks there are.  Its lines end
+with the processor time that it may use.
 """
 
 import argparse
@@ -66,6 +67,7 @@ class Work(msgspec.Struct):
     seconds: float
     latencies_us: list[int]
     failures: dict[str, int]
+    processor_s: float
 
 
 def directory_of(number: int) -> ObjectId:
@@ -107,14 +109,14 @@ def connected(data: Path, client: str) -> tuple[ClusterDescription, ClientId, Bl
     return description, client_id_of(public_key=identity.public_key), network
 
 
-def obey(prepare: Callable[[], None], work: Callable[[str, float], Any]) -> None:
+def obey(prepare: Callable[[], None], work: Callable[..., Work]) -> None:
     """Do what each line of the input says, until it ends."""
     sys.stdin.readline()
     prepare()
     print("ready", flush=True)
     for line in sys.stdin:
-        workload, seconds = line.split()
-        print(msgspec.json.encode(work(workload, float(seconds))).decode(), flush=True)
+        workload, *seconds = line.split()
+        print(msgspec.json.encode(work(workload, *map(float, seconds))).decode(), flush=True)
 
 
 class Victim:
@@ -156,6 +158,7 @@ class Victim:
         """As many operations as begin in this time."""
         latencies_us: list[int] = []
         failures: Counter[str] = Counter()
+        used = time.process_time()
         began = before = time.perf_counter()
         for operation in self._endless[workload]:
             try:
@@ -167,7 +170,8 @@ class Victim:
             before = now
             if now - began >= seconds:
                 break
-        return Work(before - began, latencies_us, dict(failures))
+        processor_s = time.process_time() - used
+        return Work(before - began, latencies_us, dict(failures), processor_s)
 
     def _metadata(self) -> Iterator[Conversation[Any]]:
         """A file's life, over and over, and a look at what all clients share."""

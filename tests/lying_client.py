@@ -2,13 +2,14 @@
 
     python -m tests.lying_client ADVERSARY --data DIR --client NAME --victims N
 
-attacks the N correct clients of `benchmarks.victim`, whenever it is told to, as fast as it can. The
-adversaries are those of `bftfs.simulation.byzantine`.
+attacks the N correct clients of `benchmarks.victim`, whenever it is told to, as fast as it can with
+the processor time that it is given. The adversaries are those of `bftfs.simulation.byzantine`.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -102,9 +103,11 @@ def main() -> None:
         if arguments.adversary in kind
     }
 
-    def attack(workload: str, seconds: float) -> Work:
+    def attack(workload: str, seconds: float, processor_s: float = math.inf) -> Work:
+        """Attack for so long; the processor time is spread over it."""
         latencies_us: list[int] = []
         failures: Counter[str] = Counter()
+        used = time.process_time()
         began = before = time.perf_counter()
         while before - began < seconds:
             try:
@@ -113,8 +116,10 @@ def main() -> None:
                 failures[type(error).__name__] += 1
             now = time.perf_counter()
             latencies_us.append(round((now - before) * 1e6))
-            before = now
-        return Work(before - began, latencies_us, dict(failures))
+            ahead_s = (time.process_time() - used) * seconds / processor_s - (now - began)
+            time.sleep(max(0, min(ahead_s, began + seconds - now)))
+            before = time.perf_counter()
+        return Work(before - began, latencies_us, dict(failures), time.process_time() - used)
 
     obey(lambda: None, attack)
 

@@ -5,7 +5,9 @@ correct, and on one that is attacked.  In the attacked one either node 0 is run 
 one of four clients, or three of ten; the others count.  In the correct one there are as many
 clients, and those in the liars' place work as well.  Each attacked turn is compared with the
 correct one beside it, and the median of these ratios counts: other work on the machine strikes only
-some.  Attackers run on this machine and take their share of its processors.
+some.  Clients and nodes share this machine's processors.  So that the nodes' rules are measured and
+not the machine's scheduler, a Byzantine client uses no more processor time than a correct one used
+in the mean in the last turn of the correct cluster.
 """
 
 import statistics
@@ -129,26 +131,41 @@ def _measure(
             [_Worker(deployment, name, "tests.lying_client", *arguments) for name in liars]
         ) as attackers,
     ):
-        sides = [(FAULT_FREE, fault_free), (target, [*victims, *attackers])]
+        seconds = parameters.seconds
+        processor_s: dict[str, float] = {}  # of a correct client where all are, by workload
         for number in range(parameters.repeat):
             for workload in attack.workloads:
-                for name, workers in sides if number % 2 == 0 else reversed(sides):
+                for is_attacked in (False, True) if number % 2 == 0 else (True, False):
+                    if is_attacked:
+                        works = _turn(victims, workload, seconds, attackers, processor_s[workload])
+                    else:
+                        works = _turn(fault_free, workload, seconds)
+                        used = [work.processor_s for work in works]
+                        processor_s[workload] = statistics.fmean(used)
+                    name = target if is_attacked else FAULT_FREE
                     place = Place(name, number, attack.variant)
-                    _turn(session, place, workload, workers, attack.victims, parameters.seconds)
+                    _record(session, place, workload, works[: attack.victims])
 
 
 def _turn(
-    session: Session,
-    place: Place,
-    workload: str,
     workers: "Sequence[_Worker]",
-    counted: int,
+    workload: str,
     seconds: float,
-) -> None:
-    """Everybody works at the same time; the first `counted` are the correct clients."""
+    attackers: "Sequence[_Worker]" = (),
+    processor_s: float = 0,
+) -> list[Work]:
+    """Everybody works at the same time, the attackers with so much processor time each."""
     for worker in workers:
         worker.begin(workload, seconds)
-    works = [worker.finish() for worker in workers][:counted]
+    for attacker in attackers:
+        attacker.begin(workload, seconds, processor_s)
+    for attacker in attackers:
+        attacker.finish()
+    return [worker.finish() for worker in workers]
+
+
+def _record(session: Session, place: Place, workload: str, works: Sequence[Work]) -> None:
+    """Record what correct clients have got done in one turn."""
     latencies = [each for work in works for each in work.latencies_us]
     failures: dict[str, int] = {}
     for work in works:
@@ -197,11 +214,12 @@ class _Worker:
             stderr=self._log,
         )
 
-    def begin(self, workload: str, seconds: float) -> None:
-        """Work from now on."""
+    def begin(self, workload: str, *seconds: float) -> None:
+        """Work from now on, for so long; an attacker also with so much processor time."""
         assert self._process.stdin is not None
+        line = " ".join([workload, *(f"{each:g}" for each in seconds)])
         with suppress(BrokenPipeError):  # `finish` says why
-            self._process.stdin.write(b"%s %g\n" % (workload.encode(), seconds))
+            self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
 
     def finish(self) -> Work:
@@ -210,7 +228,7 @@ class _Worker:
 
     def prepare(self) -> None:
         """Let it make what it needs, and wait for that."""
-        self.begin("prepare", 0)
+        self.begin("prepare")
         self._line()
 
     def _line(self) -> bytes:
