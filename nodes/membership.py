@@ -203,8 +203,17 @@ class Others:
                 cluster.keep(path, other)
         for path in self._kept.parent.glob(f"{self._kept.name}.other.*.toml"):
             if path not in wanted:
-                for each in (path, signature_path(path)):
-                    each.unlink(missing_ok=True)
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            for each in (path, signature_path(path)):
+                each.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"cannot remove {as_word(path)}: {error.strerror}; check that its directory "
+                "exists and is yours"
+            ) from error
 
     def _path(self, signed: SignedDescription) -> Path:
         name = f"{self._kept.name}.other.{signed.description.digest[:8].hex()}.toml"

@@ -336,6 +336,26 @@ def test_what_could_not_be_stored_is_stored_later(
         assert not machine.knows_laptop
 
 
+def test_what_cannot_be_removed_is_told_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number after two that were signed at once holds by itself; their files have to go."""
+    machine = Machine(tmp_path, BEFORE.with_client(DESK))
+    machine.tell(signed(narrowed(BEFORE)))
+    assert list(tmp_path.glob("*.other.*"))
+
+    def fixed(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    later = signed(replace(BEFORE, serial=3))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fixed)
+        assert "not stored: cannot remove" in machine.tell(later)
+        assert machine.membership.latest == later.description
+    assert machine.tell(later) == ""
+    assert not list(tmp_path.glob("*.other.*"))
+
+
 # --- what one machine takes and another one does not know of --------------------------------------
 
 
