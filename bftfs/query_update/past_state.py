@@ -63,7 +63,7 @@ from bftfs.wire.codec import UNREADABLE, encode
 
 _ROWS_READ = 8  # of one key, before the others are passed over by seeking
 _BEYOND_NUMBERS = after_keys(NUMBER_BYTES)
-_FIRST_KEY = b"\0\1"  # escaped keys are greater; notes of holes, which belong to no key, are less
+FIRST_KEY = b"\0\1"  # escaped keys are greater; notes of holes, which belong to no key, are less
 _TIME_BYTES = 8
 _PAGE_BYTES = limits.ANSWER_BYTES // 2
 _BEYOND = after_keys(TIMESTAMP_BYTES)
@@ -118,7 +118,7 @@ class PastState:
         """Pairs with start <= key < stop in key order, or in reverse key order. Lazy."""
         # At any version a key has one row at most, in one of the two tables.
         kept = self._kept(start, stop, reverse=reverse)
-        low, high = self._prefix + max(escaped(start), _FIRST_KEY), self._prefix + escaped(stop)
+        low, high = self._prefix + max(escaped(start), FIRST_KEY), self._prefix + escaped(stop)
         if reverse:
             past = self._past_backward(low, high)
         else:

@@ -7,6 +7,11 @@ missing: a version before a gap has the time until which it was the latest (`Ver
 the object's row has the version up to which some may be missing (`floor`). So a server never
 answers about the past as if a removed version had not existed.
 
+A value goes with the version that has overwritten it, if only removed versions see it. But that one
+may have gone before: one that a snapshot kept goes last. What has overwritten its values is not
+known any more then, and so a walk that removes such a version ends with a sweep over all
+overwritten values of the object.
+
 **Why it is safe.** Only versions below the latest one known to be established are removed, and
 replica histories are not touched: whatever can still be repaired, or asked for again by its client,
 stays. A version is removed with all of its rows or not at all. `file_collection.py` says who
@@ -19,6 +24,7 @@ about the chain below the established version, which does not change.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from itertools import islice
 
@@ -30,7 +36,7 @@ from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
 from bftfs.query_update.messages import CatalogueReply
 from bftfs.query_update.object_type import is_in_sequence
-from bftfs.query_update.past_state import operation_key
+from bftfs.query_update.past_state import FIRST_KEY, operation_key
 from bftfs.query_update.replica import NUMBER_BYTES, Replica, Version, holes_forgotten, past_prefix
 from bftfs.retention import Keeps
 from bftfs.storage import StorageView, Table, Write, after_keys
@@ -85,6 +91,7 @@ class ObjectWalk:
         self.object = name
         self.done = False
         self.removed = 0
+        self._is_sweeping = False
         self._keeps = keeps
         self._may_go = may_go
         self._horizon_us = horizon_us
@@ -93,9 +100,15 @@ class ObjectWalk:
         self._kept: LogicalTimestamp = ZERO  # the latest version before `_held` that is kept
         self._kept_number = 0
         self._dead: list[LogicalTimestamp] = []  # versions beside the chain, since then
+        # Where versions are missing: the numbers of those before and after, which stay.
+        self._before: list[int] = []
+        self._after: list[int] = []
+        self._swept = b""  # up to here; empty: no sweep is needed so far
 
     def step(self, view: StorageView) -> list[Write]:
         """Look at some versions; return the writes that remove those that may go."""
+        if self._is_sweeping:
+            return self._sweep(view)
         replica = Replica(view, self.object)
         writes: list[Write] = []
         if replica.row.collected_us < self._horizon_us:
@@ -120,7 +133,7 @@ class ObjectWalk:
             if not version.number:
                 self._dead.append(timestamp)
                 continue
-            gone, changed = self._decide(view, replica, timestamp)
+            gone, changed = self._decide(view, replica, timestamp, version)
             writes += changed
             if gone:
                 floor = max(floor, timestamp)
@@ -133,15 +146,50 @@ class ObjectWalk:
             self.done = seen < limits.COLLECT_ROWS
         if self.done and self._held is not None and self._held[1].parent != self._kept:
             writes += self._forget_unseen(view, self._held[1])
+            self._note_gap(self._held[1])
         if floor != replica.row.floor:
             row = msgspec.structs.replace(replica.row, floor=floor)
             writes.append(Write(Table.OBJECT, self.object, encode(row)))
+        if self.done and self._swept:
+            self.done, self._is_sweeping = False, True
         return writes
 
+    def _note_gap(self, after: Version) -> None:
+        """Versions are missing between the one that was kept last and this one, which stays."""
+        self._before.append(self._kept_number)
+        self._after.append(after.number)
+
+    def _sweep(self, view: StorageView) -> list[Write]:
+        """Look at some overwritten values; return the writes that remove those that none sees."""
+        end = self.object + _BEYOND
+        rows = tuple(islice(view.scan(Table.PAST, self._swept, end), limits.COLLECT_ROWS))
+        writes = [
+            Write(Table.PAST, key, None)
+            for key, row in rows
+            if self._is_unseen(_number(row[:NUMBER_BYTES]), _number(key[-NUMBER_BYTES:]))
+        ]
+        if len(rows) < limits.COLLECT_ROWS:
+            self.done = True
+        else:
+            self._swept = rows[-1][0] + b"\0"
+        return writes
+
+    def _is_unseen(self, since: int, until: int) -> bool:
+        """True if all versions [since, until) that saw a value are missing."""
+        position = bisect_left(self._before, since) - 1
+        return position >= 0 and until <= self._after[position]
+
     def _decide(
-        self, view: StorageView, replica: Replica, successor: LogicalTimestamp
+        self,
+        view: StorageView,
+        replica: Replica,
+        successor: LogicalTimestamp,
+        following: Version,
     ) -> tuple[bool, list[Write]]:
-        """True if `_held`, which `successor` supersedes, is removed; and the writes for that."""
+        """True if `_held`, which `successor` supersedes, is removed; and the writes for that.
+
+        `following` is the successor's row.
+        """
         if self._held is None:
             return False, []
         timestamp, version = self._held
@@ -151,9 +199,13 @@ class ObjectWalk:
         if not self._may_go(timestamp, version) or self._keeps(
             time_of(timestamp), time_of(successor)
         ):
+            if version.parent != self._kept:
+                self._note_gap(version)
             self._kept, self._kept_number = timestamp, version.number
             return False, writes
         self.removed += 1
+        if following.parent != timestamp:
+            self._swept = self.object + FIRST_KEY
         writes += self._hand_on(view, timestamp, version)
         writes.append(Write(Table.VERSION, self.object + timestamp, None))
         if self._kept == version.parent and self._kept != ZERO:
@@ -172,7 +224,7 @@ class ObjectWalk:
         for key, value in version.delta:
             past = past_prefix(self.object, key) + version.number.to_bytes(NUMBER_BYTES, "big")
             row = view.get(Table.PAST, past)
-            if row is not None and int.from_bytes(row[:NUMBER_BYTES], "big") > self._kept_number:
+            if row is not None and _number(row[:NUMBER_BYTES]) > self._kept_number:
                 writes.append(Write(Table.PAST, past, None))
                 if value is None and is_in_sequence(key):
                     writes += holes_forgotten(self.object, version)
@@ -214,3 +266,7 @@ class ObjectWalk:
                 Write(Table.REQUEST, timestamp, None),
             )
         ]
+
+
+def _number(stored: bytes) -> int:
+    return int.from_bytes(stored, "big")
