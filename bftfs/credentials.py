@@ -8,7 +8,7 @@ of objects check what these users may do.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from bftfs import limits
 
@@ -39,7 +39,7 @@ class Credentials(NamedTuple):
 
 NOBODY = Credentials(uid=65534, gid=65534)
 
-_ROOT = 0
+ROOT: Final = 0  # the user that passes all checks
 _ROOTS_GROUP = 0
 
 
@@ -66,14 +66,14 @@ class Grant:
     def __post_init__(self) -> None:
         uids = frozenset(self.uids or ())
         if self.squash_root:
-            uids = uids - {_ROOT} | {NOBODY.uid}
+            uids = uids - {ROOT} | {NOBODY.uid}
         object.__setattr__(self, "_uids", uids)
         object.__setattr__(self, "_gids", frozenset((*self.gids, NOBODY.gid)))
 
     def allows(self, uid: int) -> bool:
         """True if the client may act as `uid`."""
         if self.uids is None:
-            return uid != _ROOT or not self.squash_root
+            return uid != ROOT or not self.squash_root
         return uid in self._uids
 
     def uncovered(self, claim: UserClaimed) -> str:
@@ -82,7 +82,7 @@ class Grant:
             return _of_root(claim) if self.squash_root else ""
         if claim.uid not in self._uids:
             return f"uid {claim.uid}"
-        if claim.uid == _ROOT:
+        if claim.uid == ROOT:
             return ""
         gids = self._gids
         if claim.gid not in gids:
@@ -119,9 +119,9 @@ class Grant:
         What a user makes in a group that is not granted gets the first of its groups that is, or
         that of `NOBODY`. A user that is not granted stays, and nodes refuse it.
         """
-        if self.squash_root and who.uid == _ROOT:
+        if self.squash_root and who.uid == ROOT:
             return NOBODY
-        if who.uid == _ROOT or (self.uids is None and not self.squash_root):
+        if who.uid == ROOT or (self.uids is None and not self.squash_root):
             return who._replace(groups=who.groups[: limits.GROUPS])
         groups = tuple(filter(self._covers, who.groups))[: limits.GROUPS]
         gid = who.gid if self._covers(who.gid) else next(iter(groups), NOBODY.gid)
@@ -134,8 +134,8 @@ class Grant:
 
 def _of_root(claim: UserClaimed) -> str:
     """What of root `claim` has."""
-    if claim.uid == _ROOT:
-        return f"uid {_ROOT}"
+    if claim.uid == ROOT:
+        return f"uid {ROOT}"
     in_roots_group = claim.gid == _ROOTS_GROUP or _ROOTS_GROUP in claim.groups
     return f"gid {_ROOTS_GROUP}" if in_roots_group else ""
 

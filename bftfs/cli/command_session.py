@@ -309,6 +309,10 @@ class CommandSession:
         with refusals_explained("its history"):
             return self.perform(self.view.changes(identifier, since_us=since_us))
 
+    def with_names(self, change: Change) -> Change:
+        """A change with all the names that the user may know."""
+        return self.perform(self.history.with_names(change, self.who))
+
     def text(self, node: FoundObject, time_us: int | None) -> str | None:
         """A file's contents as text; None if it is no text, or too large to compare by line."""
         attributes = node.attributes

@@ -110,7 +110,7 @@ def _row(session: CommandSession, identifier: ObjectId, change: Change) -> dict[
         "client": session.client_name(change.client),
         "client_id": change.client.hex(),
         "uid": change.operation.uid,
-        "operation": said(change),
+        "operation": said(session.with_names(change)),
         "size": None if attributes is None or is_directory else attributes.size,
         "mode": None if attributes is None else f"{stat.S_IMODE(attributes.mode):04o}",
         "links": None if attributes is None else attributes.links,

@@ -26,14 +26,17 @@ from __future__ import annotations
 import errno
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
 
 from bftfs import limits
 from bftfs.conversation import Conversation, Now, Together
 from bftfs.credentials import Credentials
-from bftfs.errors import FileSystemError
+from bftfs.errors import FileSystemError, PastUnknown
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Attributes, decode_attributes
 from bftfs.filesystem.directory import Name, StoredEntry, entry_in, name_in
@@ -54,8 +57,8 @@ from bftfs.identifiers import ClientId, ObjectId
 from bftfs.limits import MIB
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.history import ZERO, LogicalTimestamp, Operation, client_of, time_of
-from bftfs.query_update.messages import PastVersion
-from bftfs.query_update.object_type import Record
+from bftfs.query_update.messages import WITHHELD, PastVersion
+from bftfs.query_update.object_type import Record, encode_record
 from bftfs.query_update.past_reading import PastReader
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.retention import Policy, parse_policy
@@ -73,6 +76,7 @@ CHANGES_SHOWN: Final = (ATTRIBUTES_KEY, ENTRY_PREFIX)
 
 _KEPT_US: Final = 1 << 62  # for ever
 _CACHE_BYTES: Final = 8 * MIB  # of clean blocks, in one view
+_TYPES: Final = registry.file_system_types()
 
 
 # --- views of the past -----------------------------------------------------------------------
@@ -276,6 +280,37 @@ class History:
                     found.append(_change(version, version.operation))
             at = page[-1].parent
         return found
+
+    async def with_names(self, change: Change, who: Credentials) -> Change:
+        """`change` with those names that only other objects' histories tell `who`.
+
+        An operation has one timestamp at all of its objects. Names stay withheld where `who` may
+        not read the object that they are in, or it is no longer kept.
+        """
+        operation = change.operation
+        method = _TYPES.method(operation.method)
+        if method is None or operation.arguments == WITHHELD:
+            return change
+        arguments = _TYPES.decode_arguments(method, operation.arguments)
+        for argument, role in method.names:
+            if getattr(arguments, argument) != WITHHELD:
+                continue
+            with suppress(FileSystemError, PastUnknown):
+                for version in await self.past.versions(
+                    operation.objects[role],
+                    newest=change.timestamp,
+                    most=1,
+                    prefixes=(),
+                    credentials=who,
+                ):
+                    assert version.operation is not None, "it is the same as at the other object"
+                    told = _TYPES.decode_arguments(method, version.operation.arguments)
+                    name = {argument: getattr(told, argument)}
+                    arguments = msgspec.structs.replace(arguments, **name)
+        return replace(
+            change,
+            operation=msgspec.structs.replace(operation, arguments=encode_record(arguments)),
+        )
 
     async def change_times(
         self,

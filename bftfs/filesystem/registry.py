@@ -67,6 +67,7 @@ def _method(
     for_readers: bool = False,
     permit: Callable[..., bytes] | None = None,
     rests_on: Callable[..., Digest | None] | None = None,
+    names: tuple[tuple[str, int], ...] = (),
 ) -> Method:
     """A method, whose arguments and answer are of the types that `invoke` is annotated with."""
     types = get_type_hints(invoke)
@@ -82,22 +83,25 @@ def _method(
         frees,
         rests_on,
         for_readers,
+        names,
     )
 
 
 _query = partial(_method, update=False)
+_naming = partial(_method, names=(("name", 0),))
+_renaming = partial(_method, names=(("name", 0), ("target_name", 1)))
 
 _METHODS = (
     _query(LOOKUP, directory.lookup, _DIRECTORY, permit=directory.permit_lookup),
     _query(READ_DIRECTORY, directory.read_directory, _DIRECTORY, permit=inode.permit_reading),
-    _method(CREATE, directory.create, _DIRECTORY, _INODE),
-    _method(MAKE_DIRECTORY, directory.make_directory, _DIRECTORY, _DIRECTORY),
-    _method(LINK, directory.link, _DIRECTORY, _INODE),
-    _method(UNLINK, directory.unlink, _DIRECTORY, _INODE, frees=True),
-    _method(REMOVE_DIRECTORY, directory.remove_directory, _DIRECTORY, _DIRECTORY, frees=True),
-    _method(MEND, directory.mend, _DIRECTORY, _EITHER, frees=True),
-    _method(RENAME, directory.rename, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER),
-    _method(RELOCATE, volume.relocate, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER, _VOLUME),
+    _naming(CREATE, directory.create, _DIRECTORY, _INODE),
+    _naming(MAKE_DIRECTORY, directory.make_directory, _DIRECTORY, _DIRECTORY),
+    _naming(LINK, directory.link, _DIRECTORY, _INODE),
+    _naming(UNLINK, directory.unlink, _DIRECTORY, _INODE, frees=True),
+    _naming(REMOVE_DIRECTORY, directory.remove_directory, _DIRECTORY, _DIRECTORY, frees=True),
+    _naming(MEND, directory.mend, _DIRECTORY, _EITHER, frees=True),
+    _renaming(RENAME, directory.rename, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER),
+    _renaming(RELOCATE, volume.relocate, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER, _VOLUME),
     _query(READ_LINK, inode.read_link, _INODE),
     _method(WRITE, inode.write, _INODE, rests_on=inode.blocks_written),
     _method(TRUNCATE, inode.truncate, _INODE, frees=True, rests_on=inode.blocks_written),

@@ -369,14 +369,14 @@ class PastReply(Message, frozen=True, tag=0x27):
     whole: bool = True
 
 
-WITHHELD = b""  # in place of arguments, whose encoding is not empty
+WITHHELD = b""  # in place of arguments, whose encoding is not empty, and of names, which are not
 
 
 class PastVersion(Value, frozen=True):
     """One version of an object, as servers tell it clients.
 
     `operation` is None for a copy, which changes nothing. Its arguments are WITHHELD from users to
-    whom its method closes them.
+    whom its method closes them, and names in other objects from users other than its own and root.
     """
 
     timestamp: TimestampField

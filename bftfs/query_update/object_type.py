@@ -113,6 +113,9 @@ class Method:
     An update may rest on what a quorum of nodes must vouch for: `rests_on` is given what `invoke`
     was, the states as they are after it, and tells of what; None: of nothing. A server asks that
     of the operation's author only: who finishes it shows that a benign one has seen the vouchers.
+
+    `names` are those fields of an update's arguments that are names in one of its objects, each
+    with that object's role. The history of that object tells them; those of others do not.
     """
 
     name: str
@@ -125,6 +128,7 @@ class Method:
     frees: bool = False
     rests_on: Callable[[tuple[Any, ...], Any, Caller], Digest | None] | None = None
     for_readers: bool = False
+    names: tuple[tuple[str, int], ...] = ()
 
     def takes(self, names: tuple[ObjectId, ...]) -> bool:
         """True if the objects are of the kinds that the method takes."""

@@ -32,13 +32,12 @@ from itertools import islice
 from operator import itemgetter
 
 import msgspec
-from msgspec.structs import replace
 
 from bftfs import limits
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, Operation, time_of
-from bftfs.query_update.messages import WITHHELD, Looked, PastVersion, VersionsRequest
+from bftfs.query_update.messages import Looked, PastVersion, VersionsRequest
 from bftfs.query_update.object_type import (
     FIRST_SERIAL,
     SEQUENCE,
@@ -303,12 +302,12 @@ def versions_page(
     view: StorageView,
     replica: Replica,
     request: VersionsRequest,
-    is_told: Callable[[Operation], bool],
+    as_told: Callable[[Operation], Operation],
 ) -> bytes | None:
     """The versions from `request.newest` down; None if the server does not know them all.
 
-    Operations are listed without their arguments unless the user `is_told` these. Every benign
-    server that knows the versions, and what `is_told` goes by, gives the same. Those that were
+    Operations are listed `as_told` to the user. Every benign server that knows the versions gives
+    the same: `as_told` goes by the operation, the object and the user alone. Those that were
     collected are left out, and all before them: the page may be empty.
     """
     at = request.newest
@@ -323,7 +322,7 @@ def versions_page(
             break
         if not version.number or version.gap:
             return None
-        listed = _listed(view, replica, at, version, request.prefixes, is_told)
+        listed = _listed(view, replica, at, version, request.prefixes, as_told)
         if listed is None:
             return None
         size += len(encode(listed))
@@ -371,7 +370,7 @@ def _listed(
     timestamp: LogicalTimestamp,
     version: Version,
     prefixes: tuple[bytes, ...],
-    is_told: Callable[[Operation], bool],
+    as_told: Callable[[Operation], Operation],
 ) -> PastVersion | None:
     operation = version.operation
     if operation is None and not version.copy:
@@ -379,7 +378,7 @@ def _listed(
             operation = _operation_of(view, version.objects, timestamp)
         if operation is None:
             return None
-    if operation is not None and not is_told(operation):
-        operation = replace(operation, arguments=WITHHELD)
+    if operation is not None:
+        operation = as_told(operation)
     changes = tuple(change for change in version.delta if change[0].startswith(prefixes))
     return PastVersion(timestamp, version.parent, version.objects, operation, changes)

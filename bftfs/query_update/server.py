@@ -19,9 +19,11 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
-from bftfs.credentials import UserClaimed
+from bftfs.credentials import ROOT, UserClaimed
 from bftfs.crypto.digest import AuthenticatorKeys, Body, deduction_digest, life_of
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId, kind_of
@@ -37,6 +39,7 @@ from bftfs.query_update.history import (
     time_of,
 )
 from bftfs.query_update.messages import (
+    WITHHELD,
     AttestRequest,
     CatalogueRequest,
     ChainRequest,
@@ -64,7 +67,13 @@ from bftfs.query_update.messages import (
     VersionsReply,
     VersionsRequest,
 )
-from bftfs.query_update.object_type import Caller, ChangesAsked, Method, ObjectTypes
+from bftfs.query_update.object_type import (
+    Caller,
+    ChangesAsked,
+    Method,
+    ObjectTypes,
+    encode_record,
+)
 from bftfs.query_update.past_state import newest_at, state_at, versions_page, was_collected
 from bftfs.query_update.replica import Replica
 from bftfs.server import known_lives, known_runs
@@ -281,10 +290,12 @@ class QueryUpdateServer:
         _require_grant(sender, message)
         replica = Replica(view, message.object)
 
-        def is_told(operation: Operation) -> bool:
-            return self._may_know_arguments(view, sender, message, operation)
+        def as_told(operation: Operation) -> Operation:
+            if self._may_know_arguments(view, sender, message, operation):
+                return self._names_told(message, message.object, operation)
+            return replace(operation, arguments=WITHHELD)
 
-        page = versions_page(view, replica, message, is_told)
+        page = versions_page(view, replica, message, as_told)
         if page is None:  # nor does a server that is behind know who may read
             return Ready(VersionsReply(False))
         error = self._guarded(sender, message, replica, message.prefixes)
@@ -292,6 +303,22 @@ class QueryUpdateServer:
             return Ready(VersionsReply(True, error))
         whole, page = abridged(page, message.whole_answer_from == self._node)
         return Ready(VersionsReply(True, 0, page, whole))
+
+    def _names_told(self, claim: UserClaimed, name: ObjectId, operation: Operation) -> Operation:
+        """`operation`, as the history of the object called `name` tells it the user.
+
+        Who may read that object may not be permitted to read the others in which names were made or
+        removed. Only the operation's user and root are told all. What is withheld goes by nothing
+        else: a server that lacks one of the objects tells the same as the others.
+        """
+        method = self.types.method(operation.method)
+        assert method is not None, "servers have executed it"
+        foreign = [field for field, role in method.names if operation.objects[role] != name]
+        if not foreign or claim.uid in (ROOT, operation.uid):
+            return operation
+        arguments = self.types.decode_arguments(method, operation.arguments)
+        told = replace(arguments, **dict.fromkeys(foreign, WITHHELD))
+        return replace(operation, arguments=encode_record(told))
 
     def _guarded(
         self,

@@ -28,6 +28,10 @@ def file_kind(attributes: Attributes) -> str:
     }.get(stat.S_IFMT(attributes.mode), "special file")
 
 
+def _name(name: bytes) -> str:
+    return "(a name that is not shown to this user)" if name == WITHHELD else as_word(name)
+
+
 def _changed_attributes(arguments: Any) -> str:
     words = []
     if arguments.mode is not None:
@@ -43,14 +47,14 @@ def _changed_attributes(arguments: Any) -> str:
 
 
 _SAID: dict[str, Callable[[Any], str]] = {
-    registry.CREATE: lambda a: f"create {as_word(a.name)}",
-    registry.MAKE_DIRECTORY: lambda a: f"mkdir {as_word(a.name)}",
-    registry.LINK: lambda a: f"link {as_word(a.name)}",
-    registry.UNLINK: lambda a: f"unlink {as_word(a.name)}",
-    registry.REMOVE_DIRECTORY: lambda a: f"rmdir {as_word(a.name)}",
-    registry.MEND: lambda a: f"remove {as_word(a.name)}, of which nothing was left",
-    registry.RENAME: lambda a: f"rename {as_word(a.name)} to {as_word(a.target_name)}",
-    registry.RELOCATE: lambda a: f"move {as_word(a.name)} to {as_word(a.target_name)}",
+    registry.CREATE: lambda a: f"create {_name(a.name)}",
+    registry.MAKE_DIRECTORY: lambda a: f"mkdir {_name(a.name)}",
+    registry.LINK: lambda a: f"link {_name(a.name)}",
+    registry.UNLINK: lambda a: f"unlink {_name(a.name)}",
+    registry.REMOVE_DIRECTORY: lambda a: f"rmdir {_name(a.name)}",
+    registry.MEND: lambda a: f"remove {_name(a.name)}, of which nothing was left",
+    registry.RENAME: lambda a: f"rename {_name(a.name)} to {_name(a.target_name)}",
+    registry.RELOCATE: lambda a: f"move {_name(a.name)} to {_name(a.target_name)}",
     registry.WRITE: lambda _: "write",
     registry.TRUNCATE: lambda a: f"truncate to {a.size}",
     registry.MERGE: lambda _: "rearrange",
@@ -84,7 +88,7 @@ def said(change: Change, path: Callable[[ObjectId, bytes], str] | None = None) -
     if path is None or change.operation.method not in _RENAMES:
         return say(arguments)
     source, target = change.operation.objects[:2]
-    if source == target:
+    if source == target or WITHHELD in (arguments.name, arguments.target_name):
         return say(arguments)
     verb = "rename" if change.operation.method == registry.RENAME else "move"
     before, after = path(source, arguments.name), path(target, arguments.target_name)

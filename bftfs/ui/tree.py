@@ -204,7 +204,8 @@ async def versions_shown(
     )
     is_whole = len(changes) < VERSIONS_SHOWN or not changes
     seen = [each for each in changes if each.operation.method not in UNSEEN]
-    versions = [VersionShown(each, _before(seen, at)) for at, each in enumerate(seen)]
+    named = await in_batches([partial(view.history.with_names, each, view.who) for each in seen])
+    versions = [VersionShown(each, _before(seen, at)) for at, each in enumerate(named)]
     return VersionsShown(versions, None if is_whole else changes[-1].time_us - 1)
 
 

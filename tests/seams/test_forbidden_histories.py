@@ -1,4 +1,4 @@
-"""What repairs ask servers for tells nobody what is in a directory that he may not read.
+"""Neither repairs nor histories tell anybody what is in a directory that he may not read.
 
 A client that finishes what another has begun needs its request, which has names and values in it.
 Servers give it to those only who may read that anyway; others use barriers and copies.
@@ -11,6 +11,7 @@ import os
 import stat
 from typing import Any
 
+import msgspec
 import pytest
 
 from bftfs import limits
@@ -19,6 +20,7 @@ from bftfs.credentials import Grant
 from bftfs.filesystem import inode
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.directory import Listing
+from bftfs.filesystem.file_history import Change, History
 from bftfs.filesystem.inode import ExtendedSetting
 from bftfs.filesystem.registry import READ_DIRECTORY, SET_EXTENDED
 from bftfs.identifiers import NodeId, ObjectId
@@ -29,6 +31,7 @@ from bftfs.query_update.messages import (
     DeduceRequest,
     FetchReply,
     FetchRequest,
+    PastVersion,
     Query,
     QueryReply,
     Status,
@@ -37,13 +40,16 @@ from bftfs.query_update.messages import (
     VersionsRequest,
 )
 from bftfs.query_update.object_type import encode_record
+from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.server import QueryUpdateServer
+from bftfs.restoration.telling import said
 from tests.seams.world import (
     ROOT,
     STRANGER,
     STRANGERS_GRANT,
     SUPERUSER,
+    VOLUME,
     Hand,
     User,
     World,
@@ -204,6 +210,198 @@ def of_a_file(house: House) -> ObjectId:
     find = house.root.files.lookup(house.directory, SECRET, SUPERUSER)
     identifier: ObjectId = house.root.run(find).identifier
     return identifier
+
+
+def of_the_volume(house: House) -> ObjectId:
+    """The volume, in which a directory in the house was moved."""
+    move_out(house)
+    return VOLUME
+
+
+def of_the_moved(house: House) -> ObjectId:
+    """A directory that was made in the house and moved."""
+    return move_out(house)
+
+
+def move_out(house: House, mode: int = 0o700) -> ObjectId:
+    """Make a directory in the house, and move it to another one."""
+    files, who = house.root.files, SUPERUSER
+
+    async def move() -> ObjectId:
+        target = await files.make_directory(ROOT, b"there", mode, who)
+        moved = await files.make_directory(house.directory, SECRET + b"?", 0o755, who)
+        await files.rename(house.directory, SECRET + b"?", target.identifier, b"moved", who)
+        return moved.identifier
+
+    identifier: ObjectId = house.root.run(move())
+    return identifier
+
+
+HISTORIES = [of_a_file, of_the_volume, of_the_moved]
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_histories_tell_no_names_in_other_objects(history: Any) -> None:
+    house = House()
+    name = history(house)
+    told = pages(house.spy, name)
+    assert not any(SECRET in page for page in told)
+    assert any(b"directory.create" in page or b"directory.relocate" in page for page in told)
+    admin = house.world.hand("admin", grant=Grant(uids=(0,)))
+    assert any(SECRET in page for page in pages(admin, name, SUPERUSER))
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_must_fail_histories_that_tell_all_names(
+    history: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QueryUpdateServer, "_names_told", lambda *arguments: arguments[-1])
+    house = House()
+    assert any(SECRET in page for page in pages(house.spy, history(house)))
+
+
+def test_a_directory_tells_its_own_names_and_no_others() -> None:
+    house = House(mode=0o755)
+    assert any(SECRET in page for page in pages(house.spy, house.directory))
+    move_out(house)
+    find = house.root.files.lookup(ROOT, b"there", SUPERUSER)
+    there = house.root.run(find).identifier
+    assert set(refusals(house.spy, there)) == {errno.EACCES}
+    assert not any(b"moved" in page for page in pages(house.spy, house.directory))
+    house.root.chmod(there, 0o755)
+    told = pages(house.spy, there)
+    assert any(b"moved" in page for page in told)
+    assert not any(SECRET in page for page in told)
+
+
+def refusals(hand: Hand, name: ObjectId) -> list[int]:
+    """With what servers refuse the stranger an object's history."""
+    latest = Replica(hand.world.nodes[0].disk, name).history.latest
+    request = VersionsRequest(name, latest, *STRANGER, 1, (), NodeId(0))
+    replies = hand.ask_all(request).values()
+    return [each.error for each in replies if isinstance(each, VersionsReply) and each.found]
+
+
+def of_strangers_own(house: House) -> ObjectId:
+    """A file that the stranger has made in a directory which he may not read."""
+    house.root.chmod(house.directory, 0o733)
+    stranger = house.world.user("stranger", STRANGER, grant=STRANGERS_GRANT)
+
+    async def create() -> ObjectId:
+        kind = stat.S_IFREG | 0o644
+        found, file = await stranger.files.create(
+            house.directory, b"my own", kind, STRANGER, flags=os.O_WRONLY
+        )
+        await stranger.files.release(file)
+        return found.identifier
+
+    identifier: ObjectId = stranger.run(create())
+    return identifier
+
+
+def test_who_has_made_a_name_is_told_it() -> None:
+    """Also by another client of the same user, and nobody else is."""
+    house = House()
+    name = of_strangers_own(house)
+    assert any(b"my own" in page for page in pages(house.spy, name))
+    other = STRANGER._replace(uid=4243)
+    grant = Grant(uids=(other.uid,), gids=(other.gid,))
+    assert not any(
+        b"my own" in page for page in pages(house.world.hand("x", grant=grant), name, other)
+    )
+
+
+def test_nobody_has_names_told_in_anothers_name() -> None:
+    house = House()
+    latest = Replica(house.world.nodes[0].disk, of_a_file(house)).history.latest
+    request = VersionsRequest(of_a_file(house), latest, *SUPERUSER, 1, (), NodeId(0))
+    assert set(refused(house.spy.ask_all(request)).values()) == {errno.EPERM}
+
+
+def told_while_one_is_behind() -> set[bytes]:
+    """A file's history, as servers tell it; one has not heard that a directory is closed."""
+    house = House(mode=0o755)
+    name = of_a_file(house)
+    behind = house.world.nodes[5].endpoint
+    house.world.ways.hold(lambda _source, target, _kind, _message: target == behind)
+    house.root.chmod(house.directory, 0o700)
+    house.world.ways.release(lambda *_: False)
+    house.world.ways.hold(lambda *_: False)
+    return {page for page in pages(house.spy, name) if len(page) > 32}
+
+
+def test_what_is_withheld_goes_by_nothing_that_servers_may_lack() -> None:
+    """All servers that list a version list it alike, so that readers find enough that agree."""
+    assert len(told_while_one_is_behind()) == 1
+
+
+def test_must_fail_where_what_is_withheld_goes_by_the_directories(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    versions = QueryUpdateServer._versions
+
+    def note(self: Any, view: Any, sender: Any, message: Any, now_us: int) -> Any:
+        asked[:] = [view, sender]
+        return versions(self, view, sender, message, now_us)
+
+    def names_told(self: Any, claim: Any, _name: Any, operation: Any) -> Any:
+        if self._may_know(*asked, claim, operation):
+            return operation
+        return msgspec.structs.replace(operation, arguments=b"")
+
+    monkeypatch.setattr(QueryUpdateServer, "_versions", note)
+    monkeypatch.setattr(QueryUpdateServer, "_names_told", names_told)
+    assert len(told_while_one_is_behind()) == 2
+
+
+def lines(house: House, name: ObjectId) -> list[str]:
+    """What `bftfs log` says of an object's versions to the stranger, the earliest first."""
+    stranger = house.world.user("reader", STRANGER, grant=STRANGERS_GRANT)
+    history = History(
+        stranger.files, stranger.objects, PastReader(stranger.objects), stranger.blocks
+    )
+
+    async def read() -> list[str]:
+        changes = await history.changes(name, STRANGER)
+        return [said(await history.with_names(each, STRANGER)) for each in reversed(changes)]
+
+    found: list[str] = stranger.run(read())
+    return found
+
+
+def test_readers_are_told_the_names_of_directories_that_they_may_read() -> None:
+    """Their programs ask the directories' histories."""
+    hidden = "(a name that is not shown to this user)"
+    house = House()
+    assert lines(house, of_a_file(house)) == [f"create {hidden}"]
+    moved = move_out(house)
+    assert lines(house, moved) == [f"mkdir {hidden}", f"move {hidden} to {hidden}"]
+    house.root.chmod(house.directory, 0o755)
+    assert lines(house, of_a_file(house)) == [f"create '{SECRET.decode()}'"]
+    secret = f"'{SECRET.decode()}?'"
+    assert lines(house, moved) == [f"mkdir {secret}", f"move {secret} to {hidden}"]
+    find = house.root.files.lookup(ROOT, b"there", SUPERUSER)
+    house.root.chmod(house.root.run(find).identifier, 0o755)
+    assert lines(house, moved) == [f"mkdir {secret}", f"move {secret} to moved"]
+
+
+def test_what_is_withheld_is_said_to_be() -> None:
+    house = House()
+    name = of_a_file(house)
+    note = ExtendedSetting(b"trusted.note", b"for root", 0)
+    house.root.run(house.root.objects.update((name,), SET_EXTENDED, note, SUPERUSER))
+    page = next(each for each in pages(house.spy, name) if len(each) > 32)
+    versions = msgspec.msgpack.decode(page, type=tuple[PastVersion, ...])
+    operations = [each.operation for each in versions if each.operation is not None]
+    changes = [
+        Change(each.timestamp, each.objects, operation, None, ())
+        for each, operation in zip(versions, operations, strict=True)
+    ]
+    assert [said(each) for each in changes] == [
+        "set (the details are not shown to this user)",
+        "create (a name that is not shown to this user)",
+    ]
 
 
 PREFIXES = [(b"x",), (b"xuser.", b"xtrusted.n"), (b"xtrusted.note",)]
