@@ -14,19 +14,36 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
+import msgspec
+
+from bftfs.credentials import ROOT
 from bftfs.filesystem import registry
 from bftfs.filesystem.file_history import CHANGES_SHOWN
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.history import LogicalTimestamp, Operation, client_of, time_of
 from bftfs.query_update.messages import PastVersion
+from bftfs.query_update.object_type import encode_record
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.simulation.checkers.namespace import (
     Established,
     NamespaceModel,
 )
 from bftfs.simulation.checkers.tree import SeenObject
+
+_ON_NAMES: Final = frozenset(
+    (
+        registry.CREATE,
+        registry.MAKE_DIRECTORY,
+        registry.LINK,
+        registry.UNLINK,
+        registry.REMOVE_DIRECTORY,
+        registry.MEND,
+        registry.RENAME,
+        registry.RELOCATE,
+    )
+)
 
 
 @dataclass(slots=True)
@@ -42,6 +59,7 @@ class ListedVersions:
     """The versions of an object that were listed, the newest first."""
 
     versions: Sequence[PastVersion]
+    uid: int  # of who asked
     kept_since_us: int = 0  # what is older may be left out
 
 
@@ -176,6 +194,8 @@ def _check_versions(identifier: ObjectId, listing: ListedVersions, taken: Establ
     for each in shown:
         at = f"{where} was changed at {time_of(each.timestamp)}"
         operation = taken.operations.get(each.timestamp)
+        if operation is not None and listing.uid not in (ROOT, operation.uid):
+            operation = _without_names(identifier, operation, taken.arguments_of(operation))
         if each.operation != operation:
             findings.append(f"{at} by {operation}, and {each.operation} was listed")
         delta = taken.record.contents[identifier, each.timestamp].delta
@@ -183,6 +203,22 @@ def _check_versions(identifier: ObjectId, listing: ListedVersions, taken: Establ
         if each.changes != changes:
             findings.append(f"{at}: {changes}, and {each.changes} were listed")
     return findings
+
+
+def _without_names(identifier: ObjectId, operation: Operation, arguments: Any) -> Operation:
+    """An operation as an object's history tells it others: without the names in other objects."""
+    sides = (("name", 0), ("target_name", 1))  # in which of its objects each argument is a name
+    foreign = {
+        field: b""
+        for field, role in sides
+        if operation.method in _ON_NAMES
+        and hasattr(arguments, field)
+        and operation.objects[role] != identifier
+    }
+    if not foreign:
+        return operation
+    encoded = encode_record(msgspec.structs.replace(arguments, **foreign))
+    return msgspec.structs.replace(operation, arguments=encoded)
 
 
 def _name(identifier: ObjectId) -> str:

@@ -871,4 +871,4 @@ class FileSession:
                 raise
             return  # where each node has collected up to another version, no b + 1 lists are alike
         kept_us = 0 if kept_since_us is None else kept_since_us()
-        self.workload.listed[identifier] = ListedVersions(versions, kept_us)
+        self.workload.listed[identifier] = ListedVersions(versions, CREDENTIALS.uid, kept_us)
