@@ -30,6 +30,7 @@ import tomli_w
 
 from bftfs import limits
 from bftfs.credentials import Grant
+from bftfs.crypto import epochs as epoch_keys
 from bftfs.crypto.digest import AuthenticatorKeys, Digest, client_id_of, cluster_digest
 from bftfs.crypto.keys import (
     PUBLIC_KEY_BYTES,
@@ -42,8 +43,11 @@ from bftfs.durable_files import replace_file
 from bftfs.errors import ImpossibleThresholds, UsageError
 from bftfs.identifiers import (
     CLIENT_ID_BYTES,
+    EPOCH_ID_BYTES,
+    FIRST_EPOCH,
     OBJECT_ID_BYTES,
     ClientId,
+    EpochId,
     NodeId,
     ObjectId,
     ObjectKind,
@@ -61,6 +65,7 @@ Parsed = TypeVar("Parsed")
 
 _CLIENTS = 4096
 _LET_GO = 1024  # decisions that are remembered; beyond, those that were signed first are forgotten
+EPOCHS = 1024  # after the first one; no more can be made
 _PAST_CLIENTS = 4096  # that are remembered; beyond, those that were revoked first are forgotten
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also the name of a key file
 _TCP = re.compile(
@@ -148,6 +153,7 @@ class ClientEntry:
     grant: Grant = field(default_factory=Grant)
     added_s: int | None = None  # since the epoch; None: not known
     share: int | None = None  # of the room of a node, in percent; None: what the description says
+    epoch_key: bytes = b""  # that of the latest epoch, for this client; empty: it has not got it
 
     @property
     def client(self) -> ClientId:
@@ -163,6 +169,15 @@ class PastClient:
     client: ClientId
     added_s: int | None  # since the epoch; None: not known
     revoked_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """A time during which clients seal what they write with one key. (`bftfs.key_epochs`)"""
+
+    number: int  # of two epochs, the later one's is higher; concurrent ones may have the same
+    epoch: EpochId
+    begun_s: int  # since the epoch of Unix
 
 
 @dataclass(frozen=True)
@@ -190,6 +205,8 @@ class ClusterDescription:
     client_share: int = 100  # of the room of a node that each client may use, in percent
     past_clients: tuple[PastClient, ...] = ()  # in the order in which they were revoked
     let_go: tuple[LetGo, ...] = ()  # in the order in which they were signed
+    epochs: tuple[Epoch, ...] = ()  # after the first one, in their order; the last one is alone
+    keyring: bytes = b""  # the keys of earlier epochs, sealed with that of the last one
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -213,6 +230,16 @@ class ClusterDescription:
     def digest(self) -> Digest:
         """Identifies this version of the description."""
         return cluster_digest(encode(self))
+
+    @property
+    def epoch(self) -> EpochId:
+        """The latest key epoch."""
+        return self.epochs[-1].epoch if self.epochs else FIRST_EPOCH
+
+    @property
+    def epoch_number(self) -> int:
+        """The number of the latest key epoch; 0 for the first one."""
+        return self.epochs[-1].number if self.epochs else 0
 
     def member(self, node: NodeId) -> Member:
         """The node with this number."""
@@ -322,6 +349,7 @@ def _validate(description: ClusterDescription) -> None:
         _validate_name(past.name)
     for decision in description.let_go:
         _validate_let_go(decision)
+    _validate_epochs(description)
     _distinct("address", ((m.address, f"member {m.node}") for m in description.members))
     _distinct("name", ((c.name, f"client {c.name!r}") for c in description.clients))
     keys = [
@@ -351,6 +379,28 @@ def _validate_let_go(decision: LetGo) -> None:
             f"history of before {_moment(decision.before_s)} is let go by a decision of "
             f"{_moment(decision.signed_s)}, and has to be {after_s} s older than that"
         )
+
+
+def _validate_epochs(description: ClusterDescription) -> None:
+    epochs = description.epochs
+    if len(epochs) > EPOCHS:
+        raise UsageError(f"{len(epochs)} key epochs; a cluster has at most {EPOCHS}")
+    _distinct("id", ((each.epoch, f"epoch {each.number}") for each in epochs))
+    numbers = [each.number for each in epochs]
+    if numbers != sorted(numbers) or numbers.count(max(numbers, default=0)) > 1 or 0 in numbers:
+        raise UsageError("the numbers of key epochs begin with 1 and grow; the last one is alone")
+    ring = epoch_keys.KEYRING_OVERHEAD_BYTES + epoch_keys.KEYRING_ENTRY_BYTES * len(epochs)
+    if len(description.keyring) != (ring if epochs else 0):
+        raise UsageError(
+            f"the keyring has {len(description.keyring)} bytes, and the keys that come before "
+            f"{len(epochs)} epochs take {ring if epochs else 0}; get the description again"
+        )
+    for entry in description.clients:
+        if len(entry.epoch_key) not in ((0, epoch_keys.BOX_BYTES) if epochs else (0,)):
+            raise UsageError(
+                f"client {entry.name!r}: its epoch key has {len(entry.epoch_key)} bytes, not "
+                f"{epoch_keys.BOX_BYTES if epochs else 0}; get the description again"
+            )
 
 
 def _validate_sizes(description: ClusterDescription) -> None:
@@ -644,6 +694,7 @@ class _ClientTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     squash_root: bool = False
     added: datetime | None = None
     share: int | None = None
+    epoch_key: str = ""
 
 
 class _PastTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -659,6 +710,12 @@ class _LetGoTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     number: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
     client: str | None = None
     since: datetime | None = None
+
+
+class _EpochTable(msgspec.Struct, forbid_unknown_fields=True):
+    number: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
+    id: str
+    begun: datetime
 
 
 class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -677,10 +734,12 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     client_share: int | msgspec.UnsetType = msgspec.UNSET
     volume: str
     root: str
+    keyring: str | msgspec.UnsetType = msgspec.UNSET
     members: tuple[_MemberTable, ...] = ()
     clients: tuple[_ClientTable, ...] = ()
     past_clients: tuple[_PastTable, ...] | msgspec.UnsetType = msgspec.UNSET
     let_go: tuple[_LetGoTable, ...] | msgspec.UnsetType = msgspec.UNSET
+    epochs: tuple[_EpochTable, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def encode(description: ClusterDescription) -> bytes:
@@ -699,6 +758,7 @@ def encode(description: ClusterDescription) -> bytes:
         client_share=msgspec.UNSET if description.client_share == 100 else description.client_share,
         volume=description.volume.hex(),
         root=description.root.hex(),
+        keyring=description.keyring.hex() or msgspec.UNSET,
         members=tuple(
             _MemberTable(member.node, member.address, member.public_key.hex())
             for member in description.members
@@ -714,6 +774,7 @@ def encode(description: ClusterDescription) -> bytes:
                 entry.grant.squash_root,
                 _date(entry.added_s),
                 entry.share,
+                entry.epoch_key.hex(),
             )
             for entry in description.clients
         ),
@@ -731,6 +792,11 @@ def encode(description: ClusterDescription) -> bytes:
                 _date(each.since_s or None),
             )
             for each in description.let_go
+        )
+        or msgspec.UNSET,
+        epochs=tuple(
+            _EpochTable(each.number, each.epoch.hex(), _moment(each.begun_s))
+            for each in description.epochs
         )
         or msgspec.UNSET,
     )
@@ -796,6 +862,7 @@ def _described(document: _Document) -> ClusterDescription:
                 Grant(each.uids, each.write, each.subtree, each.gids, each.squash_root),
                 _seconds(f"clients[{at}].added", each.added),
                 each.share,
+                _any_octets(f"clients[{at}].epoch_key", each.epoch_key),
             )
             for at, each in enumerate(document.clients)
         ),
@@ -820,6 +887,15 @@ def _described(document: _Document) -> ClusterDescription:
             )
             for at, each in enumerate(document.let_go or ())
         ),
+        epochs=tuple(
+            Epoch(
+                each.number,
+                EpochId(_octets(f"epochs[{at}].id", each.id, EPOCH_ID_BYTES)),
+                _seconds(f"epochs[{at}].begun", each.begun) or 0,
+            )
+            for at, each in enumerate(document.epochs or ())
+        ),
+        keyring=_any_octets("keyring", document.keyring or ""),
         volume=_object_id("volume", document.volume, ObjectKind.VOLUME),
         root=_object_id("root", document.root, ObjectKind.DIRECTORY),
         durability=Durability(document.durability),
@@ -860,6 +936,10 @@ def _octets(name: str, digits: str, length: int) -> bytes:
     if len(octets) != length or len(digits) != 2 * length:
         raise UsageError(f"{name} = {digits!r}: write {2 * length} hexadecimal digits")
     return octets
+
+
+def _any_octets(name: str, digits: str) -> bytes:
+    return _octets(name, digits, len(digits) // 2)
 
 
 def _object_id(name: str, digits: str, kind: ObjectKind) -> ObjectId:

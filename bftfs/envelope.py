@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta
 
 from bftfs.crypto.digest import DIGEST_BYTES
-from bftfs.identifiers import BLOCK_ID_BYTES
+from bftfs.identifiers import BLOCK_ID_BYTES, EPOCH_ID_BYTES
 from bftfs.limits import (
     AHEAD_NAMED,
     DECISIONS_TOLD,
@@ -56,6 +56,7 @@ class Decision(Value, frozen=True):
 
 
 _DigestField: TypeAlias = Annotated[bytes, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+_OthersField: TypeAlias = Annotated[tuple[_DigestField, ...], Meta(max_length=OTHER_DESCRIPTIONS)]
 
 
 class HealthReply(Message, frozen=True, tag=0x52):
@@ -77,9 +78,7 @@ class HealthReply(Message, frozen=True, tag=0x52):
     description_serial: Annotated[int, Meta(ge=0, le=_BYTES_MOST)] = 0
     description_digest: Annotated[bytes, Meta(max_length=DIGEST_BYTES)] = b""
     # Those that it keeps beside it, as they take rights that the latest one does not take.
-    other_descriptions: Annotated[
-        tuple[_DigestField, ...], Meta(max_length=OTHER_DESCRIPTIONS)
-    ] = ()
+    other_descriptions: _OthersField = ()
     # The first of the objects whose latest versions are of the future.
     ahead: Annotated[tuple[ObjectField, ...], Meta(max_length=AHEAD_NAMED)] = ()
     # The latest decisions to let history go.
@@ -181,7 +180,7 @@ class Announcement(Message, frozen=True, tag=0x57):
 
 
 class DescriptionRequest(Message, frozen=True, tag=0x58):
-    """Asks a node for the latest description that it has seen; of nodes and the administrator.
+    """Asks a node for the latest description that it has seen; of any principal.
 
     Or for one that it keeps beside that, by its digest.
     """
@@ -190,10 +189,25 @@ class DescriptionRequest(Message, frozen=True, tag=0x58):
 
 
 class DescriptionReply(Message, frozen=True, tag=0x59):
-    """That description. It proves itself, by its signature and its serial, whoever sends it."""
+    """That description. It proves itself, by its signature and its serial, whoever sends it.
+
+    With the digests of those that the node keeps beside the latest one.
+    """
 
     encoded: _EncodedField
     signature: _SignatureField
+    others: _OthersField = ()
+
+
+class EpochRequest(Message, frozen=True, tag=0x5A):
+    """Asks a node for the latest key epoch in that description; of any principal."""
+
+
+class EpochReply(Message, frozen=True, tag=0x5B):
+    """Its id; that of the first epoch if there was no other. A claim: who has to know asks many."""
+
+    epoch: Annotated[bytes, Meta(min_length=EPOCH_ID_BYTES, max_length=EPOCH_ID_BYTES)]
+    others: _OthersField = ()  # of descriptions that are kept beside it, which may have other keys
 
 
 Request: TypeAlias = (
@@ -204,6 +218,7 @@ Request: TypeAlias = (
     | UpkeepRequest
     | Announcement
     | DescriptionRequest
+    | EpochRequest
 )
 Reply: TypeAlias = (
     query_update.Reply
@@ -212,6 +227,7 @@ Reply: TypeAlias = (
     | ClockReply
     | UpkeepReply
     | DescriptionReply
+    | EpochReply
 )
 
 REQUESTS: Decoder[Request] = Decoder(Request)

@@ -68,6 +68,14 @@ class InvalidAuthenticator(PeerFault):
     """A MAC that does not match."""
 
 
+class UnknownEpoch(PeerFault):
+    """A block names a key epoch that is not known here: perhaps a later one, or none at all."""
+
+    def __init__(self, epoch: bytes, subject: str) -> None:
+        super().__init__(f"{subject} is sealed with the key of epoch {epoch.hex()}, unknown here")
+        self.epoch = epoch
+
+
 class ProtocolViolation(PeerFault):
     """Well-formed, authentic, and impossible for a correct peer."""
 

@@ -17,11 +17,15 @@ NodeId = NewType("NodeId", int)  # position of a storage node in the cluster des
 ClientId = NewType("ClientId", bytes)  # 16 bytes: digest of the client's public key
 ObjectId = NewType("ObjectId", bytes)  # 16 bytes: type, placement, 14 bytes drawn at creation
 BlockId = NewType("BlockId", bytes)  # 32 bytes: inode's ObjectId, incarnation (8), block number (8)
+EpochId = NewType("EpochId", bytes)  # 16 bytes: 8 drawn, 8 that only the administrator can add
 FragmentIndex = NewType("FragmentIndex", int)  # 0 … N-1; read_write/placement.py says whose
 
 CLIENT_ID_BYTES = 16
 OBJECT_ID_BYTES = 16
 BLOCK_ID_BYTES = 32
+EPOCH_ID_BYTES = 16
+
+FIRST_EPOCH = EpochId(bytes(EPOCH_ID_BYTES))  # that of the volume key with which a cluster begins
 
 
 class ObjectKind(IntEnum):

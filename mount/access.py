@@ -14,12 +14,14 @@ from bftfs.crypto.cipher import BlockCipher
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity, read_volume_key
 from bftfs.data_directory import DataDirectory
-from bftfs.errors import UsageError
+from bftfs.errors import InvalidAuthenticator, UsageError
 from bftfs.filesystem import object_types
 from bftfs.filesystem.capacity import ClusterCapacity
+from bftfs.filesystem.epochs import EpochFollower
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
+from bftfs.key_epochs import epoch_keys_in
 from bftfs.limits import SECOND_US
 from bftfs.printable import as_word
 from bftfs.query_update.client import QueryUpdateClient
@@ -68,6 +70,23 @@ def credentials_of(
     return description, identity
 
 
+def _cipher_of(
+    directory: DataDirectory, description: ClusterDescription, identity: Identity
+) -> BlockCipher:
+    """The keys of blocks: those in the description, with the volume key, or that of its file."""
+    try:
+        found = epoch_keys_in(description, identity)
+    except InvalidAuthenticator as fault:
+        raise UsageError(
+            f"{as_word(directory.description)}: the epoch key that it has for this client does not "
+            f"open ({fault.evidence}); ask the administrator to run `bftfs cluster new-epoch`"
+        ) from None
+    cipher = BlockCipher(None if found else read_volume_key(directory.volume_key))
+    for epoch, key in found.items():
+        cipher.learn(epoch, key)
+    return cipher
+
+
 def file_system(
     directory: DataDirectory,
     description: ClusterDescription,
@@ -81,7 +100,7 @@ def file_system(
     objects = QueryUpdateClient(client, peers, object_types(), patience_total_us=patience_us)
     blocks = ReadWriteClient(client, description.read_write, peers, patience_total_us=patience_us)
     capacity = ClusterCapacity(description.read_write, peers, patience_total_us=patience_us)
-    cipher = BlockCipher(read_volume_key(directory.volume_key))
+    cipher = _cipher_of(directory, description, identity)
     files = FileSystem(
         objects,
         blocks,
@@ -96,6 +115,7 @@ def file_system(
             entry_timeout_us=round(options.cached_entries_s * SECOND_US),
             absence_timeout_us=round(options.cached_absence_s * SECOND_US),
         ),
+        epochs=EpochFollower(description, identity, cipher, peers, patience_total_us=patience_us),
     )
     history = History(
         files,

@@ -19,7 +19,7 @@ its clients. Nodes, and whoever stands between them, may show old descriptions, 
    not know of the latest. These clients are noted beside the store, and not admitted, whatever
    later descriptions list. Who is to come back gets a new key.
    The descriptions that say so are kept beside the latest one, and shown to peers, which believe
-   the signature (`Others`).
+   the signature (`Others`). So are those with keys of blocks that the latest one does not have.
 3. The clients are the others of the latest description, whatever else has changed in it. For all
    other settings the node uses those with which it was started; its health report says that it must
    be restarted to use the new ones.
@@ -47,7 +47,13 @@ from bftfs.cluster import ClusterDescription, SignedDescription, signature_path
 from bftfs.credentials import Grant
 from bftfs.crypto.digest import Body, Digest
 from bftfs.durable_files import replace_file
-from bftfs.envelope import DescriptionReply, DescriptionRequest, UpkeepReply
+from bftfs.envelope import (
+    DescriptionReply,
+    DescriptionRequest,
+    EpochReply,
+    EpochRequest,
+    UpkeepReply,
+)
 from bftfs.errors import UsageError
 from bftfs.identifiers import ClientId, NodeId
 from bftfs.limits import OTHER_DESCRIPTIONS
@@ -57,7 +63,7 @@ from bftfs.server.step import Ready, Role, Sender
 from bftfs.storage import StorageView
 
 # The fields that nodes take over at once.
-_LIVE = {"clients", "client_share", "past_clients", "let_go", "serial"}
+_LIVE = {"clients", "client_share", "past_clients", "let_go", "epochs", "keyring", "serial"}
 _READ_MOST = 1024  # descriptions that the node remembers to have read; then it forgets them
 RESTART = "more than its clients has changed in its cluster description: restart the node to use it"
 
@@ -151,11 +157,11 @@ def revocations_path(kept: Path) -> Path:
 
 
 class Others:
-    """Signed descriptions that take rights which the latest one does not take.
+    """Signed descriptions that take rights which the latest one does not take, or have other keys.
 
-    They have its number, or call clients revoked whom it does not. Each is kept in files of its
-    own, and shown to peers. If there are too many, those with the lowest numbers go; whom they
-    revoke stays noted (`Revocations`).
+    They have its number, or call clients revoked whom it does not, or list key epochs that it does
+    not. Each is kept in files of its own, and shown to whoever asks. If there are too many, those
+    with the lowest numbers go; whom they revoke stays noted (`Revocations`).
     """
 
     def __init__(self, kept: Path, latest: ClusterDescription) -> None:
@@ -224,8 +230,11 @@ class Others:
         if described.cluster_id != latest.cluster_id or described.digest == latest.digest:
             return False
         named = {past.client for past in latest.past_clients}
-        return described.serial == latest.serial or any(
-            past.client not in named for past in described.past_clients
+        epochs = {each.epoch for each in latest.epochs}
+        return (
+            described.serial == latest.serial
+            or any(past.client not in named for past in described.past_clients)
+            or any(each.epoch not in epochs for each in described.epochs)
         )
 
 
@@ -492,11 +501,18 @@ class MembershipServer:
         body: Body,
         now_us: int,
     ) -> Ready:
-        """Serve an `Announcement` or a `DescriptionRequest`."""
+        """Serve an `Announcement`, a `DescriptionRequest` or an `EpochRequest`.
+
+        Clients are told descriptions as well: these have their keys, and otherwise nothing that the
+        ones in their files have not.
+        """
         membership = self._membership
-        if type(message) is DescriptionRequest and sender.role is not Role.CLIENT:
+        others = membership.others.digests
+        if type(message) is EpochRequest:
+            return Ready(EpochReply(membership.latest.epoch, others))
+        if type(message) is DescriptionRequest:
             shown = membership.shown(message.digest)
-            return Ready(DescriptionReply(shown.encoded, shown.signature))
+            return Ready(DescriptionReply(shown.encoded, shown.signature, others))
         if sender.role is not Role.ADMINISTRATOR:
             return Ready(Refused(errno.EACCES, "only the cluster's administrator may do upkeep"))
         try:

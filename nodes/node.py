@@ -20,7 +20,13 @@ from bftfs.cluster import ClusterDescription
 from bftfs.crypto.digest import Body
 from bftfs.crypto.keys import Identity, read_identity
 from bftfs.data_directory import NodeDirectory
-from bftfs.envelope import Announcement, DescriptionRequest, HealthRequest, UpkeepRequest
+from bftfs.envelope import (
+    Announcement,
+    DescriptionRequest,
+    EpochRequest,
+    HealthRequest,
+    UpkeepRequest,
+)
 from bftfs.errors import DamagedRow, UsageError
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.limits import CONNECTIONS, MIB
@@ -268,7 +274,8 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
                     HealthRequest: health,
                     UpkeepRequest: upkeep,
                     **dict.fromkeys(
-                        (Announcement, DescriptionRequest), MembershipServer(membership)
+                        (Announcement, DescriptionRequest, EpochRequest),
+                        MembershipServer(membership),
                     ),
                 },
                 engine=links.engine,

@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import time
+from dataclasses import replace
 
 import click
 from rich.table import Table
@@ -15,6 +16,7 @@ from bftfs import limits
 from bftfs.cli.announcement import announce, last_seen
 from bftfs.cli.client_table import clients_table, day, facts, groups_shown, users_shown
 from bftfs.cli.decisions import tell_decisions
+from bftfs.cli.epochs import begin_epoch, epoch_shown, with_keys_settled
 from bftfs.cli.let_go import let_go
 from bftfs.cli.local_cluster import (
     create_cluster,
@@ -162,13 +164,17 @@ def add_client(
         grant = Grant(uids, write=not read_only, gids=gids, squash_root=squash_root)
     described = description_to_change(directory)
     description = with_new_client(directory, described, name, grant, share)
+    description = with_keys_settled(directory, description, ())
     signed = description_files.store(directory.description, description, administrator)
     click.echo(
         f"Client {name}: key in {as_word(directory.client_key(name))}\n"
         f"It may act as uid {users_shown(grant)}, with groups {groups_shown(grant)}.\n"
         f"Its versions of contents may use {share or description.client_share} % of the room."
     )
-    click.echo("Give the client that file, cluster.toml, cluster.toml.sig and volume.key.")
+    files = "cluster.toml and cluster.toml.sig"
+    if not description.epochs:
+        files = "cluster.toml, cluster.toml.sig and volume.key"
+    click.echo(f"Give the client that file, {files}.")
     return announce(directory, signed, done="admit it")
 
 
@@ -204,7 +210,9 @@ def _groups_of(uid: int) -> list[int]:
 def revoke_client(directory: DataDirectory, name: str, yes: bool) -> int:
     """Revoke the right to connect of client NAME (or its id, or NAME:ID), at once.
 
-    All nodes are told, wherever they run. Exit code 1 if some of them could not be reached.
+    All nodes are told, wherever they run. Exit code 1 if some of them could not be reached. A new
+    key epoch begins: no key that the client has opens what is written from then on. What was
+    written before stays as it is: see `bftfs re-encrypt`.
 
     Example: bftfs cluster revoke-client alice
     """
@@ -216,8 +224,9 @@ def revoke_client(directory: DataDirectory, name: str, yes: bool) -> int:
             f"client {DEFAULT_CLIENT} is the one with which `bftfs up` mounts on this machine; to "
             "revoke it nevertheless, say --yes"
         )
-    description = description.without_client(entry.name, at_s=int(time.time()))
-    signed = description_files.store(directory.description, description, administrator)
+    later = description.without_client(entry.name, at_s=int(time.time()))
+    later = with_keys_settled(directory, later, (description,))
+    signed = description_files.store(directory.description, later, administrator)
     click.echo(f"Client {entry.name} may not connect any more.")
     return announce(directory, signed, done="have cut it off")
 
@@ -239,6 +248,24 @@ def _present_client(description: ClusterDescription, text: str) -> ClientEntry:
                 exit_code=1,
             )
     raise UsageError(f"{text}: there is no such client; `bftfs cluster clients` lists them")
+
+
+@cluster.command("new-epoch")
+@data_option
+def new_epoch(directory: DataDirectory) -> int:
+    """Begin a new key epoch: clients write with a new key from now on.
+
+    A revocation does so by itself. It is of use where files of a client may have been copied. Nodes
+    are told, and give clients the key. What was written before stays as it is: see `bftfs
+    re-encrypt`.
+
+    Example: bftfs cluster new-epoch
+    """
+    administrator = keys.read_identity(directory.administrator_key)
+    description = description_to_change(directory)
+    later = begin_epoch(directory, replace(description, serial=description.serial + 1))
+    signed = description_files.store(directory.description, later, administrator)
+    return announce(directory, signed, done="have it")
 
 
 @cluster.command()
@@ -281,7 +308,7 @@ def show(directory: DataDirectory) -> None:
         f"cluster {description.cluster_id.hex()}, description number {description.serial}: "
         f"n={sizes.n} t={sizes.t} b={sizes.b}; "
         f"Q/U q={sizes.q} r={sizes.r}; PASIS QC={blocks.QC} m={blocks.m}; "
-        f"durability {description.durability.value}"
+        f"durability {description.durability.value}; {epoch_shown(description)}"
     )
     table = Table("node", "address")
     for member in description.members:
@@ -314,6 +341,7 @@ def clients(directory: DataDirectory, use: bool, as_json: bool) -> int:
         click.echo(json.dumps(listed, indent=2))
     else:
         plain_console().print(clients_table(known, dated=True, seen_s=seen_s))
+        click.echo(f"{epoch_shown(description).capitalize()}.")
         tell_decisions(description, description.let_go)
     for number, why in missed.items():
         click.echo(f"bftfs: node {number} was not asked: it {printable(why)}", err=True)

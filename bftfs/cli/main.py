@@ -41,6 +41,7 @@ _COMMANDS = {
     "receive": ("backup", "Make or bring up to date a directory from such a backup."),
     "audit": ("restore", "What a client has changed, and what others built on it."),
     "undo": ("restore", "Take back what a client has changed."),
+    "re-encrypt": ("re_encrypt", "Write files again with the present key of the cluster."),
     "cluster": ("cluster", "Make a cluster, and manage its clients."),
     "node": ("local_cluster", "Storage nodes: one process, one directory each."),
     "simulate": ("simulate", "Run the protocols in a simulated world full of faults."),
@@ -59,7 +60,7 @@ class Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"bftfs.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

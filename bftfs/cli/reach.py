@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Self, TypeAlias, TypeVar
 
 from bftfs.asking.ask import ask_all
@@ -131,20 +130,41 @@ class NodeAccess:
         return {node: reply for node, reply in replies.items() if isinstance(reply, str)}
 
     def descriptions(self) -> list[SignedDescription]:
-        """The latest description of each node that answers, as far as its signature is right."""
-        found: list[SignedDescription] = []
+        """The descriptions of the nodes that answer, as far as their signatures are right.
+
+        The latest one of each, and those that it keeps beside that.
+        """
         if self._administrator is None:
-            return found
+            return []
+        found: dict[bytes, SignedDescription] = {}
+        others: dict[bytes, list[int]] = {}  # by digest: the nodes that have it
         requests = dict.fromkeys(range(self._description.n), DescriptionRequest())
-        administrator = self._administrator.public_key
         for node, reply in self._ask(requests, DescriptionReply).items():
             if not isinstance(reply, str):
-                encoded, signature, source = reply.encoded, reply.signature, f"node {node}'s"
-                with suppress(UsageError):
-                    found.append(
-                        verified(encoded, signature, administrator=administrator, source=source)
-                    )
-        return found
+                found |= self._verified(node, reply)
+                for digest in reply.others:
+                    others.setdefault(digest, []).append(node)
+        for digest, nodes in others.items():
+            for node in nodes:
+                if digest not in found:
+                    answers = self._ask({node: DescriptionRequest(digest)}, DescriptionReply)
+                    for reply in answers.values():
+                        found |= {} if isinstance(reply, str) else self._verified(node, reply)
+        return list(found.values())
+
+    def _verified(self, node: int, reply: DescriptionReply) -> dict[bytes, SignedDescription]:
+        """What a node has sent, by its digest, if the administrator has signed it."""
+        assert self._administrator is not None
+        try:
+            each = verified(
+                reply.encoded,
+                reply.signature,
+                administrator=self._administrator.public_key,
+                source=f"node {node}'s",
+            )
+        except UsageError:
+            return {}
+        return {each.description.digest: each}
 
     @property
     def stopped(self) -> tuple[int, ...]:

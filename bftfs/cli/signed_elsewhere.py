@@ -4,7 +4,8 @@ Situation: there may be two machines with `admin.key`, or the files here come fr
 change of an older description would take back what was signed since: admit whom somebody has
 revoked, and forget whom somebody has added. So a command that changes the description asks the
 nodes first. It believes what the administrator has signed, and that every revocation holds: nodes
-do the same (`nodes.membership`). A node that lies can keep something back, and invent nothing.
+do the same (`nodes.membership`). It takes up the key epochs that others have begun. A node that
+lies can keep something back, and invent nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import click
 
 from bftfs import cluster
+from bftfs.cli.epochs import with_keys_settled
 from bftfs.cli.reach import NodeAccess
 from bftfs.cluster import ClusterDescription, PastClient, SignedDescription, signature_path
 from bftfs.data_directory import DataDirectory
@@ -29,7 +31,7 @@ from bftfs.printable import as_word
 def description_to_change(directory: DataDirectory) -> ClusterDescription:
     """The latest description: that of the files here, or a later one of a node, now here, too.
 
-    Without clients who were revoked in any of them.
+    Without clients who were revoked in any of them, and with the key epochs of all.
     """
     here = cluster.read(directory.description)
     known = _of_nodes(directory, here.description)
@@ -45,7 +47,8 @@ def description_to_change(directory: DataDirectory) -> ClusterDescription:
             "sign`",
             err=True,
         )
-    return _without_revoked(latest.description, [each.description for each in (here, *known)])
+    seen = [each.description for each in (here, *known)]
+    return with_keys_settled(directory, _without_revoked(latest.description, seen), seen)
 
 
 def adopt_later(directory: DataDirectory) -> SignedDescription:
@@ -83,7 +86,8 @@ def edited_description(directory: DataDirectory) -> ClusterDescription:
     for each in known:
         if each.description.serial == edited.serial and each.signature in lines:
             signed = _with_removed(signed, each.description)
-    return _without_revoked(signed, [each.description for each in known])
+    seen = [each.description for each in known]
+    return with_keys_settled(directory, _without_revoked(signed, seen), seen)
 
 
 # -----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from bftfs import cluster as description_files
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.decisions import decisions_known, decisions_told
+from bftfs.cli.epochs import epoch_shown
 from bftfs.cli.options import data_option, json_option
 from bftfs.cli.plain_console import plain_console
 from bftfs.cli.processes import last_words, mount_processes, running_nodes
@@ -95,6 +96,8 @@ def report_of(directory: DataDirectory, *, client: str) -> dict[str, Any]:
         "objects": objects(nodes, b=description.b),
         "writers": writers(nodes),
         "descriptions": descriptions(description, nodes),
+        "key_epoch": description.epoch_number,
+        "keys": epoch_shown(description),
         "let_go": decisions_told(description, decisions_known(description, told)),
         "ahead": ahead(nodes, b=description.b),
         "ahead_inodes": ahead_inodes(nodes, b=description.b),
@@ -357,6 +360,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
         f"{report['objects']:,} objects (files, directories and the like, with deleted ones)",
         *(f"writers: {limit}" for limit in report["writers"] or ["nothing limits them"]),
         *(f"description: {difference}" for difference in report["descriptions"]),
+        f"keys: {report['keys']}",
         *(f"history: {sentence}" for sentence in report["let_go"][-_DECISIONS:]),
         *([_ahead(report["ahead"], report["ahead_inodes"])] if report["ahead"] else []),
     ]

@@ -41,7 +41,9 @@ _CONTENT_METHODS = frozenset((registry.WRITE, registry.TRUNCATE, registry.CREATE
 @click.argument("path", metavar="PATH")
 @click.option("--since", default=None, help="Leave out older versions.")
 @click.option("--count", "-n", type=click.IntRange(1), default=None, help="At most this many.")
-@click.option("--all", "everything", is_flag=True, help="Also accesses and rearrangements.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Also accesses, rearrangements and re-encryption."
+)
 @json_option
 def log(path: str, since: str | None, count: int | None, everything: bool, as_json: bool) -> None:
     """List the versions of a file or directory: time, client, size and operation.

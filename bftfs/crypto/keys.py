@@ -53,6 +53,26 @@ class AgreementKey:
             raise InvalidAuthenticator("a public key of low order") from error
         return shared
 
+    def unseal(self, box: bytes) -> bytes:
+        """What `sealed_box` has put in. Raises InvalidAuthenticator if it is not for this key."""
+        try:
+            message: bytes = bindings.crypto_box_seal_open(box, self.public, self._private)
+        except (nacl_exceptions.CryptoError, nacl_exceptions.TypeError) as error:
+            raise InvalidAuthenticator("a sealed box does not open") from error
+        return message
+
+
+def sealed_box(message: bytes, public: bytes, *, entropy: bytes) -> bytes:
+    """`message` for the holder of the X25519 key `public`: a sealed box of libsodium.
+
+    `entropy` is 32 bytes that nobody can guess, and that are used once. (libsodium's own function
+    draws them itself.)
+    """
+    sender = AgreementKey(entropy)
+    nonce = hashlib.blake2b(sender.public + public, digest_size=24).digest()
+    box: bytes = bindings.crypto_box(message, nonce, public, entropy)
+    return sender.public + box
+
 
 class Identity:
     """A principal's key pairs, all derived from `secret`."""

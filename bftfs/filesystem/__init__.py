@@ -36,6 +36,7 @@ Failures are `FileSystemError(errno)`, or `OperationFailed` where the cluster ga
       .write(file, offset, data, now_ns=...)                 -> bool: if so, `write_behind`
       await .write_behind(file)                              waits while too much is unwritten
       await .flush(file)                                     at each close(2); reports errors once
+      await .seal_again(file, first, stop)                   -> how many blocks it sealed anew
       await .synchronize(file)                               fsync, fdatasync
       await .release(file)                                   the last close
 

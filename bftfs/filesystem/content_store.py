@@ -21,13 +21,13 @@ from typing import Final
 from bftfs import limits
 from bftfs.conversation import Now, Spawn, Together, Wait
 from bftfs.credentials import Credentials
-from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem import contents as file_contents
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.block_memory import BlockCache, Buffer
 from bftfs.filesystem.block_names import BlockName
 from bftfs.filesystem.contents import Contents, Failure, OpenFile, Sharing
+from bftfs.filesystem.epochs import Sealing
 from bftfs.filesystem.file_blocks import BlockReader, BlockWriter
 from bftfs.filesystem.metadata import Metadata
 from bftfs.filesystem.options import Options
@@ -45,7 +45,7 @@ class ContentStore:
         self,
         metadata: Metadata,
         blocks: ReadWriteClient,
-        cipher: BlockCipher | None,
+        sealing: Sealing,
         options: Options,
         permissions: Metadata | None = None,
     ) -> None:
@@ -54,9 +54,9 @@ class ContentStore:
         self._contents: OrderedDict[ObjectId, Contents] = OrderedDict()
         self._cache = BlockCache(0 if options.strict else options.cache_bytes)
         self._reader = BlockReader(
-            metadata, blocks, cipher, options, self._cache, permissions or metadata
+            metadata, blocks, sealing, options, self._cache, permissions or metadata
         )
-        self._writer = BlockWriter(metadata, blocks, cipher, options, self._cache, self._reader)
+        self._writer = BlockWriter(metadata, blocks, sealing, options, self._cache, self._reader)
         self._is_writing_behind = False
 
     # --- handles -----------------------------------------------------------------------------
@@ -170,6 +170,11 @@ class ContentStore:
             raise FileSystemError(errno.EFBIG)
         async with contents.lock:
             await self._writer.truncate(contents, size, who)
+
+    async def seal_again(self, file: OpenFile, first: int, stop: int) -> int:
+        """Write some blocks again under the present key; how many. See `BlockWriter.seal_again`."""
+        async with file.contents.lock:
+            return await self._writer.seal_again(file.contents, first, stop, file.who)
 
     def write(self, file: OpenFile, offset: int | None, data: bytes, *, now_ns: int) -> bool:
         """Take `data` at `offset` (None: at the end); True if `write_behind` is to be performed.

@@ -15,19 +15,19 @@ from typing import Final
 
 from bftfs import limits
 from bftfs.clock_skew import is_ahead
-from bftfs.conversation import Compute, Draw, Event, Now, Spawn, Together, Wait
+from bftfs.conversation import Draw, Event, Now, Spawn, Together, Wait
 from bftfs.credentials import Credentials
-from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher
-from bftfs.errors import AdmissionRefused, FileSystemError, OperationFailed, PeerFault
+from bftfs.errors import AdmissionRefused, FileSystemError, OperationFailed
 from bftfs.filesystem import inode
 from bftfs.filesystem.attributes import INCARNATION_GAP, NO_CHANGES, Attributes, spans
 from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent, Load, part
 from bftfs.filesystem.block_names import PAGE, BlockName, CoveredBlock, covered
 from bftfs.filesystem.contents import Contents, OpenFile, Sharing
+from bftfs.filesystem.epochs import Sealing
 from bftfs.filesystem.inode import BlockPage, NamedBlocks
 from bftfs.filesystem.metadata import Metadata
 from bftfs.filesystem.options import Options
-from bftfs.filesystem.registry import MERGE, TRUNCATE, WRITE
+from bftfs.filesystem.registry import MERGE, REWRITE, TRUNCATE, WRITE
 from bftfs.identifiers import BlockId, ObjectId, block_id, block_number_of
 from bftfs.limits import STEPS_AHEAD_US
 from bftfs.query_update.object_type import Record
@@ -55,7 +55,7 @@ class BlockReader:
 
     metadata: Metadata
     blocks: ReadWriteClient
-    cipher: BlockCipher | None
+    sealing: Sealing
     options: Options
     cache: BlockCache
     permissions: Metadata  # of the present, if `metadata` is of a past
@@ -166,7 +166,7 @@ class BlockReader:
             block = contents.layout.block(identifier, number)
             version = await self.blocks.read(block, who, permit=permit)
             if is_named(version.timestamp, name, contents.attributes):
-                plaintext = await plaintext_of(self.cipher, block, version.item)
+                plaintext = await self.sealing.open(block, version.item)
                 return plaintext if name is None else plaintext[: name.valid]
             # Another mount has written it, and has covered that since, or not yet, or never will.
             await self.refresh(contents, who, number)
@@ -181,7 +181,7 @@ class BlockReader:
             return b""
         block = contents.layout.block(identifier, number)
         version = await self.blocks.read(block, who, at_time_us=unnamed_us, permit=permit)
-        return await plaintext_of(self.cipher, block, version.item)
+        return await self.sealing.open(block, version.item)
 
     async def version(
         self, identifier: ObjectId, number: int, name: BlockName, who: Credentials
@@ -192,13 +192,20 @@ class BlockReader:
         that can be read. What was there before is not shown in its place: it is part of no version
         since.
         """
+        block, item = await self.sealed_version(identifier, number, name, who)
+        plaintext = await self.sealing.open(block, item)
+        return plaintext[: name.valid]
+
+    async def sealed_version(
+        self, identifier: ObjectId, number: int, name: BlockName, who: Credentials
+    ) -> tuple[BlockId, bytes | None]:
+        """The block, and a named version of it as nodes have it. Raises what `version` raises."""
         block = block_id(identifier, incarnation=name.incarnation, number=number)
         permit = partial(self.permissions.permit_reading, identifier, who)
         version = await self.blocks.written(block, name.timestamp, who, permit=permit)
         if version.timestamp != name.timestamp:
             raise FileSystemError(errno.EIO, f"block {number} was named and never written")
-        plaintext = await plaintext_of(self.cipher, block, version.item)
-        return plaintext[: name.valid]
+        return block, version.item
 
     # --- reading ahead -----------------------------------------------------------------------
 
@@ -252,30 +259,6 @@ def is_named(timestamp: BlockTimestamp, name: BlockName | None, attributes: Attr
     return timestamp == name.timestamp
 
 
-async def plaintext_of(cipher: BlockCipher | None, block: BlockId, item: bytes | None) -> bytes:
-    """The contents of a data-item; empty if it was never written."""
-    if item is None:
-        return b""
-    if cipher is None:
-        return item
-    try:
-        plaintext: bytes = await Compute(partial(cipher.open, block, item))
-    except PeerFault as fault:
-        raise FileSystemError(errno.EIO, str(fault)) from fault
-    return plaintext
-
-
-async def sealed(
-    cipher: BlockCipher | None, block: BlockId, plaintext: Buffer
-) -> tuple[BlockId, bytes]:
-    """The block with the data-item to write for it."""
-    if cipher is None:
-        return block, bytes(plaintext)
-    nonce = (await Draw(1 << 8 * NONCE_BYTES)).to_bytes(NONCE_BYTES, "big")
-    view = plaintext if isinstance(plaintext, bytes) else memoryview(plaintext)
-    return block, await Compute(partial(cipher.seal, block, view, nonce=nonce))
-
-
 @dataclass(slots=True, eq=False)
 class BlockWriter:
     """Writes a file's bytes: dirty blocks are pushed to the nodes, then an inode update covers
@@ -307,7 +290,7 @@ class BlockWriter:
 
     metadata: Metadata
     blocks: ReadWriteClient
-    cipher: BlockCipher | None
+    sealing: Sealing
     options: Options
     cache: BlockCache
     reader: BlockReader
@@ -405,8 +388,7 @@ class BlockWriter:
         is_asking = not is_alone or is_ahead(contents.version, await Now())
         try:
             items = [
-                await sealed(
-                    self.cipher,
+                await self.sealing.seal(
                     layout.block(contents.identifier, number),
                     contents.pushing[number],
                 )
@@ -651,6 +633,75 @@ class BlockWriter:
             contents.names.put(names)
         return answer.behind
 
+    # --- sealing again ---------------------------------------------------------------------------
+
+    async def seal_again(self, contents: Contents, first: int, stop: int, who: Credentials) -> int:
+        """Write the blocks in [first, stop) again that are sealed with keys of earlier epochs.
+
+        How many these were. The bytes stay as they are: if others change the file meanwhile, it
+        begins anew. Requires: nothing is unsaved, and these are no more than one update names.
+        """
+        for _ in range(ATTEMPTS):
+            await self.reader.refresh(contents, who, first)
+            version = contents.version
+            await self.sealing.refresh()
+            numbers = range(first, min(stop, -(-contents.size // contents.layout.block_bytes)))
+            found = await Together(
+                tuple(partial(self._sealed_again, contents, number, who) for number in numbers)
+            )
+            items = [each for each in found if each is not None]
+            try:
+                if contents.version != version:
+                    continue
+                if items:
+                    await self._name_again(contents, version, items, who)
+            except FileSystemError as refusal:
+                if refusal.code != errno.EAGAIN:
+                    raise
+            else:
+                return len(items)
+        raise FileSystemError(errno.EAGAIN, "other mounts keep changing the file")
+
+    async def _sealed_again(
+        self, contents: Contents, number: int, who: Credentials
+    ) -> tuple[BlockId, bytes] | None:
+        """A block to be written with the key of the present epoch; None if it has been."""
+        if not contents.knows_name(number):
+            await self.reader.refresh(contents, who, number)
+        name = contents.name(number)
+        if name is not None:
+            block, item = await self.reader.sealed_version(contents.identifier, number, name, who)
+            if item is None or self.sealing.is_present(item):
+                return None
+            plaintext: Buffer = (await self.sealing.open(block, item))[: name.valid]
+        elif not contents.attributes.unnamed_until_us:
+            return None  # a hole
+        else:  # what a program may have written that named no blocks
+            plaintext = await self.reader.block(contents, number, who)
+            if not plaintext:
+                return None
+        return await self.sealing.seal(
+            contents.layout.block(contents.identifier, number),
+            part(plaintext, 0, min(len(plaintext), contents.valid_bytes(number))),
+        )
+
+    async def _name_again(
+        self,
+        contents: Contents,
+        version: int,
+        items: Sequence[tuple[BlockId, bytes]],
+        who: Credentials,
+    ) -> None:
+        """Write blocks, and have the file named them, if it is as it was."""
+        layout = contents.layout
+        written = await self._write_blocks(contents, items, who)
+        names = {
+            block_number_of(block): BlockName(layout.incarnation(block_number_of(block)), timestamp)
+            for (block, _), timestamp in zip(items, written, strict=True)
+        }
+        arguments = inode.Rewriting(version, covered_blocks(names))
+        await self._update(contents, REWRITE, arguments, who, names)
+
     # --- truncating --------------------------------------------------------------------------
 
     async def truncate(self, contents: Contents, size: int, who: Credentials) -> None:
@@ -698,7 +749,7 @@ class BlockWriter:
                 if len(block):
                     target = block_id(contents.identifier, incarnation=incarnation, number=number)
                     shortened = part(block, 0, min(boundary, len(block)))
-                    item = await sealed(self.cipher, target, shortened)
+                    item = await self.sealing.seal(target, shortened)
                     (timestamp,) = await self._write_blocks(contents, (item,), who)
                     names[number] = BlockName(incarnation, timestamp)
         writes = contents.writes
@@ -730,7 +781,7 @@ class BlockWriter:
                 block = await self.reader.block(contents, number, who)
                 if len(block):
                     target = block_id(contents.identifier, incarnation=incarnation, number=number)
-                    items.append(await sealed(self.cipher, target, block))
+                    items.append(await self.sealing.seal(target, block))
             if items:
                 written = await self._write_blocks(contents, items, who)
                 names |= {

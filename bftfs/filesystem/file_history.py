@@ -70,7 +70,7 @@ VERSIONS_SEARCHED: Final = 1024  # of one object, for the times of a directory a
 _TOGETHER: Final = 32  # conversations that are held at the same time
 
 ENTRY_PREFIX: Final = b"e"
-UNSEEN: Final = registry.UNCHANGING | {registry.MERGE}  # what nobody would call a change
+UNSEEN: Final = registry.UNCHANGING | registry.SAME_BYTES  # what nobody would call a change
 
 CHANGES_SHOWN: Final = (ATTRIBUTES_KEY, ENTRY_PREFIX)
 
@@ -90,7 +90,7 @@ def past_file_system(
         PastMetadata(objects, at_us),
         blocks,
         present.capacity,
-        present.cipher,
+        present.sealing.cipher,
         root=present.root,
         volume=present.volume,
         options=Options(
@@ -103,6 +103,7 @@ def past_file_system(
             cache_bytes=_CACHE_BYTES,
         ),
         present=present,
+        epochs=present.sealing.epochs,
     )
 
 

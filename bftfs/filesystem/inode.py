@@ -13,7 +13,8 @@ looking at directories, and its changes are history, too. A new object inherits 
 directory; to change that of a subtree is to change it for every object in it.
 
 Blocks are written before the update that covers them. `write` then names them, extends the size and
-sets the times; `truncate` cuts and `merge` rearranges the layout. A writer names the newest
+sets the times; `truncate` cuts and `merge` rearranges the layout; `rewrite` names blocks that were
+sealed again. A writer names the newest
 incarnation that it wrote under: if the layout was cut since, it is refused and writes those blocks
 again. A client that cuts inside a block first writes the shortened block under the fresh
 incarnation, and names the version of the contents that it read the block from.
@@ -518,6 +519,13 @@ class Merging(Record, frozen=True):
     blocks: CoveredField = ()
 
 
+class Rewriting(Record, frozen=True):
+    """`blocks` were written again with the bytes that they had as of `contents`."""
+
+    contents: TimeField
+    blocks: CoveredField = ()
+
+
 class ContentsChanged(Record, frozen=True):
     """The attributes after a change of a file's contents, and the version of those before it.
 
@@ -644,8 +652,21 @@ def merge(states: States, arguments: Merging, caller: Caller) -> ContentsChanged
     return ContentsChanged(subject.conclude(caller), before)
 
 
+def rewrite(states: States, arguments: Rewriting, caller: Caller) -> ContentsChanged:
+    """Name blocks that were written again as they were, sealed with another key."""
+    subject, layout = _writable(states[0], caller)
+    before = subject.attributes.contents
+    if arguments.contents != before:
+        raise Refusal(errno.EAGAIN)
+    size = subject.attributes.size
+    behind = name_blocks(subject.state, layout, arguments.blocks, caller, size=size)
+    # A liar may have written something else: that takes privileges, too.
+    _contents_changed(subject, caller, subject.attributes.mtime_ns)
+    return ContentsChanged(subject.conclude(caller), before, behind)
+
+
 def blocks_written(
-    states: States, arguments: Writing | Truncation | Merging, caller: Caller
+    states: States, arguments: Writing | Truncation | Merging | Rewriting, caller: Caller
 ) -> Digest | None:
     """The digest that nodes have to vouch for: of all blocks that the caller's update has named."""
     inode = states[0]

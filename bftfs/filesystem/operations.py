@@ -50,6 +50,7 @@ from bftfs.filesystem.directory import (
     Renaming,
     fault_of,
 )
+from bftfs.filesystem.epochs import EpochFollower, Sealing
 from bftfs.filesystem.inode import (
     ExtendedName,
     ExtendedSetting,
@@ -120,19 +121,23 @@ class FileSystem:
         volume: ObjectId,
         options: Options | None = None,
         present: FileSystem | None = None,
+        epochs: EpochFollower | None = None,
     ) -> None:
-        """With `present`, this is a past of it; the permissions of the present count, too."""
+        """With `present`, this is a past of it; the permissions of the present count, too.
+
+        With `epochs`, the keys of `cipher` follow those of the cluster.
+        """
         self.root = root
         self.volume = volume
         self.capacity = capacity
-        self.cipher = cipher
+        self.sealing = Sealing(cipher, epochs)
         self._present = present
         self._options = options or Options()
         self._metadata = Metadata(metadata, self._options)
         self._contents = ContentStore(
             self._metadata,
             blocks,
-            cipher,
+            self.sealing,
             self._options,
             None if present is None else present._metadata,
         )
@@ -711,6 +716,15 @@ class FileSystem:
     ) -> bytes:
         """A version of a block that the file's inode has named. EIO if nodes do not have it."""
         return await self._contents.version(identifier, number, name, who)
+
+    async def seal_again(self, file: OpenFile, first: int, stop: int) -> int:
+        """Write those of the blocks in [first, stop) again, as they are, that are sealed with keys
+        of earlier epochs; how many these were.
+
+        They are no more than one update names (`limits.BLOCKS_PER_COVER`). Nothing was written to
+        the file through this mount since it was saved.
+        """
+        return await self._contents.seal_again(file, first, stop)
 
     def write(self, file: OpenFile, offset: int | None, data: bytes, *, now_ns: int) -> bool:
         """Take `data` at `offset` (None: at the end); True if `write_behind` must be performed.

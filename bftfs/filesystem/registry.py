@@ -31,6 +31,7 @@ READ_LINK: Final = "inode.read_link"
 WRITE: Final = "inode.write"
 TRUNCATE: Final = "inode.truncate"
 MERGE: Final = "inode.merge"
+REWRITE: Final = "inode.rewrite"
 GET_BLOCKS: Final = "inode.blocks"
 PERMIT_WRITING: Final = "inode.permit_writing"
 PERMIT_READING: Final = "inode.permit_reading"
@@ -56,6 +57,9 @@ FOLLOW_SCHEDULE: Final = "volume.follow_schedule"
 
 # Updates that nobody would call a change of what they are about.
 UNCHANGING: Final = frozenset((ACCESSED, PERMIT_WRITING, PERMIT_READING))
+
+# Updates of a file's contents that leave its bytes as they are.
+SAME_BYTES: Final = frozenset((MERGE, REWRITE))
 
 
 def _method(
@@ -106,6 +110,7 @@ _METHODS = (
     _method(WRITE, inode.write, _INODE, rests_on=inode.blocks_written),
     _method(TRUNCATE, inode.truncate, _INODE, frees=True, rests_on=inode.blocks_written),
     _method(MERGE, inode.merge, _INODE, rests_on=inode.blocks_written),
+    _method(REWRITE, inode.rewrite, _INODE, rests_on=inode.blocks_written),
     _query(GET_BLOCKS, inode.get_blocks, _INODE),
     _method(PERMIT_WRITING, inode.permit_writing, _INODE),
     _method(PERMIT_READING, inode.permit_reading_blocks, _INODE, for_readers=True),

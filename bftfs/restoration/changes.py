@@ -33,7 +33,7 @@ from bftfs import limits
 from bftfs.errors import FileSystemError, NoLongerKept, VersionUnrecoverable
 from bftfs.filesystem.block_names import BlockName, CoveredBlock
 from bftfs.filesystem.file_history import UNSEEN, Change, in_batches
-from bftfs.filesystem.inode import Merging, Truncation, Writing
+from bftfs.filesystem.inode import Merging, Rewriting, Truncation, Writing
 from bftfs.filesystem.operations import FoundObject
 from bftfs.filesystem.registry import (
     CREATE,
@@ -44,6 +44,7 @@ from bftfs.filesystem.registry import (
     RELOCATE,
     REMOVE_DIRECTORY,
     RENAME,
+    REWRITE,
     TRUNCATE,
     UNCHANGING,
     UNLINK,
@@ -68,7 +69,7 @@ _BATCH: Final = 256  # objects that are looked at until the caller hears of it
 _RENAMES: Final = (RENAME, RELOCATE)
 _NAMES_TWO: Final = (CREATE, MAKE_DIRECTORY, LINK, UNLINK, REMOVE_DIRECTORY)
 
-_NAMING: Final = {WRITE: Writing, TRUNCATE: Truncation, MERGE: Merging}
+_NAMING: Final = {WRITE: Writing, TRUNCATE: Truncation, MERGE: Merging, REWRITE: Rewriting}
 
 # --- trees of names: as they are, as they are to be, and in between --------------------------
 

@@ -125,12 +125,12 @@ def _common(
 
 
 def changes_of_contents(log: ChangeLog, identifier: ObjectId) -> list[Change]:
-    """The changes of the file's bytes. A merge of block ranges changes none, unless it lies."""
+    """The changes of the file's bytes. What rearranges or rewrites them, changes none, or lies."""
     return [
         change
         for change in log.changes.get(identifier, ())
         if change.operation.method in _METHODS
-        or (change.operation.method == registry.MERGE and log.by_client(change))
+        or (change.operation.method in registry.SAME_BYTES and log.by_client(change))
     ]
 
 

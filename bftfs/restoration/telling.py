@@ -58,6 +58,7 @@ _SAID: dict[str, Callable[[Any], str]] = {
     registry.WRITE: lambda _: "write",
     registry.TRUNCATE: lambda a: f"truncate to {a.size}",
     registry.MERGE: lambda _: "rearrange",
+    registry.REWRITE: lambda _: "re-encrypt",
     registry.PERMIT_WRITING: lambda _: "ask whether writing is permitted",
     registry.PERMIT_READING: lambda _: "ask whether reading is permitted",
     registry.CHANGE_ATTRIBUTES: _changed_attributes,

@@ -16,7 +16,7 @@ from bftfs import cluster
 from bftfs.asking.refusal import Refused
 from bftfs.cli.main import program
 from bftfs.cli.status import descriptions, node_states
-from bftfs.crypto.keys import write_identity
+from bftfs.crypto.keys import write_identity, write_volume_key
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
 from bftfs.runtime.blocking import BlockingNetwork
@@ -87,8 +87,12 @@ def test_a_node_with_old_files_hears_from_its_peers_and_admits_nobody_again(
     # From one command all nodes hear, node 3 among them, whose files are still old.
     counting.stop(5)
     data = ("--data", str(counting.directory.path))
+    write_volume_key(counting.directory.volume_key, bytes(32))
     said = CliRunner().invoke(program, ["cluster", "revoke-client", "client0", *data])
+    left = cluster.load(counting.directory.description).clients
     assert said.output == (
+        f"Key epoch 1 begins: the clients that are left ({len(left)}) get its key from the nodes, "
+        "and write with it from then on.\n"
         "Client client0 may not connect any more.\n"
         "Nodes 0, 1, 2, 3, 4 have cut it off.\n"
         "Node 5 does not run here, and reads it when started.\n"

@@ -60,6 +60,8 @@ TAGS = {
     "Announcement": 0x57,
     "DescriptionRequest": 0x58,
     "DescriptionReply": 0x59,
+    "EpochRequest": 0x5A,
+    "EpochReply": 0x5B,
 }
 
 

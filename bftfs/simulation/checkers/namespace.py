@@ -483,6 +483,7 @@ _UNMODELLED = (
     registry.WRITE,
     registry.TRUNCATE,
     registry.MERGE,
+    registry.REWRITE,
     registry.PERMIT_WRITING,
     registry.PERMIT_READING,
     registry.CHANGE_ATTRIBUTES,

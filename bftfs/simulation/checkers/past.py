@@ -100,7 +100,7 @@ class NamedVersions:
 
     def apply(self, timestamp: LogicalTimestamp, operation: Operation, arguments: Any) -> None:
         """One more operation."""
-        if operation.method not in (registry.WRITE, registry.MERGE):
+        if operation.method not in (registry.WRITE, registry.MERGE, registry.REWRITE):
             return
         (identifier,) = operation.objects
         for block in arguments.blocks:

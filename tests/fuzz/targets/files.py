@@ -13,6 +13,7 @@ from bftfs.cluster import Durability, parse_address
 from bftfs.crypto.keys import Identity, read_identity, read_volume_key
 from bftfs.errors import UsageError
 from bftfs.filesystem.time_names import format_time_name, looks_like_a_time_name, parse_time_name
+from bftfs.key_epochs import with_new_epoch
 from bftfs.retention import parse_policy
 from mount import options
 from nodes.configuration import NodeConfiguration
@@ -48,6 +49,15 @@ def _description_seeds() -> Iterable[bytes]:
     client = cluster.ClientEntry("laptop", Identity(b"c" * 32).public_key)
     yield cluster.encode(made)
     yield cluster.encode(made.with_client(client))
+    yield cluster.encode(
+        with_new_epoch(
+            made.with_client(client),
+            _description().administrator,
+            volume_key=bytes(32),
+            at_s=7,
+            draw=bytes,
+        )
+    )
     yield b'format = 1\ncluster_id = ""\n[[members]]\n'
 
 

@@ -17,6 +17,7 @@ from bftfs.filesystem.registry import (
     LINK,
     MERGE,
     RENAME,
+    REWRITE,
     SET_EXTENDED,
     TRUNCATE,
     UNLINK,
@@ -35,7 +36,7 @@ _FILES = tuple(
     object_id(ObjectKind.INODE, placement=0, unique=bytes([number]) * 14) for number in (1, 2)
 )
 _NAMES = (b"one", b"two")
-_METHODS = (WRITE, TRUNCATE, MERGE, SET_EXTENDED, LINK, RENAME, UNLINK, CREATE)
+_METHODS = (WRITE, TRUNCATE, MERGE, REWRITE, SET_EXTENDED, LINK, RENAME, UNLINK, CREATE)
 _MOST_STEPS = 16
 _CIPHER = BlockCipher(bytes(range(32)))
 

@@ -14,8 +14,16 @@ from blake3 import blake3
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.crypto.cipher import BlockCipher
-from bftfs.errors import DamagedRow, InvalidAuthenticator, MalformedMessage
-from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId, ObjectKind, block_id, object_id
+from bftfs.errors import DamagedRow, InvalidAuthenticator, MalformedMessage, UnknownEpoch
+from bftfs.identifiers import (
+    EPOCH_ID_BYTES,
+    OBJECT_ID_BYTES,
+    EpochId,
+    ObjectId,
+    ObjectKind,
+    block_id,
+    object_id,
+)
 from bftfs.query_update.history import LogicalTimestamp
 from bftfs.query_update.replica import Replica
 from bftfs.read_write.validation import item_of, regenerate
@@ -114,6 +122,9 @@ def sealed_blocks(data: bytes) -> None:
     other = block_id(inode, incarnation=0, number=1)
     cipher = BlockCipher(bytes(32))
     choices = Choices(data)
+    for number in range(choices.number(3)):
+        cipher.present = EpochId(bytes([number]) * EPOCH_ID_BYTES)
+        cipher.learn(cipher.present, bytes([number]) * 32)
     sealed = cipher.seal(choices.pick((block, other)), b"contents", nonce=bytes(12))
     spoiled = bytearray(sealed)
     if choices.flag() and spoiled:
@@ -164,7 +175,7 @@ TARGETS = (
     Target(
         "sealed-blocks",
         sealed_blocks,
-        (InvalidAuthenticator,),
+        (InvalidAuthenticator, UnknownEpoch),
         seeds=lambda: (bytes(80), bytes(range(90))),
         most_bytes=512,
     ),

@@ -18,11 +18,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bftfs import cluster
-from bftfs.cli import reach
+from bftfs.cli import reach, signed_elsewhere
 from bftfs.cli.main import program
 from bftfs.cli.reach import NodeAccess
 from bftfs.cluster import ClientEntry
-from bftfs.crypto.keys import Identity, write_identity
+from bftfs.crypto.keys import Identity, read_identity, write_identity, write_volume_key
 from bftfs.data_directory import DataDirectory
 from bftfs.envelope import (
     REQUESTS,
@@ -35,7 +35,8 @@ from bftfs.envelope import (
     WorkStatus,
 )
 from bftfs.errors import PeerFault, UsageError
-from bftfs.identifiers import ClientId
+from bftfs.identifiers import FIRST_EPOCH, ClientId, EpochId
+from bftfs.key_epochs import epoch_keys_in
 from bftfs.server.step import Role, Sender
 from bftfs.storage import MemoryStorage
 from bftfs.wire.channel import ServerChannel
@@ -44,6 +45,8 @@ from nodes.membership import LiveMembership, MembershipServer, latest_descriptio
 
 IDLE = WorkStatus("scrub", "idle", 1.0, 0.0, 1024, None, None, {"passes": 1})
 Answer = Callable[[Any], Any]
+VOLUME_KEY = b"v" * 32
+LAPTOP = Identity.generate(b"p" * 32)
 
 
 class Office:
@@ -59,6 +62,7 @@ class Office:
             draw=os.urandom,
         )
         write_identity(self.directory.administrator_key, self.made.administrator)
+        write_volume_key(self.directory.volume_key, VOLUME_KEY)
         cluster.store(self.directory.description, self.made.description, self.made.administrator)
 
     def bftfs(self, *words: str) -> Result:
@@ -244,7 +248,9 @@ def test_who_has_heard_of_a_revocation_and_who_has_not(
         revoked = office.bftfs("cluster", "revoke-client", "alice")
     assert added.return_value == revoked.return_value == 1
     assert revoked.stdout == (
-        "Client alice may not connect any more.\nNodes 0, 1, 2 have cut it off.\n"
+        "Key epoch 1 begins: the clients that are left (0) get its key from the nodes, and write "
+        "with it from then on.\nClient alice may not connect any more.\nNodes 0, 1, 2 have cut it "
+        "off.\n"
     )
     lines = revoked.stderr.splitlines()
     assert lines[0] == "bftfs: node 3 has not heard of it: it says: it\\x0awas sent an older one"
@@ -314,12 +320,12 @@ class TwoMachines:
 
     def __init__(self, office: Office, path: Path, nodes: ExitStack) -> None:
         self.office = office
-        laptop = ClientEntry("laptop", Identity.generate(b"p" * 32).public_key)
+        laptop = ClientEntry("laptop", LAPTOP.public_key)
         described = office.made.description.with_client(laptop)
         cluster.store(office.directory.description, described, office.made.administrator)
         self.elsewhere = DataDirectory(path / "elsewhere")
         self.elsewhere.path.mkdir()
-        for name in ("cluster.toml", "cluster.toml.sig", "admin.key"):
+        for name in ("cluster.toml", "cluster.toml.sig", "admin.key", "volume.key"):
             shutil.copy(office.directory.path / name, self.elsewhere.path / name)
         self.memberships = []
         self.lies: list[DescriptionReply] = []  # what nodes say first that are asked for theirs
@@ -350,6 +356,7 @@ class TwoMachines:
         return present, [each.name for each in latest.past_clients]
 
 
+ADD_PHONE = ("add-client", "phone", "--uid", "1000", "--gid", "1000")
 ADD_DESK = ("add-client", "desk", "--uid", "1000", "--gid", "1000")
 
 
@@ -396,6 +403,124 @@ def test_of_two_with_one_number_both_revocations_hold(
     assert "Revoked elsewhere, and so here, too: laptop." in added.output
     assert cluster.load(other).past_clients[0].name == "laptop"
     assert machines.names == (["desk", "tv"], ["laptop"])
+
+
+def keys_of(directory: DataDirectory, client: Identity) -> dict[EpochId, bytes]:
+    return epoch_keys_in(cluster.load(directory.description), client)
+
+
+def test_a_revocation_begins_an_epoch_whose_key_those_get_who_stay(machines: TwoMachines) -> None:
+    directory = machines.office.directory
+    for name in ("desk", "tv"):
+        machines.office.bftfs("cluster", "add-client", name, "--uid", "1000", "--gid", "1000")
+    desk, tv = (read_identity(directory.client_key(name)) for name in ("desk", "tv"))
+    assert keys_of(directory, desk) == {}
+    revoked = machines.office.bftfs("cluster", "revoke-client", "tv")
+    assert revoked.return_value == 0, revoked.output
+    assert "Key epoch 1 begins: the clients that are left (2) get its key" in revoked.output
+    keys = keys_of(directory, desk)
+    assert keys_of(directory, LAPTOP) == keys
+    assert keys[FIRST_EPOCH] == VOLUME_KEY
+    assert len(keys) == 2
+    assert keys_of(directory, tv) == {}
+
+    added = machines.office.bftfs("cluster", *ADD_PHONE)
+    assert "Give the client that file, cluster.toml and cluster.toml.sig.\n" in added.output
+    phone = read_identity(directory.client_key("phone"))
+    assert keys_of(directory, phone) == keys
+
+    begun = machines.office.bftfs("cluster", "new-epoch")
+    assert "Key epoch 2 begins: the clients that are left (3)" in begun.output
+    later = keys_of(directory, phone)
+    assert len(later) == 3
+    assert later.items() > keys.items()
+    for words in (("cluster", "show"), ("cluster", "clients")):
+        assert "ey epoch 2, since 20" in machines.office.bftfs(*words).output.replace("\n", " ")
+
+
+def test_without_the_volume_key_a_client_is_revoked_all_the_same(machines: TwoMachines) -> None:
+    machines.office.directory.volume_key.unlink()
+    revoked = machines.office.bftfs("cluster", "revoke-client", "laptop")
+    assert "bftfs: no new key epoch begins: who was revoked could open" in revoked.stderr
+    assert "needs volume.key" in revoked.stderr
+    assert machines.names == ([], ["laptop"])
+    asked = machines.office.bftfs("cluster", "new-epoch")
+    assert "copy the file beside cluster.toml" in str(asked.exception)
+    write_volume_key(machines.office.directory.volume_key, VOLUME_KEY)
+    assert "Key epoch 1 begins" in machines.office.bftfs("cluster", "new-epoch").output
+
+
+def test_two_machines_that_begin_an_epoch_at_once_lose_none(
+    machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes have one of them; the next change on the other machine takes up both."""
+    directory = machines.office.directory
+    machines.office.bftfs("cluster", *ADD_DESK)
+    machines.office.bftfs("cluster", *ADD_PHONE)
+    machines.there("tell")
+    phone = read_identity(directory.client_key("phone"))
+    with monkeypatch.context() as alone:
+        alone.setattr(NodeAccess, "_ask", lambda *_: {})
+        assert "Key epoch 1 begins" in machines.there("revoke-client", "desk").output
+    assert (
+        "Key epoch 1 begins" in machines.office.bftfs("cluster", "revoke-client", "laptop").output
+    )
+    theirs, ours = keys_of(machines.elsewhere, phone), keys_of(directory, phone)
+    assert theirs.keys() & ours.keys() == {FIRST_EPOCH}
+
+    merged = machines.there("add-client", "tv", "--uid", "1000", "--gid", "1000")
+    assert merged.return_value == 0, merged.output
+    assert "Revoked elsewhere, and so here, too: laptop." in merged.output
+    assert "Key epoch 2 begins: the clients that are left (1)" in merged.output
+    both = keys_of(machines.elsewhere, phone)
+    assert len(both) == 4
+    assert both.items() >= (theirs | ours).items()
+    tv = read_identity(machines.elsewhere.client_key("tv"))
+    assert keys_of(machines.elsewhere, tv) == both
+    assert machines.names == (["phone", "tv"], ["desk", "laptop"])
+    [latest] = {each.latest.digest: each.latest for each in machines.memberships}.values()
+    assert [each.number for each in latest.epochs] == [1, 1, 2]
+
+
+def test_an_epoch_that_was_overtaken_is_taken_up_from_nodes(
+    machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other machine does not reach nodes when it signs; they have heard of both then."""
+    directory = machines.office.directory
+    machines.office.bftfs("cluster", *ADD_PHONE)
+    machines.there("tell")
+    phone = read_identity(directory.client_key("phone"))
+    machines.office.bftfs("cluster", "new-epoch")
+    ours = keys_of(directory, phone)
+    with monkeypatch.context() as alone:
+        alone.setattr(NodeAccess, "_ask", lambda *_: {})
+        for _ in range(2):
+            machines.there("new-epoch")
+    theirs = keys_of(machines.elsewhere, phone)
+    assert machines.there("tell").return_value == 0
+    assert not ours.items() <= theirs.items()
+    machines.office.directory.description.unlink()  # its files are lost
+    merged = machines.there(*ADD_DESK)
+    assert merged.return_value == 0, merged.output
+    assert "Key epoch 3 begins" in merged.output
+    assert keys_of(machines.elsewhere, phone).items() >= (ours | theirs).items()
+
+
+def test_must_fail_where_epochs_of_others_are_not_taken_up(
+    machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = machines.office.directory
+    machines.office.bftfs("cluster", *ADD_PHONE)
+    machines.there("tell")
+    phone = read_identity(directory.client_key("phone"))
+    with monkeypatch.context() as alone:
+        alone.setattr(NodeAccess, "_ask", lambda *_: {})
+        machines.there("new-epoch")
+    machines.office.bftfs("cluster", "new-epoch")
+    monkeypatch.setattr(signed_elsewhere, "with_keys_settled", lambda _, described, __: described)
+    machines.there("new-epoch")
+    lost = keys_of(directory, phone).keys() - keys_of(machines.elsewhere, phone).keys()
+    assert len(lost) == 1
 
 
 def test_who_is_taken_out_by_hand_is_remembered_as_revoked(machines: TwoMachines) -> None:

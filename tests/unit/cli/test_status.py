@@ -230,6 +230,8 @@ def report(*nodes: dict[str, Any], mounts: tuple[str, ...] = ()) -> dict[str, An
         "objects": objects(states, b=1),
         "writers": [],
         "descriptions": [],
+        "key_epoch": 2,
+        "keys": "key epoch 2, since 2026-11-23",
         "let_go": [],
         "ahead": 0,
         "mounts": [{"pid": 7, "mountpoint": each} for each in mounts],

@@ -770,7 +770,7 @@ async def latest_version(
     """A reader that believes the nodes: what was written last is shown."""
     block = contents.layout.block(contents.identifier, number)
     version = await reader.blocks.read(block, who)
-    return await file_blocks.plaintext_of(reader.cipher, block, version.item)
+    return await reader.sealing.open(block, version.item)
 
 
 def test_must_fail_where_the_latest_version_is_shown(

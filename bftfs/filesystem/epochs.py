@@ -1,0 +1,263 @@
+"""Under which key a client seals what it writes, and how it learns the keys of others.
+
+**Situation.** The administrator has begun a new key epoch (`bftfs.key_epochs`), and has told the
+nodes. Mounts run, or sleep, and have the description of before. Whoever was revoked must not be
+able to open what they write from now on; everybody else must.
+
+**Rules.**
+
+1. Nodes tell a client the latest epoch of their description, and the description itself. A client
+   believes the description for the administrator's signature, and uses all keys that it finds.
+2. Before it seals anything, a client has asked at most `CONFIRMED_US` ago, and n - t nodes have
+   answered. So it needs no timer, and a machine that wakes up asks before it writes.
+3. It seals under an epoch that at least t + b + 1 of these nodes have. At least t + 1 of them are
+   correct, and keep it. So whoever asks n - t nodes hears of it from one of them: what was written
+   can be read though t nodes have failed since. Of several it takes that of the description with
+   the highest serial, whatever number the epoch has: who signed that may not have known of the
+   others, and has revoked somebody who has their keys. It never goes back. Once a revocation has
+   reached n - t correct nodes, all those who ask find it at t + b + 1, though b of those that
+   answer lie: n - t - b >= t + b + 1.
+4. A reader that meets an epoch whose key it lacks asks n - t nodes before it fails; at most once a
+   second, since a writer may have named one that does not exist.
+
+A client that has the key and hands it on, or seals with an old one on purpose, could hand on the
+contents as well: nobody can stop it, and nodes, which see neither, do not try.
+
+**Tests.** `tests/seams/test_key_epochs.py`, `tests/unit/filesystem/test_epochs.py`.
+
+**Concurrency.** One engine. One conversation asks at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from bftfs import cluster
+from bftfs.asking.ask import Asking, ask_all
+from bftfs.asking.peers import Peers
+from bftfs.cluster import ClusterDescription
+from bftfs.conversation import Compute, Delivery, Draw, Now, Pause, Send
+from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher, epoch_named
+from bftfs.crypto.digest import cluster_digest
+from bftfs.crypto.keys import Identity
+from bftfs.envelope import DescriptionReply, DescriptionRequest, EpochReply, EpochRequest
+from bftfs.errors import FileSystemError, PeerFault, UnknownEpoch, UsageError
+from bftfs.filesystem.block_memory import Buffer
+from bftfs.identifiers import FIRST_EPOCH, BlockId, EpochId, NodeId
+from bftfs.key_epochs import epoch_keys_in
+from bftfs.limits import SECOND_US
+from bftfs.lock import Lock
+
+CONFIRMED_US: Final = 5 * SECOND_US  # how long an answer counts for what is sealed
+SOUGHT_US: Final = SECOND_US  # between two searches for keys that are not known
+_FETCH_PATIENCE_US: Final = 2 * SECOND_US
+
+
+class EpochFollower:
+    """Keeps a cipher in the present epoch, by the rules above."""
+
+    def __init__(
+        self,
+        description: ClusterDescription,
+        identity: Identity,
+        cipher: BlockCipher,
+        peers: Peers,
+        *,
+        patience_total_us: int | None = None,
+    ) -> None:
+        """`description` is the one that the client has in its files.
+
+        Raises InvalidAuthenticator if its keys do not open.
+        """
+        self._description = description
+        self._identity = identity
+        self._cipher = cipher
+        self._peers = peers
+        self._patience_total_us = patience_total_us
+        self._enough = description.t + description.b + 1  # nodes that have an epoch in use
+        self._lock = Lock()
+        self._asked_us: int | None = None  # when nodes were asked last, that have answered
+        self._read = {description.digest}  # descriptions whose keys are known
+        # Of descriptions, by their latest epoch: their serials, and all of their epochs.
+        self._serials: dict[EpochId, int] = {}
+        self._listed: dict[EpochId, frozenset[EpochId]] = {FIRST_EPOCH: frozenset((FIRST_EPOCH,))}
+        self._serial = -1  # that of the present epoch
+        self._use(description)
+
+    async def confirm(self) -> None:
+        """Make sure that the cipher seals for those who are clients now.
+
+        Raises QuorumUnavailable or AdmissionRefused if too few nodes answer.
+        """
+        if not self._is_recent(await Now(), CONFIRMED_US):
+            async with self._lock:
+                if not self._is_recent(await Now(), CONFIRMED_US):
+                    await self._ask()
+
+    async def seek(self, epoch: EpochId) -> bool:
+        """Ask the nodes for the key of an epoch; True if it is known now. Raises as `confirm`."""
+        began_us = await Now()
+        async with self._lock:
+            now_us = await Now()
+            if self._cipher.knows(epoch) or began_us < (self._asked_us or 0) <= now_us:
+                return self._cipher.knows(epoch)
+            if self._asked_us is not None and self._is_recent(now_us, SOUGHT_US):
+                await Pause(self._asked_us + SOUGHT_US - now_us)
+            await self._ask()
+            return self._cipher.knows(epoch)
+
+    def _is_recent(self, now_us: int, for_us: int) -> bool:
+        return self._asked_us is not None and 0 <= now_us - self._asked_us < for_us
+
+    # -----------------------------------------------------------------------------------------
+
+    async def _ask(self) -> None:
+        """Ask n - t nodes, take the keys that they offer, and change to the latest epoch."""
+        now_us = await Now()
+        claims = await self._claims(now_us)
+        for node, told in claims.items():
+            if told.epoch not in self._listed:
+                await self._fetch(node, b"")
+            for digest in told.others:
+                if digest not in self._read:
+                    await self._fetch(node, digest)
+        self._choose(EpochId(told.epoch) for told in claims.values())
+        self._asked_us = now_us
+
+    async def _claims(self, now_us: int) -> dict[NodeId, EpochReply]:
+        """The latest epochs that n - t nodes tell. Claims: a node may lie."""
+        described = self._description
+        claims: dict[NodeId, EpochReply] = {}
+        asking = Asking(
+            self._peers,
+            tuple(NodeId(node) for node in range(described.n)),
+            lambda node: Send(node, EpochRequest()),
+            first=described.n,
+            needed=lambda _: False,
+            required=described.n - described.t,
+            now_us=now_us,
+            subject="key epochs",
+            patience_total_us=self._patience_total_us,
+        )
+
+        def take(reply: Delivery) -> None:
+            if not isinstance(reply.message, EpochReply):
+                asking.refused(reply)
+                return
+            claims[reply.node] = reply.message
+            if len(claims) == described.n - described.t:
+                asking.enough()
+
+        await asking.collect(take)
+        return claims
+
+    async def _fetch(self, node: NodeId, digest: bytes) -> None:
+        """Ask a node for its latest description, or one that it keeps beside it."""
+
+        def judge(delivery: Delivery, _now_us: int) -> DescriptionReply | None:
+            return delivery.message if isinstance(delivery.message, DescriptionReply) else None
+
+        answers = await ask_all(
+            self._peers, {node: DescriptionRequest(digest)}, judge, patience_us=_FETCH_PATIENCE_US
+        )
+        for reply in answers.values():
+            await self._take(reply, source=f"node {node}'s description")
+
+    async def _take(self, reply: DescriptionReply, *, source: str) -> None:
+        """Use what a node has sent, if the administrator has signed it for this cluster.
+
+        Each description is read once: a liar cannot keep the client busy with long ones.
+        """
+        if cluster_digest(reply.encoded) in self._read:
+            return
+        verify = partial(
+            cluster.verified,
+            reply.encoded,
+            reply.signature,
+            administrator=self._description.administrator,
+            source=source,
+        )
+        try:
+            found = (await Compute(verify)).description
+            if found.cluster_id == self._description.cluster_id:
+                self._read.add(found.digest)
+                self._use(found)
+        except (UsageError, PeerFault):
+            return  # the node lies, or somebody has spoilt the description before it was signed
+
+    def _use(self, described: ClusterDescription) -> None:
+        """Learn the keys in a signed description."""
+        keys = epoch_keys_in(described, self._identity)
+        for epoch, key in keys.items():
+            self._cipher.learn(epoch, key)
+        if keys:
+            latest = described.epoch
+            serial = max(described.serial, self._serials.get(latest, described.serial))
+            self._serials[latest] = serial
+            self._listed[latest] = frozenset(keys)
+
+    def _choose(self, claims: Iterable[EpochId]) -> None:
+        """Go on to the epoch of the latest description that has come to enough nodes.
+
+        `claims` has the latest epoch of each node's description.
+        """
+        listed = [self._listed[each] for each in claims if each in self._listed]
+        shared = [
+            (serial, count, epoch)
+            for epoch, serial in self._serials.items()
+            if (count := sum(epoch in each for each in listed)) >= self._enough
+        ]
+        serial, _, epoch = max(shared, default=(self._serial, 0, self._cipher.present))
+        if serial > self._serial:
+            self._serial = serial
+            self._cipher.present = epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """Seals and opens the blocks of files: the one place where a file system uses keys."""
+
+    cipher: BlockCipher | None  # None: blocks are written as they are
+    epochs: EpochFollower | None = None  # None: the cipher's keys are all that there are
+
+    async def refresh(self) -> None:
+        """Make sure that the present epoch is known. Raises as `EpochFollower.confirm`."""
+        if self.epochs is not None:
+            await self.epochs.confirm()
+
+    def is_present(self, item: bytes) -> bool:
+        """True if a data-item names the present epoch; also where nothing is sealed."""
+        return self.cipher is None or epoch_named(item) == self.cipher.present
+
+    async def seal(self, block: BlockId, plaintext: Buffer) -> tuple[BlockId, bytes]:
+        """The block with the data-item to write for it. Raises as `EpochFollower.confirm`."""
+        cipher = self.cipher
+        if cipher is None:
+            return block, bytes(plaintext)
+        await self.refresh()
+        nonce = (await Draw(1 << 8 * NONCE_BYTES)).to_bytes(NONCE_BYTES, "big")
+        view = plaintext if isinstance(plaintext, bytes) else memoryview(plaintext)
+        return block, await Compute(partial(cipher.seal, block, view, nonce=nonce))
+
+    async def open(self, block: BlockId, item: bytes | None) -> bytes:
+        """The contents of a data-item; empty if it was never written. EIO if it does not open."""
+        if item is None:
+            return b""
+        if self.cipher is None:
+            return item
+        opening = partial(self.cipher.open, block, item)
+        plaintext: bytes
+        try:
+            try:
+                plaintext = await Compute(opening)
+            except UnknownEpoch as unknown:
+                if self.epochs is None or not await self.epochs.seek(EpochId(unknown.epoch)):
+                    raise
+                plaintext = await Compute(opening)
+        except PeerFault as fault:
+            raise FileSystemError(errno.EIO, str(fault)) from fault
+        return plaintext

@@ -1,0 +1,455 @@
+"""Who was revoked opens nothing that is written later, and everybody else goes on.
+
+The thief was a client: he has its key, the volume key and all descriptions of his time. And he has
+come by every fragment that nodes store.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bftfs import cluster
+from bftfs.asking.peers import Peers
+from bftfs.asking.refusal import Refused
+from bftfs.cluster import ClientEntry, ClusterDescription, SignedDescription
+from bftfs.coding.erasure import ErasureCode
+from bftfs.crypto.cipher import BlockCipher, epoch_named
+from bftfs.crypto.keys import Identity
+from bftfs.envelope import DescriptionReply, DescriptionRequest, EpochReply, EpochRequest
+from bftfs.errors import FileSystemError, InvalidAuthenticator, PeerFault
+from bftfs.filesystem.epochs import CONFIRMED_US, SOUGHT_US, EpochFollower
+from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.options import Options
+from bftfs.identifiers import FIRST_EPOCH, EpochId, ObjectId
+from bftfs.key_epochs import epoch_keys_in, with_keys_for_all, with_new_epoch
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.read_write.placement import fragment_index
+from bftfs.server.step import Ready
+from bftfs.simulation.principals import NodeServices
+from bftfs.simulation.world import SECOND_US
+from bftfs.storage import Table
+from nodes.membership import LiveMembership, MembershipServer, Others, latest_description
+from tests.seams.world import ROOT, SUPERUSER, VOLUME, User, World
+
+VOLUME_KEY = b"v" * 32
+BEFORE, AFTER = "written before", "written later."
+NAMES = ("root", "thief", "alice")
+
+
+def identity(name: str) -> Identity:
+    return Identity.generate(name.encode().ljust(32, b"."))
+
+
+class Realm:
+    """A world whose nodes tell descriptions, and the administrator who signs these."""
+
+    def __init__(self, path: Path, t: int = 1, b: int = 1) -> None:
+        self.world = World(t, b)
+        self._draws = count(1)
+        self.made = cluster.create(
+            [f"tcp:10.0.0.{node}:7000" for node in range(self.world.sizes.n)],
+            t=t,
+            b=b,
+            draw=self.draw,
+        )
+        described = self.made.description
+        for name in NAMES:
+            described = described.with_client(ClientEntry(name, identity(name).public_key))
+        self.first = self.latest = described
+        file = path / "cluster.toml"
+        cluster.store(file, described, self.made.administrator)
+        self.memberships = []
+        for node in self.world.nodes:
+            kept = path / f"node{node.node}.toml"
+            membership = LiveMembership(path / "none.toml", kept, latest_description(file, kept))
+            self.memberships.append(membership)
+            self.answer(node.node, MembershipServer(membership).step)
+        self.root = self.user("root")
+        self.root.format()
+
+    def draw(self, length: int) -> bytes:
+        return next(self._draws).to_bytes(2, "big").rjust(length, b"d")
+
+    def answer(self, node: int, step: Callable[..., Ready]) -> None:
+        """Have a node answer so to questions about descriptions."""
+        server: Any = type("Telling", (), {"step": staticmethod(step)})()
+        original = self.world.nodes[node]._servers
+
+        def servers() -> NodeServices:
+            found: Any = original()
+            told = dict.fromkeys((EpochRequest, DescriptionRequest), server)
+            return NodeServices({**found, **told}, found.background, found.on_damage)
+
+        self.world.nodes[node].become(servers)
+
+    def user(self, name: str, described: ClusterDescription | None = None) -> Keeper:
+        return Keeper(self, name, self.latest if described is None else described)
+
+    def signed(self, described: ClusterDescription) -> SignedDescription:
+        encoded = cluster.encode(described)
+        administrator = self.made.administrator
+        signature = administrator.sign(cluster._SIGNED + encoded).hex().encode()
+        return SignedDescription(described, encoded, signature)
+
+    def begun(self, described: ClusterDescription, **more: Any) -> ClusterDescription:
+        """The next description, in a new epoch."""
+        later = replace(described, serial=described.serial + 1)
+        administrator = self.made.administrator
+        return with_new_epoch(
+            later, administrator, volume_key=VOLUME_KEY, at_s=7, draw=self.draw, **more
+        )
+
+    def tell(self, described: ClusterDescription, nodes: Any = None) -> None:
+        signed = self.signed(described)
+        for node in range(self.world.sizes.n) if nodes is None else nodes:
+            self.memberships[node].take(signed.encoded, signed.signature)
+
+    def revoke(self, name: str = "thief", nodes: Any = None) -> ClusterDescription:
+        """A client is revoked, and these nodes hear of it."""
+        self.latest = self.begun(self.latest.without_client(name, at_s=7))
+        self.tell(self.latest, nodes)
+        return self.latest
+
+    # --- what the thief has --------------------------------------------------------------------
+
+    def sealed(self, identifier: ObjectId) -> bytes:
+        """The latest version of a file's only block, out of what is on the nodes' disks."""
+        layout = self.root.attributes(identifier).layout
+        assert layout is not None
+        block, sizes = layout.block(identifier, 0), self.world.sizes.read_write
+        found: dict[bytes, dict[Any, bytes]] = {}
+        for node in self.world.nodes:
+            for key, _ in node.disk.scan(Table.BLOCK, block, block + b"\xff" * 60):
+                fragment = node.disk.get(Table.FRAGMENT, key)
+                assert fragment is not None
+                index = fragment_index(block, node.node, sizes.N)
+                found.setdefault(key, {})[index] = bytes(fragment)
+        latest = found[min(each for each in found if len(found[each]) >= sizes.m)]
+        some = dict(list(latest.items())[: sizes.m])
+        return bytes(ErasureCode(sizes.m, sizes.N).decode(some))
+
+    def stolen(self, identifier: ObjectId, name: str = "thief") -> str | None:
+        """The contents, if the thief's keys open what he has."""
+        layout = self.root.attributes(identifier).layout
+        assert layout is not None
+        cipher = BlockCipher(VOLUME_KEY)
+        for described in (self.first, self.latest):
+            for epoch, key in epoch_keys_in(described, identity(name)).items():
+                cipher.learn(epoch, key)
+        try:
+            return cipher.open(layout.block(identifier, 0), self.sealed(identifier)).decode()
+        except PeerFault:
+            return None
+
+
+class Keeper(User):
+    """A correct client with keys, and a description in its files."""
+
+    def __init__(self, realm: Realm, name: str, described: ClusterDescription) -> None:
+        self._mine = described, identity(name)
+        self.cipher = BlockCipher(None if described.epochs else VOLUME_KEY)
+        super().__init__(realm.world, f"{name} {next(realm._draws)}", SUPERUSER)
+
+    def filesystem(self, options: Options) -> FileSystem:
+        assert isinstance(self.objects, QueryUpdateClient)
+        self.follower = EpochFollower(*self._mine, self.cipher, Peers(self._world.quorums))
+        return FileSystem(
+            self.objects,
+            self.blocks,
+            self.capacity,
+            self.cipher,
+            root=ROOT,
+            volume=VOLUME,
+            options=options,
+            epochs=self.follower,
+        )
+
+
+@pytest.fixture
+def realm(tmp_path: Path) -> Realm:
+    return Realm(tmp_path)
+
+
+def test_who_was_revoked_opens_nothing_that_is_written_later(realm: Realm) -> None:
+    old = realm.root.make("old", BEFORE)
+    assert realm.stolen(old) == BEFORE
+    alice = realm.user("alice")
+    realm.revoke()
+    realm.world.run_for(CONFIRMED_US)
+    new = realm.root.make("new", AFTER)
+    alice.put(old, AFTER)
+    for identifier in (old, new):
+        assert epoch_named(realm.sealed(identifier)) == realm.latest.epoch
+        assert realm.stolen(identifier) is None
+        assert realm.stolen(identifier, "alice") == AFTER
+        assert alice.read(identifier) == realm.root.read(identifier) == AFTER
+
+
+def test_must_fail_where_clients_stay_in_their_epoch(
+    realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EpochFollower, "_choose", lambda *_: None)
+    realm.revoke()
+    realm.world.run_for(CONFIRMED_US)
+    assert realm.stolen(realm.root.make("new", AFTER)) == AFTER
+
+
+def test_must_fail_where_a_revocation_begins_no_epoch(realm: Realm) -> None:
+    realm.latest = realm.latest.without_client("thief", at_s=7)
+    realm.tell(realm.latest)
+    realm.world.run_for(CONFIRMED_US)
+    assert realm.stolen(realm.root.make("new", AFTER)) == AFTER
+
+
+def test_a_mount_that_runs_changes_within_seconds(realm: Realm) -> None:
+    identifier = realm.root.make("file", BEFORE)
+    realm.revoke()
+    realm.root.put(identifier, AFTER)  # just now it has heard that nobody was revoked
+    assert realm.stolen(identifier) == AFTER
+    realm.world.run_for(CONFIRMED_US)
+    realm.root.put(identifier, AFTER)
+    assert realm.stolen(identifier) is None
+
+
+def test_one_that_was_away_asks_before_it_writes(realm: Realm) -> None:
+    alice = realm.user("alice")
+    for _ in range(3):
+        realm.latest = realm.begun(realm.latest)
+        realm.tell(realm.latest)
+    realm.revoke()
+    realm.world.run_for(3600 * SECOND_US)
+    identifier = alice.make("file", AFTER)
+    assert epoch_named(realm.sealed(identifier)) == realm.latest.epoch
+    assert realm.latest.epoch_number == 4
+
+
+def test_a_reader_asks_for_a_key_that_it_lacks(realm: Realm) -> None:
+    alice = realm.user("alice")
+    realm.revoke()
+    realm.world.run_for(CONFIRMED_US)
+    assert alice.read(realm.root.make("file", AFTER)) == AFTER
+
+
+def test_who_comes_later_reads_everything_with_its_own_key(realm: Realm) -> None:
+    """Without the volume key: the description has it, for those who are clients."""
+    files = [realm.root.make("0", BEFORE)]
+    for number in (1, 2):
+        realm.latest = realm.begun(realm.latest)
+        realm.tell(realm.latest)
+        realm.world.run_for(CONFIRMED_US)
+        files.append(realm.root.make(str(number), BEFORE))
+    assert len({epoch_named(realm.sealed(each)) for each in files}) == 3
+    newcomer = ClientEntry("new", identity("new").public_key)
+    described = with_keys_for_all(
+        realm.latest.with_client(newcomer), realm.made.administrator, draw=realm.draw
+    )
+    new = realm.user("new", described)
+    assert [new.read(each) for each in files] == [BEFORE] * 3
+
+
+def asked(realm: Realm) -> list[Any]:
+    """The senders of questions for the epoch, from now on."""
+    found: list[Any] = []
+    realm.world.ways.watch = lambda *sent: (
+        found.append(sent[0]) if isinstance(sent[3], EpochRequest) else None
+    )
+    return found
+
+
+def test_it_costs_a_question_in_five_seconds_of_writing(realm: Realm) -> None:
+    identifier = realm.root.make("file", BEFORE)
+    realm.world.run_for(CONFIRMED_US)
+    questions, began_us = asked(realm), realm.world.now_us
+    realm.world.run_for(4 * CONFIRMED_US)
+    realm.root.read(identifier)
+    assert not questions, "who does not write does not ask"
+    realm.root.put(identifier, AFTER)
+    for _ in range(20):
+        realm.root.put(identifier, AFTER)
+    assert realm.world.now_us - began_us < 5 * CONFIRMED_US
+    assert len(questions) == realm.world.sizes.n
+
+
+def test_a_description_is_read_once(realm: Realm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a liar goes on to call it by the name of another epoch."""
+    realm.answer(0, claiming(EpochId(b"x" * 16), realm.signed(realm.revoke())))
+    read = []
+    verified = cluster.verified
+    monkeypatch.setattr(
+        cluster, "verified", lambda *a, **more: (read.append(a[0]), verified(*a, **more))[1]
+    )
+    for number in range(4):
+        realm.world.run_for(CONFIRMED_US)
+        realm.root.make(str(number), AFTER)
+    assert len(read) == 1
+
+
+# --- nodes that lie, and nodes that have not heard --------------------------------------------
+
+
+def claiming(epoch: EpochId, signed: SignedDescription | None = None) -> Callable[..., Ready]:
+    def step(_view: Any, _sender: Any, message: Any, *_: Any) -> Ready:
+        if type(message) is EpochRequest:
+            return Ready(EpochReply(epoch))
+        if signed is None:
+            return Ready(Refused(errno.EACCES, "no"))
+        return Ready(DescriptionReply(signed.encoded, signed.signature))
+
+    return step
+
+
+def test_b_liars_hold_nobody_back(realm: Realm) -> None:
+    """One says that there was no revocation, and one is down."""
+    realm.answer(0, claiming(FIRST_EPOCH, realm.signed(realm.first)))
+    realm.revoke()
+    realm.world.nodes[5].crash(down_us=None)
+    realm.world.run_for(CONFIRMED_US)
+    assert realm.stolen(realm.root.make("new", AFTER)) is None
+
+
+def test_nobody_but_the_administrator_begins_an_epoch(realm: Realm) -> None:
+    """Nor what he has signed for another cluster."""
+    stranger = Identity.generate(b"s" * 32)
+    forged = with_new_epoch(
+        replace(realm.first, administrator=stranger.public_key),
+        stranger,
+        volume_key=VOLUME_KEY,
+        at_s=7,
+        draw=realm.draw,
+    )
+    encoded = cluster.encode(forged)
+    signature = stranger.sign(cluster._SIGNED + encoded).hex().encode()
+    elsewhere = realm.begun(replace(realm.first, cluster_id=b"e" * 16))
+    for lie in (SignedDescription(forged, encoded, signature), realm.signed(elsewhere)):
+        for node in range(6):  # even if all nodes say so
+            realm.answer(node, claiming(lie.description.epoch, lie))
+        realm.world.run_for(CONFIRMED_US)
+        identifier = realm.root.make(f"file {lie.description.cluster_id[:1].hex()}", AFTER)
+        assert epoch_named(realm.sealed(identifier)) == FIRST_EPOCH
+
+
+def told_to_a_liar(realm: Realm) -> tuple[ObjectId, Keeper]:
+    """Only a liar has heard of an epoch, and is silent once it has told one client."""
+    realm.latest = realm.begun(realm.latest)
+    realm.tell(realm.latest, [0])
+    realm.world.run_for(CONFIRMED_US)
+    identifier = realm.root.make("file", AFTER)
+    realm.world.nodes[0].crash(down_us=None)
+    return identifier, realm.user("alice", realm.first)
+
+
+def test_an_epoch_is_used_once_enough_nodes_have_it(realm: Realm) -> None:
+    identifier, alice = told_to_a_liar(realm)
+    assert alice.read(identifier) == AFTER
+    realm.tell(realm.latest, range(1, 4))
+    realm.world.run_for(CONFIRMED_US)
+    realm.root.put(identifier, AFTER)
+    assert epoch_named(realm.sealed(identifier)) == realm.latest.epoch
+    assert alice.read(identifier) == AFTER
+
+
+def test_must_fail_where_one_node_is_enough(realm: Realm) -> None:
+    realm.root.follower._enough = 1
+    identifier, alice = told_to_a_liar(realm)
+    with pytest.raises(FileSystemError, match="unknown here"):
+        alice.read(identifier)
+
+
+# --- two administrators at once ----------------------------------------------------------------
+
+
+def test_keys_of_concurrent_epochs_are_good(realm: Realm) -> None:
+    """Some nodes have one description, some the other, both with one number."""
+    ours, theirs = realm.begun(realm.first), realm.begun(realm.first)
+    realm.tell(ours, range(3))
+    realm.tell(theirs, range(3, 6))
+    alice, root = realm.user("alice", ours), realm.user("root", theirs)
+    realm.world.run_for(CONFIRMED_US)
+    files = [alice.make("hers", AFTER), root.make("roots", AFTER)]
+    for each in files:
+        assert epoch_named(realm.sealed(each)) in (ours.epoch, theirs.epoch)
+        assert alice.read(each) == root.read(each) == realm.root.read(each) == AFTER
+    realm.latest = realm.begun(ours, others=theirs.epochs)
+    assert [each.number for each in realm.latest.epochs] == [1, 1, 2]
+    realm.tell(realm.latest)
+    realm.world.run_for(CONFIRMED_US)
+    assert epoch_named(realm.sealed(alice.make("later", AFTER))) == realm.latest.epoch
+    late = realm.user("alice", realm.latest)
+    assert [late.read(each) for each in files] == [AFTER] * 2
+
+
+def overtaken(realm: Realm) -> tuple[ClusterDescription, ObjectId, Keeper]:
+    """All nodes have an epoch, and a description that was signed without knowing of it comes."""
+    theirs = realm.begun(realm.begun(realm.first))
+    realm.tell(theirs)
+    realm.world.run_for(CONFIRMED_US)
+    identifier = realm.root.make("file", AFTER)
+    assert epoch_named(realm.sealed(identifier)) == theirs.epoch
+    ours = replace(realm.first, serial=theirs.serial).without_client("thief", at_s=7)
+    realm.latest = realm.begun(ours)
+    realm.tell(realm.latest)
+    return theirs, identifier, realm.user("alice", realm.latest)
+
+
+def test_nodes_keep_the_keys_that_a_later_description_does_not_know(realm: Realm) -> None:
+    theirs, identifier, alice = overtaken(realm)
+    assert alice.read(identifier) == AFTER
+    realm.world.run_for(CONFIRMED_US)
+    realm.root.put(identifier, BEFORE)
+    assert epoch_named(realm.sealed(identifier)) == realm.latest.epoch, "the thief has the others"
+    assert realm.latest.epoch_number < theirs.epoch_number
+    assert alice.read(identifier) == BEFORE
+    merged = realm.begun(realm.latest, others=theirs.epochs)
+    realm.tell(merged)
+    assert realm.user("alice", merged).read(identifier) == BEFORE
+    assert all(not membership.others.signed for membership in realm.memberships)
+
+
+def test_must_fail_where_nodes_forget_them(realm: Realm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Others, "_counts", lambda *_: False)
+    _, identifier, alice = overtaken(realm)
+    with pytest.raises(FileSystemError, match="unknown here"):
+        alice.read(identifier)
+
+
+# --- writers that name what does not exist -----------------------------------------------------
+
+
+def test_an_epoch_that_does_not_exist_costs_its_readers_a_question_a_second(realm: Realm) -> None:
+    writer = realm.user("alice")
+    writer.cipher.learn(EpochId(b"x" * 16), b"k" * 32)
+    identifier = writer.make("file", AFTER)
+    writer.cipher.present = EpochId(b"x" * 16)
+    writer.put(identifier, AFTER)
+    questions = asked(realm)
+    began_us = realm.world.now_us
+    for _ in range(10):
+        with pytest.raises(FileSystemError, match="EIO"):
+            realm.root.read(identifier)
+    seconds = (realm.world.now_us - began_us) // SOUGHT_US
+    assert 0 < len(questions) <= realm.world.sizes.n * (seconds + 1)
+
+
+def test_a_block_that_names_another_epoch_than_its_own_does_not_open(realm: Realm) -> None:
+    identifier = realm.root.make("file", BEFORE)
+    realm.revoke()
+    realm.world.run_for(CONFIRMED_US)
+    realm.root.put(identifier, AFTER)
+    layout = realm.root.attributes(identifier).layout
+    assert layout is not None
+    block, item = layout.block(identifier, 0), realm.sealed(identifier)
+    keys = realm.root.cipher
+    assert keys.open(block, item) == AFTER.encode()
+    keys.learn(EpochId(b"x" * 16), b"k" * 32)
+    swapped = item.replace(realm.latest.epoch, b"x" * 16)
+    with pytest.raises(InvalidAuthenticator):
+        keys.open(block, swapped)
+    with pytest.raises(InvalidAuthenticator):
+        keys.open(block, item[24:])
