@@ -58,6 +58,8 @@ class DiskSpace:
         self.limit_bytes = limit_bytes
         self.used_bytes = used_bytes  # up to the last page in use, at the last checkpoint
         self.growth_bytes = 0  # the most that the next checkpoint may add
+        self.held_elsewhere: Callable[[], int] = lambda: 0  # by the store's other files, in bytes
+        self.spare_elsewhere: Callable[[], int] = lambda: 0  # of these, taken ahead of need
         self._count = content
         self._live_bytes, self._objects = used_bytes, 0  # when last measured
         self._taken_bytes = used_bytes  # the file has blocks on the disk up to here
@@ -78,14 +80,24 @@ class DiskSpace:
         if end <= self._taken_bytes or self._take(end):
             return True
         # The file cannot grow any more: only free pages inside of it count.
-        inside = self.used_bytes - self.measure().live_bytes
+        self.measure()
+        inside = self.used_bytes - self._live_bytes
         return end - max(0, inside) <= self._taken_bytes
 
     def why_full(self, growth: int) -> str:
         """The reason why `growth` bytes do not fit."""
-        if self._end_with(growth) > self.limit_bytes:
+        if self._end_with(growth) + self.held_elsewhere() > self.limit_bytes:
             return self.limit_reached
         return "the disk is full"
+
+    def allows(self, size: int) -> bool:
+        """True if the store's other files may take `size` bytes more from the disk."""
+        return self._taken_bytes + self.held_elsewhere() + size <= self.limit_bytes
+
+    @property
+    def ahead_bytes(self) -> int:
+        """How much is taken ahead of need."""
+        return min(AHEAD_BYTES, self.reserve_bytes)
 
     @property
     def limit_reached(self) -> str:
@@ -110,11 +122,11 @@ class DiskSpace:
 
     def _take(self, end: int) -> bool:
         """Allocate all blocks of the file up to `end`; False if the disk has too few."""
-        if end > self.limit_bytes:
+        limit = self.limit_bytes - self.held_elsewhere()
+        if end > limit:
             return False
         begin = self._taken_bytes
-        ahead = min(AHEAD_BYTES, self.reserve_bytes)
-        for stop in (min(end + ahead, self.limit_bytes), end):
+        for stop in (min(end + self.ahead_bytes, limit), end):
             try:
                 os.posix_fallocate(self._file, begin, stop - begin)
             except OSError as error:
@@ -136,7 +148,7 @@ class DiskSpace:
     def figures(self) -> Figures:
         """The figures for `bftfs.server.room`; what the tables hold is as last measured."""
         return Figures(
-            live_bytes=self._live_bytes,
+            live_bytes=self._live_bytes + self.held_elsewhere() - self.spare_elsewhere(),
             free_bytes=self.free_bytes,
             reserve_bytes=self.reserve_bytes,
             drawable_bytes=max(0, self._left(0)),
@@ -151,7 +163,8 @@ class DiskSpace:
 
     def _left(self, available: int) -> int:
         """How much can be added, reserve included, if the disk has `available` bytes free."""
-        growth = min(self._taken_bytes + available, self.limit_bytes) - self.used_bytes
+        limit = self.limit_bytes - self.held_elsewhere()
+        growth = min(self._taken_bytes + available, limit) - self.used_bytes
         inside = max(0, self.used_bytes - self._live_bytes)
         return growth + inside - self.growth_bytes
 

@@ -9,8 +9,9 @@ or sequence is wrong.
 
     record   digest (16 bytes) of the rest, sequence (8), length (4), the batch
 
-Records begin at multiples of 512 bytes. The sequence of each is that of its predecessor plus one:
-so records left by an earlier pass over the file are not taken for new ones. Zeros are written
+Records begin at multiples of 512 bytes. The sequence of each is that of its predecessor plus one,
+and batches with fragments, which are in segments (`nodes.segments`), have numbers of the same
+sequence: so records left by an earlier pass over the file are not taken for new ones. Zeros are written
 ahead of the records, since to flush blocks that a file has already need not wait for the file
 system's own journal. Under `sync` durability records are written past the page cache (`DirectFile`)
 where the file system and the disk can do that: this saves the kernel a third of its work and the
@@ -28,7 +29,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from struct import Struct
 
@@ -42,9 +43,10 @@ _HEADER = Struct("!16sQI")
 _DIGEST_BYTES = 16
 _ALIGNMENT = 512
 _AHEAD_BYTES = MIB  # zeros written each time the file has to grow
+RECORDS_ELSEWHERE = 1 << 16  # more than go to segments between two checkpoints
 _STAGE_BYTES = MIB  # aligned memory, from which records are written past the page cache
 
-_encode = msgspec.msgpack.Encoder().encode
+encoded = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[tuple[int, bytes, bytes | None], ...]).decode
 
 
@@ -64,35 +66,45 @@ class Journal:
         self.sequence = 0  # number of the last record
         self.key = key
 
-    def replay(self, after: int) -> Iterator[list[Write]]:
+    def replay(
+        self, after: int, elsewhere: Callable[[int], list[Write] | None] = lambda _sequence: None
+    ) -> Iterator[list[Write]]:
         """The batches that follow the one with sequence `after`. Must run before `append`.
 
-        Raises OSError (EBADMSG) at a record that is whole and holds no batch.
+        `elsewhere` gives those that went to segments. Raises OSError (EBADMSG) at a record that is
+        whole and holds no batch.
         """
         self.size = 0
         self.sequence = after
         end = os.fstat(self._file).st_size
         while True:
-            header = os.pread(self._file, _HEADER.size, self.size)
-            if len(header) < _HEADER.size:
-                return
-            digest, sequence, length = _HEADER.unpack(header)
-            if sequence != self.sequence + 1 or self.size + _HEADER.size + length > end:
-                return
-            batch = os.pread(self._file, length, self.size + _HEADER.size)
-            if self._digest(header[_DIGEST_BYTES:], batch) != digest:
-                return
-            try:
-                writes = [Write(Table(table), key, value) for table, key, value in _decode(batch)]
-            except ValueError as error:  # a superclass of msgspec's errors
-                raise OSError(errno.EBADMSG, "a record that holds no batch") from error
-            self._advance(len(batch))
+            batch = self._next(end)
+            if batch is not None:
+                writes = decoded(batch)
+                self._advance(len(batch))
+            else:
+                found = elsewhere(self.sequence + 1)
+                if found is None:
+                    return
+                writes = found
+                self.sequence += 1
             yield writes
+
+    def _next(self, end: int) -> bytes | None:
+        """The next record's batch; None if there is none that is whole."""
+        header = os.pread(self._file, _HEADER.size, self.size)
+        if len(header) < _HEADER.size:
+            return None
+        digest, sequence, length = _HEADER.unpack(header)
+        if sequence != self.sequence + 1 or self.size + _HEADER.size + length > end:
+            return None
+        batch = os.pread(self._file, length, self.size + _HEADER.size)
+        return batch if self._digest(header[_DIGEST_BYTES:], batch) == digest else None
 
     def breaks_off(self) -> bool:
         """True if records follow the place where `replay` has stopped: then one was lost."""
         rest = os.pread(self._file, max(0, self.file_bytes - self.size), self.size)
-        most = self.sequence + len(rest) // _ALIGNMENT
+        most = self.sequence + len(rest) // _ALIGNMENT + RECORDS_ELSEWHERE
         for start in range(_ALIGNMENT, len(rest) - _HEADER.size, _ALIGNMENT):
             digest, sequence, length = _HEADER.unpack_from(rest, start)
             batch = start + _HEADER.size
@@ -110,7 +122,7 @@ class Journal:
         held = os.fstat(self._file)
         if not held.st_nlink or held.st_size < self.file_bytes:
             raise OSError(errno.ESTALE, "somebody has removed it, or cut it short")
-        batch = _encode(rows)
+        batch = encoded(rows)
         rest = _HEADER.pack(b"", self.sequence + 1, len(batch))[_DIGEST_BYTES:]
         record = (self._digest(rest, batch), rest, batch)
         end = self.size + _aligned(_HEADER.size + len(batch))
@@ -152,6 +164,10 @@ class Journal:
             self._unsynced = False
             os.fdatasync(self._file)
 
+    def skip(self) -> None:
+        """The batch with the next number is in a segment."""
+        self.sequence += 1
+
     def clear(self) -> None:
         """Begin anew: everything up to `sequence` is safe elsewhere."""
         self.size = 0
@@ -168,6 +184,14 @@ class Journal:
 
     def _digest(self, rest: bytes, batch: bytes) -> bytes:
         return blake3(rest + batch, key=self.key).digest(_DIGEST_BYTES)
+
+
+def decoded(batch: bytes) -> list[Write]:
+    """The writes in a record. Raises OSError (EBADMSG) if it holds none."""
+    try:
+        return [Write(Table(table), key, value) for table, key, value in _decode(batch)]
+    except ValueError as error:  # a superclass of msgspec's errors
+        raise OSError(errno.EBADMSG, "a record that holds no batch") from error
 
 
 def _aligned(length: int) -> int:

@@ -66,7 +66,6 @@ from nodes.store_directory import (
     StepAgain,
     StoreFailed,
     StoreFull,
-    disk_bytes,
     note_synced,
     note_unsynced,
     resumed,
@@ -212,7 +211,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         room.share_of = membership.share_of
         comparison = Comparison(node, description, services.peers, membership)
         health = Health(
-            disk_bytes=partial(disk_bytes, directory.store),
+            disk_bytes=store.disk_bytes,
             links=links,
             room=room,
             tally=tally,
@@ -299,7 +298,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             address=address,
             metrics=configuration.metrics,
             durability=configuration.durability.value,
-            store_bytes=disk_bytes(directory.store),
+            store_bytes=store.disk_bytes(),
         )
         if recovery.rebuilding:
             PROCESS_LOG.warning("rebuilding", reason=REBUILDING)

@@ -34,9 +34,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from itertools import takewhile
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -52,8 +55,29 @@ from bftfs.server.room import Figures
 from bftfs.storage import Table, Write
 from nodes import store_directory
 from nodes.data_file import OUT_OF_SPACE, PAGE_BYTES_PER_WRITE, DiskSpace, MappedFile, disk_is_full
-from nodes.journal import Journal
-from nodes.store_directory import MapFull, NeedsCheckpoint, StoreFailed, StoreFull, advice
+from nodes.journal import Journal, encoded
+from nodes.segments import (
+    FRAGMENT_BYTES_LEAST,
+    NOTES,
+    SEGMENT_BYTES,
+    Extent,
+    Flush,
+    SegmentLost,
+    SegmentRecord,
+    Segments,
+    extent_in,
+    inline,
+    inlined_in,
+)
+from nodes.store_directory import (
+    MapFull,
+    NeedsCheckpoint,
+    SegmentsFull,
+    StoreFailed,
+    StoreFull,
+    advice,
+    unusable,
+)
 
 MAP_BYTES_INITIAL = 1024 * MIB  # address space, not disk: the file grows as its pages are used
 MAP_BYTES_MAX = 1 << 44
@@ -62,6 +86,7 @@ JOURNAL_BYTES = 8 * MIB  # size of the journal at which a checkpoint is due…
 WRITES_PER_CHECKPOINT = 8_192  # …or number of writes, whose pages are in memory until then
 STRAIGHT_BYTES = 256 * KIB  # larger batches are not worth writing twice, if they must be synced
 
+_TABLE_KEY_VALUE = attrgetter("table", "key", "value")
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)
 # A store that is opened again skips so many sequence numbers. So records of the process before, of
 # which a crash of the machine may have kept some, are never taken for records of this one.
@@ -74,15 +99,25 @@ class Batch:
     If it is left without `commit`, nothing of it is stored.
     """
 
-    __slots__ = ("_databases", "_rows", "_store", "_transaction", "bytes_moved", "volume", "writes")
+    __slots__ = (
+        "_databases",
+        "_record",
+        "_rows",
+        "_store",
+        "_transaction",
+        "bytes_moved",
+        "volume",
+        "writes",
+    )
 
     def __init__(self, store: Store, transaction: lmdb.Transaction[bytes]) -> None:
         self._store = store
         self._transaction = transaction
         self._databases = store.databases
         self._rows: list[Write] = []
+        self._record: SegmentRecord | None = None  # the fragments that go to a segment
         self.writes = 0
-        self.volume = 0  # bytes of the values written
+        self.volume = 0  # bytes of the values written to LMDB
         self.bytes_moved = 0  # bytes of values that fill pages of their own
 
     def get(self, table: Table, key: bytes) -> bytes | None:
@@ -93,7 +128,20 @@ class Batch:
             raise self._store.failure(error, 0) from error
         if value is not None and len(value) > 2048:
             self.bytes_moved += len(value)
+        if table is Table.FRAGMENT and value is not None:
+            return self._fragment(key, value)
         return value
+
+    def _fragment(self, key: bytes, row: bytes) -> bytes:
+        """The fragment that a row holds or points to."""
+        extent = extent_in(key, row)
+        if extent is None:
+            return inlined_in(row)
+        if self._record is not None:
+            fragment = self._record.fragment_at(extent)
+            if fragment is not None:
+                return fragment
+        return self._store.fragment(extent)
 
     def scan(
         self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
@@ -119,7 +167,12 @@ class Batch:
             for key in (cursor.iterprev if reverse else cursor.iternext)(True, False):
                 if key < start if reverse else key >= stop:
                     return
-                yield (key, cursor.value()) if values else key
+                if not values:
+                    yield key
+                elif table is Table.FRAGMENT:
+                    yield key, self._fragment(key, cursor.value())
+                else:
+                    yield key, cursor.value()
         except lmdb.Error as error:
             raise self._store.failure(error, 0) from error
 
@@ -133,21 +186,27 @@ class Batch:
 
     def apply(self, writes: Sequence[Write]) -> None:
         """Apply all of `writes`, in order; reads see them from now on."""
-        transaction, databases = self._transaction, self._databases
-        self.writes += len(writes)
-        self._rows += writes
+        rows = [self._row(write) if write.table is Table.FRAGMENT else write for write in writes]
+        self.writes += len(rows)
+        self._rows += rows
         try:
-            for write in writes:
-                value = write.value
-                if value is None:
-                    transaction.delete(write.key, db=databases[write.table])
-                else:
-                    transaction.put(write.key, value, db=databases[write.table])
-                    self.volume += len(value)
+            self.volume += self._store.put(rows)
         except lmdb.MapFullError:
             raise MapFull from None
         except lmdb.Error as error:
             raise self._store.failure(error, self.volume) from error
+
+    def _row(self, write: Write) -> Write:
+        """The row for a fragment, which goes to a segment if it is large."""
+        key, fragment = write.key, write.value
+        segments = self._store.segments
+        if fragment is None:
+            return write
+        if len(fragment) < FRAGMENT_BYTES_LEAST or segments.is_full:
+            return Write(Table.FRAGMENT, key, inline(fragment))
+        if self._record is None:
+            self._record = segments.record()
+        return Write(Table.FRAGMENT, key, self._record.add(fragment).row(key))
 
     def commit(self, *, use_reserve: bool = False) -> None:
         """Make the batch durable, as the store's durability says.
@@ -155,7 +214,7 @@ class Batch:
         Raises StoreFull if there is no room, NeedsCheckpoint if a checkpoint must tell.
         """
         if self.writes:
-            self._store.commit(self._rows, self.volume, use_reserve=use_reserve)
+            self._store.commit(self._rows, self.volume, self._record, use_reserve=use_reserve)
             self.writes = 0
 
     def __enter__(self) -> Self:
@@ -200,10 +259,14 @@ class Store:
             content=self._content,
         )
         self.mapped = MappedFile(data)
+        synced = durability is Durability.SYNC
+        self.segments = Segments(path / store_directory.SEGMENTS, synced=synced)
+        self.space.held_elsewhere = lambda: self.segments.held_bytes
+        self.space.spare_elsewhere = lambda: self.segments.spare_bytes
         self._journal = Journal(
             path / store_directory.JOURNAL_FILE,
             key=head.journal_key,
-            synced=durability is Durability.SYNC,
+            synced=synced,
         )
         self._syncing: Future[None] | None = None
         self._transaction: lmdb.Transaction[bytes]
@@ -241,6 +304,7 @@ class Store:
                 ) from None
             undo.pop_all()
             undo.callback(store._release)
+            store._load_segments()
             store._recover()
             store.space.fits(0)  # so that the reserve is there from the beginning
             undo.pop_all()
@@ -262,6 +326,7 @@ class Store:
             self._journal.size >= self._due_bytes
             or self._writes >= self._due_writes
             or self._map_is_short
+            or self.segments.unread_bytes >= SEGMENT_BYTES
         ):
             try:
                 self._checkpoint()
@@ -286,10 +351,17 @@ class Store:
         self.unsynced = False
         self._syncing = Future()
         self._syncing.add_done_callback(lambda _: done())
-        threading.Thread(target=self._sync, args=(self._syncing,), name="sync", daemon=True).start()
-
-    def _sync(self, syncing: Future[None]) -> None:
         try:
+            flush = self.segments.flush()
+        except SegmentLost as lost:
+            raise self._damaged(str(lost)) from None
+        threading.Thread(
+            target=self._sync, args=(self._syncing, flush), name="sync", daemon=True
+        ).start()
+
+    def _sync(self, syncing: Future[None], flush: Flush) -> None:
+        try:
+            flush.run()  # before the records that follow in the journal
             self._journal.sync()
             syncing.set_result(None)
         except OSError as error:
@@ -319,6 +391,10 @@ class Store:
                 self._checkpoint()
         return self.space.measure()
 
+    def disk_bytes(self) -> int:
+        """The bytes that the store occupies on its disk; some are allocated ahead of need."""
+        return store_directory.disk_bytes(self.path) + self.segments.held_bytes
+
     def close(self) -> bool:
         """Sync and close. Another process may open the store from now on.
 
@@ -331,6 +407,7 @@ class Store:
             with contextlib.suppress(StoreFull):  # then the journal has it
                 self._checkpoint()
             self._transaction.abort()
+            self.segments.cut_off()
             return True
         finally:
             self._release()
@@ -347,13 +424,53 @@ class Store:
     def _release(self) -> None:
         self._environment.close()
         self._journal.close()
+        self.segments.close()
         self.mapped.close()
         self.space.close()
         os.close(self._lock)
 
     # --- of Batch ----------------------------------------------------------------------------
 
-    def commit(self, rows: list[Write], volume: int, *, use_reserve: bool) -> None:
+    def put(self, rows: Iterable[Write]) -> int:
+        """Apply rows to the transaction; the bytes of their values. May raise lmdb's errors."""
+        transaction, databases, volume = self._transaction, self.databases, 0
+        for table, key, value in map(_TABLE_KEY_VALUE, rows):
+            database = databases[table]
+            if value is not None:
+                volume += len(value)
+            if table is Table.FRAGMENT:
+                self._put_fragment(key, value, database)
+            elif value is None:
+                transaction.delete(key, db=database)
+            else:
+                transaction.put(key, value, db=database)
+        return volume
+
+    def _put_fragment(self, key: bytes, row: bytes | None, database: lmdb._Database) -> None:
+        """Put or delete a row for a fragment, and note which blocks of segments that frees."""
+        if row is None:
+            before = self._transaction.pop(key, db=database)
+        else:
+            before = self._transaction.replace(key, row, db=database)
+            extent = extent_in(key, row)
+            if extent is not None:
+                self.segments.points(extent)
+        extent = None if before is None else extent_in(key, before)
+        if extent is not None:
+            self.segments.points_no_more(extent)
+
+    def fragment(self, extent: Extent) -> bytes:
+        """A fragment that a segment holds."""
+        try:
+            return self.segments.fragment(extent)
+        except SegmentLost as lost:
+            raise self._damaged(str(lost)) from None
+        except OSError as error:
+            raise self._failed_segment(error) from error
+
+    def commit(
+        self, rows: list[Write], volume: int, record: SegmentRecord | None, *, use_reserve: bool
+    ) -> None:
         """Make a batch durable whose writes were applied to the transaction."""
         space = self.space
         growth = volume + len(rows) * PAGE_BYTES_PER_WRITE
@@ -361,13 +478,36 @@ class Store:
             if self._writes:
                 raise NeedsCheckpoint  # the file may have grown less than was assumed
             raise StoreFull(self.path, space.why_full(growth))
+        synced = self.durability is Durability.SYNC
+        straight = volume > (STRAIGHT_BYTES if synced else JOURNAL_BYTES // 2)
+        if record is not None:
+            self._append(record, () if straight else rows)
         self._writes += len(rows)
         space.growth_bytes += growth
-        synced = self.durability is Durability.SYNC
-        if volume > (STRAIGHT_BYTES if synced else JOURNAL_BYTES // 2) or not self._log(rows):
+        if straight or (record is None and not self._log(rows)):
             self._commit_transaction()
         elif not synced:
             self.unsynced = True
+
+    def _append(self, record: SegmentRecord, rows: Sequence[Write]) -> None:
+        """Write a batch to a segment, in place of the journal."""
+        space, segments, journal = self.space, self.segments, self._journal
+        batch = encoded(rows)
+        try:
+            if segments.take(record.size + len(batch), space.ahead_bytes, space.allows):
+                segments.append(record, journal.sequence + 1, journal.key, batch)
+                journal.skip()
+                return
+        except SegmentLost as lost:
+            raise self._damaged(str(lost)) from None
+        except OSError as error:
+            if error.errno not in OUT_OF_SPACE:
+                raise self._failed_segment(error) from error
+        segments.is_full = True  # until the next checkpoint
+        raise SegmentsFull
+
+    def _failed_segment(self, error: OSError) -> StoreFailed:
+        return StoreFailed(self.path, f"a segment cannot be used any more ({error})")
 
     def _log(self, rows: list[Write]) -> bool:
         """Append a batch to the journal; False if it does not fit, and only LMDB's file may do."""
@@ -419,6 +559,21 @@ class Store:
             (self.path / store_directory.DAMAGED_FILE).write_text(reason)
         return StoreFailed(self.path, advice(reason))
 
+    def _load_segments(self) -> None:
+        """Find the segments, and refuse a store that has lost one."""
+        try:
+            with self._environment.begin(self.databases[Table.META]) as transaction:
+                cursor = transaction.cursor()
+                first, end = NOTES
+                notes = []
+                if cursor.set_range(first):
+                    notes = [row for row in takewhile(lambda row: row[0] < end, cursor)]
+            self.segments.load(notes)
+        except SegmentLost as lost:
+            raise unusable(self.path, str(lost)) from None
+        except (OSError, struct.error) as error:
+            raise unusable(self.path, f"its segments cannot be read ({error})") from None
+
     def _recover(self) -> None:
         """Continue where the last process ended, even if it was killed."""
         journal = self._journal
@@ -427,10 +582,13 @@ class Store:
             while True:
                 self._replay()
                 # Under sync durability a batch is appended once the last one is on stable storage.
-                if self.durability is Durability.SYNC and journal.breaks_off():
+                if self.durability is Durability.SYNC and (
+                    journal.breaks_off() or self.segments.breaks_off(journal.sequence, journal.key)
+                ):
                     raise self._damaged("batches in the middle of its journal are lost")
                 journal.key = os.urandom(store_directory.JOURNAL_KEY_BYTES)
                 journal.sequence += _SEQUENCES_SKIPPED
+                self.segments.begin_anew()
                 try:
                     self._commit_transaction()
                     return
@@ -445,15 +603,10 @@ class Store:
         while True:
             self._transaction = self._environment.begin(write=True)
             self._writes = self.space.growth_bytes = 0
+            self.segments.rewind()
             try:
-                for writes in self._journal.replay(self._checkpointed):
-                    for write in writes:
-                        database = self.databases[write.table]
-                        if write.value is None:
-                            self._transaction.delete(write.key, db=database)
-                        else:
-                            self._transaction.put(write.key, write.value, db=database)
-                            self.space.growth_bytes += len(write.value)
+                for writes in self._journal.replay(self._checkpointed, self._recorded):
+                    self.space.growth_bytes += self.put(writes)
                     self._writes += len(writes)
                     self.space.growth_bytes += len(writes) * PAGE_BYTES_PER_WRITE
                 return
@@ -464,6 +617,9 @@ class Store:
                 raise self.failure(error, self.space.growth_bytes) from error
             except OSError as error:
                 raise StoreFailed(self.path, f"the journal cannot be read ({error})") from error
+
+    def _recorded(self, sequence: int) -> list[Write] | None:
+        return self.segments.next_rows(sequence, self._journal.key)
 
     def _checkpoint(self) -> None:
         """Write the transaction to LMDB's file. Raises StoreFull if there is no room."""
@@ -489,12 +645,16 @@ class Store:
             # LMDB does not write the pages at the end of its file that are free. With the file
             # longer than all of them, one that is too short has lost something.
             space.extend(self._needed_bytes)
-            for name, value in (
-                (store_directory.CHECKPOINT, sequence.to_bytes(8, "big")),
-                (store_directory.JOURNAL_ROOM, room.to_bytes(8, "big")),
-                (store_directory.JOURNAL_KEY, journal.key),
-            ):
-                self._transaction.put(name, value, db=self.databases[Table.META])
+            self.segments.flush().run()  # rows of LMDB's file point to what is there
+            self.put(
+                Write(Table.META, name, value)
+                for name, value in (
+                    (store_directory.CHECKPOINT, sequence.to_bytes(8, "big")),
+                    (store_directory.JOURNAL_ROOM, room.to_bytes(8, "big")),
+                    (store_directory.JOURNAL_KEY, journal.key),
+                    *self.segments.notes(),
+                )
+            )
             self._transaction.commit()
         except lmdb.MapFullError:
             self._transaction.abort()  # still open if something else than the commit failed
@@ -502,15 +662,31 @@ class Store:
         except lmdb.Error as error:
             self._transaction.abort()
             raise self.failure(error, space.growth_bytes) from error
+        except SegmentLost as lost:
+            self._transaction.abort()
+            raise self._damaged(str(lost)) from None
+        except OSError as error:
+            self._transaction.abort()
+            raise self._failed_segment(error) from error
         journal.clear()
         self._checkpointed = sequence
         self._writes = 0
         self._due_bytes, self._due_writes = JOURNAL_BYTES, WRITES_PER_CHECKPOINT
+        self._let_go()
         space.checkpointed(store_directory.used_bytes(self._environment))
         self.unsynced = False
         while self._map_is_short:
             self._grow()
         self._transaction = self._environment.begin(write=True)
+
+    def _let_go(self) -> None:
+        """Give back to the disk what the checkpoint has freed in segments."""
+        try:
+            self.segments.checkpointed()
+        except SegmentLost as lost:
+            raise self._damaged(str(lost)) from None
+        except OSError as error:
+            raise self._failed_segment(error) from error
 
     def _grow(self) -> None:
         """Map more of the file. Requires: no transaction is open."""

@@ -2,6 +2,7 @@
 
     data.mdb   LMDB's file, one named database per table of `bftfs.storage`
     journal    the write-ahead log (`nodes.journal`)
+    segments/  the fragments (`nodes.segments`)
     place      tells the directory from copies of it (`nodes.store_place`)
     damaged    there only if this store must not be used any more; says why
 
@@ -33,10 +34,11 @@ from bftfs.runtime.log import PROCESS_LOG
 from bftfs.server.recovery import Recovery, Stage
 from bftfs.storage import Table
 
-FORMAT = 1
+FORMAT = 2
 
 DATA_FILE = "data.mdb"
 JOURNAL_FILE = "journal"
+SEGMENTS = "segments"
 DAMAGED_FILE = "damaged"
 JOURNAL_KEY_BYTES = 32
 
@@ -79,6 +81,10 @@ class StepAgain(BftfsError):
 
 class MapFull(StepAgain):
     """The batch needs more address space than is mapped; leaving it maps more."""
+
+
+class SegmentsFull(StepAgain):
+    """The disk has no room for the batch's fragments; LMDB's file may have, if it is left."""
 
 
 class NeedsCheckpoint(StepAgain):
@@ -158,6 +164,7 @@ def create(path: Path, *, owner: bytes, map_bytes: int) -> None:
                 transaction.put(JOURNAL_KEY, os.urandom(JOURNAL_KEY_BYTES), db=meta)
         os.truncate(new / DATA_FILE, _NEW_BYTES)
         (new / JOURNAL_FILE).touch(mode=0o600)
+        (new / SEGMENTS).mkdir()
         sync_directory(new)
         new.rename(path)
         sync_directory(path.parent)
@@ -220,7 +227,7 @@ def read_head(path: Path, environment: lmdb.Environment, *, owner: bytes) -> Hea
 
 
 def disk_bytes(path: Path) -> int:
-    """The bytes that the store at `path` occupies on its disk; some are allocated ahead of need.
+    """The bytes that LMDB's file and the journal occupy; some are allocated ahead of need.
 
     A file that somebody has removed counts as none. The store itself finds that it is gone, and
     ends the node with a reason; a question about its health does not.

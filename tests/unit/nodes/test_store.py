@@ -93,15 +93,15 @@ def test_the_store_of_another_node_or_cluster_is_refused(tmp_path: Path) -> None
 def test_a_store_of_another_format_is_refused_untouched(tmp_path: Path) -> None:
     store = opened(tmp_path)
     with store.batch() as batch:
-        batch.apply([Write(Table.META, b"format", b"2")])
+        batch.apply([Write(Table.META, b"format", b"3")])
         batch.commit()
     store.close()
-    with pytest.raises(UsageError, match="has format 2, and this program reads format 1"):
+    with pytest.raises(UsageError, match="has format 3, and this program reads format 2"):
         opened(tmp_path)
     with lmdb.open(str(tmp_path / "store"), max_dbs=9) as environment:
         meta = environment.open_db(b"meta")
         with environment.begin() as transaction:
-            assert transaction.get(b"format", db=meta) == b"2"
+            assert transaction.get(b"format", db=meta) == b"3"
 
 
 def damage(tmp_path: Path) -> Path:
@@ -249,7 +249,7 @@ def test_a_store_whose_making_was_interrupted_is_made_anew(tmp_path: Path) -> No
 
 def test_a_full_map_grows_and_the_batch_is_stepped_again(tmp_path: Path) -> None:
     store = opened(tmp_path, map_bytes=128 * KIB)
-    writes = [Write(Table.FRAGMENT, b"%d" % number, b"v" * 64 * KIB) for number in range(4)]
+    writes = [Write(Table.STATE, b"%d" % number, b"v" * 64 * KIB) for number in range(4)]
     attempts = 0
     while True:
         attempts += 1
@@ -260,10 +260,10 @@ def test_a_full_map_grows_and_the_batch_is_stepped_again(tmp_path: Path) -> None
             break
         except MapFull:
             with store.batch() as view:
-                assert list(view.keys(Table.FRAGMENT, b"", b"\xff")) == []
+                assert list(view.keys(Table.STATE, b"", b"\xff")) == []
     assert attempts > 1
     with store.batch() as view:
-        assert len(list(view.keys(Table.FRAGMENT, b"", b"\xff"))) == 4
+        assert len(list(view.keys(Table.STATE, b"", b"\xff"))) == 4
     store.close()
 
 

@@ -51,8 +51,7 @@ def anew(store: Path, backup: Path) -> Path:
 
 def onto_itself(store: Path, backup: Path) -> Path:
     """As `cp -a` does: the files stay, and get other contents, and their former dates."""
-    for file in backup.iterdir():
-        shutil.copy2(file, store / file.name)
+    shutil.copytree(backup, store, dirs_exist_ok=True)
     return store
 
 
