@@ -27,6 +27,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from bftfs.limits import KIB, MIB
 from bftfs.server.room import Figures
@@ -38,6 +39,19 @@ AHEAD_BYTES = 8 * MIB  # the most that is allocated ahead of need
 PAGE_BYTES_PER_WRITE = 8 * KIB  # the most by which a small write lets the file grow
 
 OUT_OF_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+class OtherFiles(NamedTuple):
+    """What the store's other files take of the disk, in bytes."""
+
+    held_bytes: int = 0
+    spare_bytes: int = 0  # of these, taken ahead of need
+    freed_bytes: int = 0  # of these, given back by the next checkpoint
+
+    @property
+    def used_bytes(self) -> int:
+        """What they hold that is of use."""
+        return self.held_bytes - self.spare_bytes - self.freed_bytes
 
 
 class DiskSpace:
@@ -58,8 +72,7 @@ class DiskSpace:
         self.limit_bytes = limit_bytes
         self.used_bytes = used_bytes  # up to the last page in use, at the last checkpoint
         self.growth_bytes = 0  # the most that the next checkpoint may add
-        self.held_elsewhere: Callable[[], int] = lambda: 0  # by the store's other files, in bytes
-        self.spare_elsewhere: Callable[[], int] = lambda: 0  # of these, taken ahead of need
+        self.others: Callable[[], OtherFiles] = OtherFiles
         self._count = content
         self._live_bytes, self._objects = used_bytes, 0  # when last measured
         self._taken_bytes = used_bytes  # the file has blocks on the disk up to here
@@ -86,13 +99,13 @@ class DiskSpace:
 
     def why_full(self, growth: int) -> str:
         """The reason why `growth` bytes do not fit."""
-        if self._end_with(growth) + self.held_elsewhere() > self.limit_bytes:
+        if self._end_with(growth) + self.others().held_bytes > self.limit_bytes:
             return self.limit_reached
         return "the disk is full"
 
     def allows(self, size: int) -> bool:
         """True if the store's other files may take `size` bytes more from the disk."""
-        return self._taken_bytes + self.held_elsewhere() + size <= self.limit_bytes
+        return self._taken_bytes + self.others().held_bytes + size <= self.limit_bytes
 
     @property
     def ahead_bytes(self) -> int:
@@ -122,7 +135,7 @@ class DiskSpace:
 
     def _take(self, end: int) -> bool:
         """Allocate all blocks of the file up to `end`; False if the disk has too few."""
-        limit = self.limit_bytes - self.held_elsewhere()
+        limit = self.limit_bytes - self.others().held_bytes
         if end > limit:
             return False
         begin = self._taken_bytes
@@ -148,7 +161,7 @@ class DiskSpace:
     def figures(self) -> Figures:
         """The figures for `bftfs.server.room`; what the tables hold is as last measured."""
         return Figures(
-            live_bytes=self._live_bytes + self.held_elsewhere() - self.spare_elsewhere(),
+            live_bytes=self._live_bytes + self.others().used_bytes,
             free_bytes=self.free_bytes,
             reserve_bytes=self.reserve_bytes,
             drawable_bytes=max(0, self._left(0)),
@@ -163,8 +176,9 @@ class DiskSpace:
 
     def _left(self, available: int) -> int:
         """How much can be added, reserve included, if the disk has `available` bytes free."""
-        limit = self.limit_bytes - self.held_elsewhere()
-        growth = min(self._taken_bytes + available, limit) - self.used_bytes
+        held, _, freed = self.others()
+        limit = self.limit_bytes - held + freed
+        growth = min(self._taken_bytes + available + freed, limit) - self.used_bytes
         inside = max(0, self.used_bytes - self._live_bytes)
         return growth + inside - self.growth_bytes
 

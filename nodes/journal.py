@@ -11,11 +11,11 @@ or sequence is wrong.
 
 Records begin at multiples of 512 bytes. The sequence of each is that of its predecessor plus one,
 and batches with fragments, which are in segments (`nodes.segments`), have numbers of the same
-sequence: so records left by an earlier pass over the file are not taken for new ones. Zeros are written
-ahead of the records, since to flush blocks that a file has already need not wait for the file
-system's own journal. Under `sync` durability records are written past the page cache (`DirectFile`)
-where the file system and the disk can do that: this saves the kernel a third of its work and the
-node a third of its wait.
+sequence: so records left by an earlier pass over the file are not taken for new ones. Zeros are
+written ahead of the records, since to flush blocks that a file has already need not wait for the
+file system's own journal. Under `sync` durability records are written past the page cache
+(`DirectFile`) where the file system and the disk can do that: this saves the kernel a third of its
+work and the node a third of its wait.
 
 **Why it is safe.** `replay` gives all batches appended up to the last sync, and perhaps more, but
 never fewer and never with a gap. The digests have a secret key, drawn anew whenever the store is

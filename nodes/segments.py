@@ -1,8 +1,8 @@
 """A store's segments: append-only files beside LMDB's, in which the fragments lie.
 
-**Situation.** LMDB writes a fragment to its journal and later to its pages, or copies it to pages of
-its own at once, in two flushes; and it keeps the pages of what was removed. Fragments are most of
-what a node writes. They are written once, never changed, and removed by collection.
+**Situation.** Fragments are most of what a node writes. They are never changed, and removed by
+collection. In LMDB's file they would be written twice, first to the journal, or in two flushes; and
+the file never shrinks.
 
 **Rule.** A batch with fragments is one *record* of a segment, written by one call and made durable
 by one flush. LMDB holds where each fragment lies (`Extent`). Batches without fragments go to the
@@ -18,14 +18,14 @@ at one place.
 
 After a checkpoint a record is not read again; its fragments are, as long as rows point to them. The
 blocks of the fragments that were removed until then are given back to the disk by punching holes;
-a segment without fragments is removed. On file systems that cannot punch holes, only that is done.
+a segment without fragments is removed. If the file system cannot punch holes, only that is done.
 
-**Why it is safe.** A checkpoint flushes the segments before LMDB: so no row of LMDB's file points to
-bytes that are not there. Records that follow the checkpoint are read after a crash, and the replay
-stops at the first that is not whole, as in the journal. Holes are punched only for rows that are
-gone from LMDB's file, so neither a row nor a record that can be replayed needs those bytes; which
-they are is stored by the checkpoint, so that a crash in between leaves none. The rows' own check
-keeps a damaged row from punching the blocks of another one.
+**Why it is safe.** A checkpoint flushes the segments before LMDB: so no row of LMDB's file points
+to bytes that are not there. Records that follow the checkpoint are read after a crash, and the
+replay stops at the first that is not whole, as in the journal. Holes are punched only for rows that
+are gone from LMDB's file, so neither a row nor a record that can be replayed needs those bytes;
+which they are is stored by the checkpoint, so that a crash in between leaves none. The rows' own
+check keeps a damaged row from punching the blocks of another one.
 
 **Tests.** `tests/unit/nodes/test_segments.py`; `tests/properties/test_store_equivalence.py`.
 
@@ -50,7 +50,7 @@ from bftfs.crypto.digest import Body
 from bftfs.durable_files import sync_directory
 from bftfs.limits import KIB, MIB
 from bftfs.storage import Write
-from nodes.data_file import OUT_OF_SPACE
+from nodes.data_file import OUT_OF_SPACE, OtherFiles
 from nodes.journal import decoded
 
 SEGMENT_BYTES = 64 * MIB  # a segment that is as long is followed by the next one
@@ -228,7 +228,8 @@ class Segments:
         self.number = 1  # of the segment that is appended to…
         self.position = 0  # …and where
         self._allocated = 0  # it has blocks on the disk up to here
-        self.held_bytes = 0  # of the disk, by all segments
+        self._held_bytes = 0  # of the disk, by all segments
+        self.freed_bytes = 0  # that the next checkpoint gives back
         self.is_full = False  # True while there is no room: fragments go to LMDB then
 
     # --- opening -----------------------------------------------------------------------------
@@ -260,6 +261,7 @@ class Segments:
         self._added.clear()
         self._lengths.clear()
         self._freed.clear()
+        self.freed_bytes = 0
         self.number, self.position = self._start
 
     def next_rows(self, sequence: int, key: bytes) -> list[Write] | None:
@@ -328,7 +330,7 @@ class Segments:
             return True
         file = self._open(self.number) if self._allocated else self._made()
         if file is None:
-            raise OSError(errno.ESTALE, "somebody has removed a segment")
+            raise SegmentLost(f"somebody has removed its segment {self.number}")
         for stop in (end + ahead, end):
             if may_take(stop - self._allocated):
                 try:
@@ -350,7 +352,7 @@ class Segments:
         file = self._open(self.number)
         held = None if file is None else os.fstat(file)
         if file is None or held is None or not held.st_nlink or held.st_size < self._allocated:
-            raise OSError(errno.ESTALE, "somebody has removed a segment, or cut it short")
+            raise SegmentLost(f"somebody has removed or cut short its segment {self.number}")
         buffers = record.sealed(sequence, key, rows)
         at = self.position
         for start in range(0, len(buffers), _BUFFERS_PER_CALL):
@@ -395,6 +397,7 @@ class Segments:
         """The row that has pointed there is removed or replaced."""
         self._added[extent.segment] = self._added.get(extent.segment, 0) - extent.block_bytes
         self._freed.append(_Range(extent.segment, *extent.blocks))
+        self.freed_bytes += extent.block_bytes
 
     # --- checkpoints -------------------------------------------------------------------------
 
@@ -422,6 +425,7 @@ class Segments:
         self._added.clear()
         self._lengths.clear()
         self._freed.clear()
+        self.freed_bytes = 0
         self._unpunched = [each for each in ranges if not self._punched(each)]
         self.is_full = False  # there may be room now
 
@@ -469,14 +473,15 @@ class Segments:
         if file is not None:
             os.close(file)
         self._path(number).unlink(missing_ok=True)
-        self.held_bytes -= self._disk_bytes.pop(number, 0)
+        self._held_bytes -= self._disk_bytes.pop(number, 0)
 
     # --- files -------------------------------------------------------------------------------
 
-    @property
-    def spare_bytes(self) -> int:
-        """How much of what it holds was taken from the disk ahead of need."""
-        return self._allocated - self.position
+    def room(self) -> OtherFiles:
+        """What they take of the disk."""
+        spare = max(0, self._allocated - self.position)
+        freed = self.freed_bytes if self._punches else 0
+        return OtherFiles(self._held_bytes, spare, freed)
 
     def close(self) -> None:
         """Close all files."""
@@ -530,7 +535,7 @@ class Segments:
 
     def _note_disk_bytes(self, number: int, stat: os.stat_result) -> None:
         held = 512 * stat.st_blocks
-        self.held_bytes += held - self._disk_bytes.get(number, 0)
+        self._held_bytes += held - self._disk_bytes.get(number, 0)
         self._disk_bytes[number] = held
 
 

@@ -261,8 +261,7 @@ class Store:
         self.mapped = MappedFile(data)
         synced = durability is Durability.SYNC
         self.segments = Segments(path / store_directory.SEGMENTS, synced=synced)
-        self.space.held_elsewhere = lambda: self.segments.held_bytes
-        self.space.spare_elsewhere = lambda: self.segments.spare_bytes
+        self.space.others = self.segments.room
         self._journal = Journal(
             path / store_directory.JOURNAL_FILE,
             key=head.journal_key,
@@ -393,7 +392,7 @@ class Store:
 
     def disk_bytes(self) -> int:
         """The bytes that the store occupies on its disk; some are allocated ahead of need."""
-        return store_directory.disk_bytes(self.path) + self.segments.held_bytes
+        return store_directory.disk_bytes(self.path) + self.segments.room().held_bytes
 
     def close(self) -> bool:
         """Sync and close. Another process may open the store from now on.
@@ -503,6 +502,8 @@ class Store:
         except OSError as error:
             if error.errno not in OUT_OF_SPACE:
                 raise self._failed_segment(error) from error
+        if segments.freed_bytes and self._writes:
+            raise NeedsCheckpoint
         segments.is_full = True  # until the next checkpoint
         raise SegmentsFull
 
@@ -567,7 +568,7 @@ class Store:
                 first, end = NOTES
                 notes = []
                 if cursor.set_range(first):
-                    notes = [row for row in takewhile(lambda row: row[0] < end, cursor)]
+                    notes = list(takewhile(lambda row: row[0] < end, cursor))
             self.segments.load(notes)
         except SegmentLost as lost:
             raise unusable(self.path, str(lost)) from None

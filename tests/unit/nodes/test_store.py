@@ -24,7 +24,14 @@ from bftfs.storage import Table, Write
 from nodes import data_file
 from nodes.journal import Journal
 from nodes.store import Store
-from nodes.store_directory import MapFull, NeedsCheckpoint, StoreFailed, StoreFull, disk_bytes
+from nodes.store_directory import (
+    MapFull,
+    NeedsCheckpoint,
+    SegmentsFull,
+    StoreFailed,
+    StoreFull,
+    disk_bytes,
+)
 
 CLUSTER = bytes(range(16))
 
@@ -33,10 +40,17 @@ def opened(path: Path, *, node: int = 0, **options: object) -> Store:
     return Store.open(path / "store", cluster=CLUSTER, node=NodeId(node), **options)  # type: ignore[arg-type]
 
 
-def put(store: Store, key: bytes, value: bytes, *, use_reserve: bool = False) -> None:
+def put(
+    store: Store,
+    key: bytes,
+    value: bytes,
+    *,
+    table: Table = Table.STATE,
+    use_reserve: bool = False,
+) -> None:
     while True:
-        with contextlib.suppress(NeedsCheckpoint), store.batch() as batch:
-            batch.apply([Write(Table.STATE, key, value)])
+        with contextlib.suppress(NeedsCheckpoint, SegmentsFull), store.batch() as batch:
+            batch.apply([Write(table, key, value)])
             batch.commit(use_reserve=use_reserve)
             return
 
@@ -544,10 +558,7 @@ def test_space_that_was_freed_is_used_again(tmp_path: Path) -> None:
     store = opened(tmp_path, capacity_bytes=64 * MIB)
     for life in range(6):  # in all, three times what the store can hold
         for number in range(256):
-            with store.batch() as batch:
-                key = b"%d %d" % (life, number)
-                batch.apply([Write(Table.FRAGMENT, key, os.urandom(128 * KIB))])
-                batch.commit()
+            put(store, b"%d %d" % (life, number), os.urandom(128 * KIB), table=Table.FRAGMENT)
         full, free = store.space.measure().live_bytes, store.space.free_bytes
         assert 32 * MIB <= full < 40 * MIB
         with store.batch() as batch:
