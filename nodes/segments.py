@@ -81,8 +81,8 @@ _FREED = b"segments freed"  # blocks whose fragments were removed before the che
 _RANGE = Struct("!IQQ")
 
 _PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class SegmentLost(Exception):
@@ -460,7 +460,7 @@ class Segments:
             return True
         file = self._file(number)
         size = freed.end - freed.begin
-        if _libc.fallocate(file, _PUNCH, freed.begin, size):
+        if _fallocate(file, _PUNCH, freed.begin, size):
             code = ctypes.get_errno()
             self._punches = code not in {errno.EOPNOTSUPP, errno.ENOSYS}
             return not self._punches

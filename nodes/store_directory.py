@@ -218,6 +218,8 @@ def read_head(path: Path, environment: lmdb.Environment, *, owner: bytes) -> Hea
         )
     if checkpoint is None or key is None:
         raise unusable(path, "the key or the beginning of its journal is missing")
+    if not (path / SEGMENTS).is_dir():
+        raise unusable(path, f"{SEGMENTS} is missing")
     length = (path / JOURNAL_FILE).stat().st_size
     if length < journal_bytes:
         raise unusable(
