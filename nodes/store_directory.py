@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ _OWNER = b"owner"
 CHECKPOINT = b"checkpoint"  # sequence of the last batch that LMDB holds
 JOURNAL_ROOM = b"journal"  # length of the journal's file that was on stable storage then
 JOURNAL_KEY = b"journal key"  # of the digests in it, drawn whenever the store is opened
+OWN_NOTES = frozenset((_FORMAT, _OWNER, CHECKPOINT, JOURNAL_ROOM, JOURNAL_KEY))
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NEW_BYTES = 1 * MIB  # of a new data file, more than its first pages take
@@ -189,43 +191,71 @@ def open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
         raise UsageError(f"{as_word(path)}: the store cannot be opened ({error})") from error
 
 
-def read_head(path: Path, environment: lmdb.Environment, *, owner: bytes) -> Head:
-    """Open the tables; a UsageError if this is no whole store of `owner`."""
+def form_and_owner(path: Path, environment: lmdb.Environment) -> tuple[bytes | None, bytes | None]:
+    """The store's format and the name of its owner."""
     used, held = used_bytes(environment), (path / DATA_FILE).stat().st_size
     if used > held:
         # Touching a page beyond the end of the file would kill the process.
         raise unusable(path, f"it is cut short: {held} bytes of {used} are left")
-    try:
+    with _explained(path):
+        meta = environment.open_db(_name(Table.META), create=False)
+        with environment.begin(meta) as transaction:
+            return transaction.get(_FORMAT), transaction.get(_OWNER)
+
+
+def opened_head(path: Path, environment: lmdb.Environment) -> Head:
+    """Open the tables, and read the notes; a UsageError if this is no whole store."""
+    with _explained(path):
         databases = tuple(environment.open_db(_name(table), create=False) for table in Table)
         with environment.begin(databases[Table.META]) as transaction:
-            form, found, checkpoint, key = (
-                transaction.get(name) for name in (_FORMAT, _OWNER, CHECKPOINT, JOURNAL_KEY)
-            )
+            checkpoint, key = (transaction.get(name) for name in (CHECKPOINT, JOURNAL_KEY))
             journal_bytes = int.from_bytes(transaction.get(JOURNAL_ROOM, b""), "big")
-    except lmdb.NotFoundError:
-        raise unusable(path, "it is not the store of a bftfs node") from None
-    except lmdb.Error as error:
-        raise unusable(path, f"it is damaged ({error})") from error
-    if form != b"%d" % FORMAT:
-        raise UsageError(
-            f"{as_word(path)}: this store has format {_text(form)}, and this program reads format "
-            f"{FORMAT}; run the version of bftfs that wrote it"
-        )
-    if found != owner:
-        raise UsageError(
-            f"{as_word(path)}: this store belongs to {_text(found)}, not to {_text(owner)}; "
-            "give the node its own directory back"
-        )
     if checkpoint is None or key is None:
         raise unusable(path, "the key or the beginning of its journal is missing")
-    if not (path / SEGMENTS).is_dir():
-        raise unusable(path, f"{SEGMENTS} is missing")
     length = (path / JOURNAL_FILE).stat().st_size
     if length < journal_bytes:
         raise unusable(
             path, f"its journal is cut short: {length} bytes of {journal_bytes} are left"
         )
     return Head(databases, int.from_bytes(checkpoint, "big"), key)
+
+
+def read_head(path: Path, environment: lmdb.Environment, *, owner: bytes) -> Head:
+    """Open the tables; a UsageError if this is no whole store of `owner`."""
+    form, found = form_and_owner(path, environment)
+    if form != b"%d" % FORMAT:
+        raise other_format(path, form)
+    if found != owner:
+        raise UsageError(
+            f"{as_word(path)}: this store belongs to {_text(found)}, not to {_text(owner)}; "
+            "give the node its own directory back"
+        )
+    if not (path / SEGMENTS).is_dir():
+        raise unusable(path, f"{SEGMENTS} is missing")
+    return opened_head(path, environment)
+
+
+def other_format(path: Path, form: bytes | None) -> UsageError:
+    """The error of a store that another version of the program has written."""
+    advice = (
+        f"stop the node and run `bftfs node convert --data {as_word(path.parent)}`"
+        if form == b"1"
+        else "run the version of bftfs that wrote it"
+    )
+    return UsageError(
+        f"{as_word(path)}: this store has format {_text(form)}, and this program reads format "
+        f"{FORMAT}; {advice}"
+    )
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except lmdb.NotFoundError:
+        raise unusable(path, "it is not the store of a bftfs node") from None
+    except lmdb.Error as error:
+        raise unusable(path, f"it is damaged ({error})") from error
 
 
 def disk_bytes(path: Path) -> int:

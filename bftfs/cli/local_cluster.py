@@ -25,7 +25,7 @@ from bftfs.cluster import ClientEntry, ClusterDescription, Durability
 from bftfs.credentials import Grant
 from bftfs.crypto import keys
 from bftfs.crypto.digest import client_id_of
-from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
+from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.known_clients import SHORT_DIGITS
@@ -336,3 +336,26 @@ def run(arguments: tuple[str, ...]) -> int:
     from nodes.__main__ import main as node_main
 
     return node_main(arguments, name="bftfs node run")
+
+
+@node.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The node's directory (DIR/nodes/I).",
+)
+def convert(data: Path) -> None:
+    """Take over the store of a stopped node that release 0.1 has written.
+
+    It needs room for a copy of the store for a while. Nothing has changed if it is interrupted.
+
+    Example: bftfs node convert --data /srv/files/nodes/3
+    """
+    from nodes.store_conversion import convert as convert_store
+
+    store = NodeDirectory(data).store
+    if convert_store(store):
+        click.echo(f"Converted {as_word(store)}: the node can be started")
+    else:
+        click.echo(f"Nothing to do: {as_word(store)} has the present format")

@@ -235,7 +235,9 @@ class _Damage(Fault):
         return min(len(pages), self.choice.choice((1, 16, len(pages) // 4, len(pages))))
 
     def _file(self, store: Path) -> Path:
-        return store / self.choice.choices(("data.mdb", "journal"), weights=(3, 1))[0]
+        segments = sorted((store / "segments").iterdir()) or [store / "data.mdb"]
+        files = (store / "data.mdb", store / "journal", self.choice.choice(segments))
+        return self.choice.choices(files, weights=(3, 1, 3))[0]
 
 
 def _data_pages(file: Path) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -14,7 +15,9 @@ from bftfs.cluster import Durability
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
+from nodes import segments
 from nodes import store as stores
+from nodes.segments import extent_in
 from nodes.store import Store
 from nodes.store_directory import MapFull
 
@@ -185,6 +188,36 @@ class StraightStoreEquivalence(StoreEquivalence):
         super().teardown()
 
 
+class SegmentStoreEquivalence(StoreEquivalence):
+    """The same, with most fragments in segments, of which there are many."""
+
+    @initialize()
+    def lower_the_thresholds(self) -> None:
+        self.thresholds = (stores.FRAGMENT_BYTES_LEAST, segments.SEGMENT_BYTES)
+        stores.FRAGMENT_BYTES_LEAST, segments.SEGMENT_BYTES = 5, 40 * KIB
+
+    def teardown(self) -> None:
+        super().teardown()
+        stores.FRAGMENT_BYTES_LEAST, segments.SEGMENT_BYTES = self.thresholds
+
+    @invariant()
+    def live_bytes_are_those_of_the_rows(self) -> None:
+        self.end_batch()
+        self.store._checkpoint()
+        live: Counter[int] = Counter()
+        with self.store._transaction.cursor(self.store.databases[Table.FRAGMENT]) as cursor:
+            for key, row in cursor:
+                extent = extent_in(key, row)
+                if extent is not None:
+                    live[extent.segment] += extent.block_bytes
+        kept = self.store.segments._counts
+        assert {number: each.live_bytes for number, each in kept.items() if each.live_bytes} == live
+        names = {int(file.name) for file in (self.path / "store" / "segments").iterdir()}
+        assert live.keys() <= names <= live.keys() | {self.store.segments.number}
+        self.batch = self.store.batch()
+        self.batch.apply(self.applied)
+
+
 bounded = settings(
     max_examples=40,
     stateful_step_count=30,
@@ -197,3 +230,5 @@ TestIntervalStoreEquivalence = IntervalStoreEquivalence.TestCase
 TestIntervalStoreEquivalence.settings = bounded
 TestStraightStoreEquivalence = StraightStoreEquivalence.TestCase
 TestStraightStoreEquivalence.settings = bounded
+TestSegmentStoreEquivalence = SegmentStoreEquivalence.TestCase
+TestSegmentStoreEquivalence.settings = bounded
