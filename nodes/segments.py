@@ -54,7 +54,7 @@ from nodes.data_file import OUT_OF_SPACE, OtherFiles
 from nodes.journal import decoded
 
 SEGMENT_BYTES = 64 * MIB  # a segment that is as long is followed by the next one
-FRAGMENT_BYTES_LEAST = 16 * KIB  # of a fragment that goes to a segment; smaller ones go to LMDB
+FRAGMENT_BYTES_LEAST = 8 * KIB  # of a fragment that goes to a segment; smaller ones go to LMDB
 BLOCK_BYTES = 4 * KIB
 FILES_OPEN = 64  # segments that are kept open for reading
 

@@ -354,6 +354,8 @@ class Store:
             flush = self.segments.flush()
         except SegmentLost as lost:
             raise self._damaged(str(lost)) from None
+        except OSError as error:
+            raise self._failed_segment(error) from error
         threading.Thread(
             target=self._sync, args=(self._syncing, flush), name="sync", daemon=True
         ).start()

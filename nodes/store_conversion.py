@@ -154,8 +154,8 @@ def _refuse_without_room(path: Path, environment: lmdb.Environment) -> None:
     if free < needed:
         raise UsageError(
             f"{as_word(path)}: a copy of up to {needed // MIB} MiB has to fit beside it for a "
-            f"while, and the disk has {free // MIB} MiB; make room, or move this directory away and "
-            "start the node: it rebuilds its store from the other nodes"
+            f"while, and the disk has {free // MIB} MiB; make room, or move this directory away "
+            "and start the node: it rebuilds its store from the other nodes"
         )
 
 

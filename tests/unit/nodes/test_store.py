@@ -455,6 +455,7 @@ number = 0
 while True:
     with store.batch() as batch:
         batch.apply([Write(Table.STATE, b"%08d" % number, b"v" * (number * 37 % 5000)),
+                     Write(Table.FRAGMENT, b"%08d" % number, b"f" * (number * 337 % 30000)),
                      Write(Table.OBJECT, b"last", b"%d" % number)])
         batch.commit()
     print(number, flush=True)
@@ -481,9 +482,11 @@ def test_kill_minus_nine_loses_nothing_that_was_committed(
         with store.batch() as view:
             last = int(view.get(Table.OBJECT, b"last") or b"-1")
             rows = dict(view.scan(Table.STATE, b"", b"\xff"))
+            fragments = dict(view.scan(Table.FRAGMENT, b"", b"\xff"))
         assert last >= acknowledged
         for number in range(acknowledged + 1):
             assert rows[b"%08d" % number] == b"v" * (number * 37 % 5000)
+            assert fragments[b"%08d" % number] == b"f" * (number * 337 % 30000)
         store.close()
 
 
