@@ -390,6 +390,7 @@ class Store:
         if self._writes:
             with contextlib.suppress(StoreFull):
                 self._checkpoint()
+        self.segments.is_full = False  # the next batch finds out
         return self.space.measure()
 
     def disk_bytes(self) -> int:
