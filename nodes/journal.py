@@ -105,7 +105,7 @@ class Journal:
         """True if records follow the place where `replay` has stopped: then one was lost."""
         rest = os.pread(self._file, max(0, self.file_bytes - self.size), self.size)
         most = self.sequence + len(rest) // _ALIGNMENT + RECORDS_ELSEWHERE
-        for start in range(_ALIGNMENT, len(rest) - _HEADER.size, _ALIGNMENT):
+        for start in range(0, len(rest) - _HEADER.size, _ALIGNMENT):
             digest, sequence, length = _HEADER.unpack_from(rest, start)
             batch = start + _HEADER.size
             if (

@@ -12,9 +12,9 @@ journal (`nodes.journal`); the sequence numbers of both are one sequence.
              (4 each), the fragments, the rows; zeros up to the next block
 
 The first fragment follows the head, each of the others begins at a block (4 KiB); so every block
-belongs to one fragment. A record begins at a block. When a segment is full (`SEGMENT_BYTES`), the
-next record begins the next one; each process begins one of its own. Nothing is ever written twice
-at one place.
+belongs to one fragment. A record begins at a block. When a segment is long (`SEGMENT_BYTES`), a
+checkpoint begins the next one: so records after a checkpoint are all in one segment, which LMDB
+knows, and nobody can remove it unnoticed.
 
 After a checkpoint a record is not read again; its fragments are, as long as rows point to them. The
 blocks of the fragments that were removed until then are given back to the disk by punching holes;
@@ -228,6 +228,7 @@ class Segments:
         self.number = 1  # of the segment that is appended to…
         self.position = 0  # …and where
         self._allocated = 0  # it has blocks on the disk up to here
+        self._long_bytes = SEGMENT_BYTES  # the length from which it should be followed by another
         self._held_bytes = 0  # of the disk, by all segments
         self.freed_bytes = 0  # that the next checkpoint gives back
         self.is_full = False  # True while there is no room: fragments go to LMDB then
@@ -262,41 +263,39 @@ class Segments:
         self._lengths.clear()
         self._freed.clear()
         self.freed_bytes = 0
+        if self.number != self._start[0]:
+            self._allocated = 0
         self.number, self.position = self._start
 
     def next_rows(self, sequence: int, key: bytes) -> list[Write] | None:
         """The rows of the record with this number, if it is the next one and whole."""
-        for number, begin in ((self.number, self.position), (self.number + 1, 0)):
-            found = self._record_at(number, begin, key, lambda each: each == sequence)
-            if found is not None:
-                end, rows = found
-                self.number, self.position = number, end
-                self._lengths[number] = end
-                return decoded(rows)
-        return None
+        found = self._record_at(self.position, key, lambda each: each == sequence)
+        if found is None:
+            return None
+        self.position, rows = found
+        self._lengths[self.number] = self.position
+        return decoded(rows)
 
     def breaks_off(self, after: int, key: bytes) -> bool:
         """True if records with later numbers follow the place where the replay has stopped."""
-        number, begin = self.number, self.position
-        while (file := self._open(number)) is not None:
-            for at in range(begin, os.fstat(file).st_size, BLOCK_BYTES):
-                if self._record_at(number, at, key, lambda each: each > after) is not None:
-                    return True
-            number, begin = number + 1, 0
-        return False
+        file = self._open(self.number)
+        end = 0 if file is None else os.fstat(file).st_size
+        return any(
+            self._record_at(at, key, lambda each: each > after) is not None
+            for at in range(self.position, end, BLOCK_BYTES)
+        )
 
-    def begin_anew(self) -> None:
-        """The replay has ended: what follows the last whole record is of no use."""
+    def end_replay(self) -> None:
+        """What follows the last whole record is of no use, nor are files that nobody knows."""
         self.cut_off()
-        self.number = max((self.number, *self._disk_bytes)) + 1
-        self.position = self._allocated = 0
+        self._allocated = self.position
         self._added.update(dict.fromkeys(self._disk_bytes.keys() - self._added.keys(), 0))
 
     def _record_at(
-        self, number: int, begin: int, key: bytes, is_wanted: Callable[[int], bool]
+        self, begin: int, key: bytes, is_wanted: Callable[[int], bool]
     ) -> tuple[int, bytes] | None:
         """End and rows of the record there; None if there is none that is whole and wanted."""
-        file = self._open(number)
+        file = self._open(self.number)
         head = b"" if file is None else os.pread(file, _HEAD.size, begin)
         if file is None or len(head) < _HEAD.size:
             return None
@@ -313,11 +312,6 @@ class Segments:
 
     def record(self) -> SegmentRecord:
         """A new record, which is the next one if it is appended."""
-        if self.position >= SEGMENT_BYTES:
-            self.cut_off()
-            self._added.setdefault(self.number, 0)
-            self.number += 1
-            self.position = self._allocated = 0
         return SegmentRecord(self.number, self.position)
 
     def take(self, size: int, ahead: int, may_take: Callable[[int], bool]) -> bool:
@@ -328,7 +322,7 @@ class Segments:
         end = _up_to_block(self.position + size)
         if end <= self._allocated:
             return True
-        file = self._open(self.number) if self._allocated else self._made()
+        file = self._open(self.number) if self.number in self._disk_bytes else self._made()
         if file is None:
             raise SegmentLost(f"somebody has removed its segment {self.number}")
         for stop in (end + ahead, end):
@@ -361,11 +355,6 @@ class Segments:
             os.fdatasync(file)
         self.position = at
         self._lengths[self.number] = at
-
-    @property
-    def unread_bytes(self) -> int:
-        """About how much a replay would have to read."""
-        return sum(self._lengths.values()) - self._start[1] * (self._start[0] in self._lengths)
 
     def flush(self) -> Flush:
         """What brings all records since the last checkpoint to stable storage."""
@@ -400,6 +389,36 @@ class Segments:
         self.freed_bytes += extent.block_bytes
 
     # --- checkpoints -------------------------------------------------------------------------
+
+    @property
+    def is_long(self) -> bool:
+        """True if there should be a checkpoint, which begins the next segment."""
+        return self.position >= self._long_bytes
+
+    def put_off(self) -> None:
+        """There is no room for a checkpoint, or for the next segment: this one gets longer."""
+        self._long_bytes = self.position + SEGMENT_BYTES // 4
+
+    def begin_next(self) -> None:
+        """Begin the next segment if this one is long, or the first one, as part of a checkpoint."""
+        if self.number in self._disk_bytes and self.position < SEGMENT_BYTES:
+            return
+        before, position = self.number, self.position
+        self.cut_off()
+        if before in self._disk_bytes:
+            self.number, self.position = before + 1, 0
+        try:
+            self._made()
+        except OSError as error:
+            if error.errno not in OUT_OF_SPACE:
+                raise
+            self.number, self.position, self._allocated = before, position, position
+            self.put_off()
+        else:
+            self._allocated = 0
+            self._long_bytes = SEGMENT_BYTES
+            self._added.setdefault(before, 0)
+            self._added.setdefault(self.number, 0)
 
     def notes(self) -> list[tuple[bytes, bytes | None]]:
         """What a checkpoint has to note, as rows of Table.META."""
@@ -504,6 +523,7 @@ class Segments:
         path = self._path(self.number)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
         sync_directory(self._directory)
+        self._note_disk_bytes(self.number, os.fstat(file))
         return self._keep(self.number, file)
 
     def _file(self, number: int) -> int:

@@ -1,4 +1,4 @@
-"""A node's store: LMDB, one named database per table of `bftfs.storage`, and a journal before it.
+"""A node's store: LMDB, a database per table of `bftfs.storage`; a journal before it; segments.
 
 **Situation.** A node must not answer before its writes are on stable storage. LMDB alone would need
 two flushes and a dozen copied pages for each batch.
@@ -7,13 +7,16 @@ two flushes and a dozen copied pages for each batch.
 
 1. The batch is applied to a write transaction that stays open over many batches.
 2. The room that it may need is taken from the disk (`nodes.data_file`).
-3. The batch is appended to the journal (`nodes.journal`): from here on it survives a crash.
+3. The batch is appended to the journal (`nodes.journal`), or if it has large fragments to a segment
+   (`nodes.segments`): from here on it survives a crash.
 4. The node answers.
-5. At a checkpoint (seldom) the transaction is committed and the journal begins anew.
+5. At a checkpoint (seldom) segments are flushed, the transaction is committed, the journal begins
+   anew, and segments give back the room of fragments that were removed.
 
-Batches that are too large to be written twice skip the journal: a checkpoint commits them. If a
-batch is dropped after writes were applied, the transaction is dropped, too; a new one is made from
-the last checkpoint and the journal, as after a crash.
+LMDB has only the places of fragments that are in segments. Batches of much else, which is too large
+to be written twice, skip the journal: a checkpoint commits them. If a batch is dropped after writes
+were applied, the transaction is dropped, too; a new one is made from the last checkpoint and the
+journal, as after a crash.
 
 **Why it is safe.** A batch is applied whole or not at all. Once `Batch.commit` has returned, the
 batch survives a crash of the process, and under `sync` durability of the machine; a crash of the
@@ -22,7 +25,8 @@ store is open in at most one process; nothing is ever written to a store of anot
 or node (`nodes.store_directory`).
 
 **Tests.** `tests/properties/test_store_equivalence.py` (equal to `MemoryStorage`),
-`tests/unit/nodes/test_store.py`, `tests/unit/nodes/test_journal.py`.
+`tests/unit/nodes/test_store.py`, `tests/unit/nodes/test_journal.py`,
+`tests/unit/nodes/test_segments.py`.
 
 Concurrency: a store belongs to one thread. One batch is open at a time. Under interval durability a
 thread of the store's own waits for the disk; it touches nothing else. The only module beside
@@ -59,7 +63,6 @@ from nodes.journal import Journal, encoded
 from nodes.segments import (
     FRAGMENT_BYTES_LEAST,
     NOTES,
-    SEGMENT_BYTES,
     Extent,
     Flush,
     SegmentLost,
@@ -325,7 +328,7 @@ class Store:
             self._journal.size >= self._due_bytes
             or self._writes >= self._due_writes
             or self._map_is_short
-            or self.segments.unread_bytes >= SEGMENT_BYTES
+            or self.segments.is_long
         ):
             try:
                 self._checkpoint()
@@ -333,6 +336,7 @@ class Store:
                 # Nothing is lost: the journal has everything, and grows. Later batches try again.
                 self._due_bytes = self._journal.size + JOURNAL_BYTES // 4
                 self._due_writes = self._writes + WRITES_PER_CHECKPOINT // 4
+                self.segments.put_off()
 
     def sync(self) -> None:
         """Bring everything that is committed to stable storage."""
@@ -592,7 +596,7 @@ class Store:
                     raise self._damaged("batches in the middle of its journal are lost")
                 journal.key = os.urandom(store_directory.JOURNAL_KEY_BYTES)
                 journal.sequence += _SEQUENCES_SKIPPED
-                self.segments.begin_anew()
+                self.segments.end_replay()
                 try:
                     self._commit_transaction()
                     return
@@ -650,6 +654,7 @@ class Store:
             # longer than all of them, one that is too short has lost something.
             space.extend(self._needed_bytes)
             self.segments.flush().run()  # rows of LMDB's file point to what is there
+            self.segments.begin_next()
             self.put(
                 Write(Table.META, name, value)
                 for name, value in (

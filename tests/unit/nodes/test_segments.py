@@ -34,7 +34,6 @@ SMALL, LARGE = 100, 20 * KIB
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frequent checkpoints and new segments, in files that are quickly copied."""
     monkeypatch.setattr(stores, "HEADROOM_BYTES", 64 * KIB)
-    monkeypatch.setattr(stores, "SEGMENT_BYTES", 256 * KIB)
     monkeypatch.setattr(segment_files, "SEGMENT_BYTES", 128 * KIB)
 
 
@@ -121,7 +120,7 @@ def test_large_fragments_lie_in_segments_and_small_ones_in_lmdb(store: Store) ->
 
 def test_other_tables_have_no_segments(store: Store, tmp_path: Path) -> None:
     put(store, Write(Table.STATE, b"k", bytes(LARGE)))
-    assert not files(tmp_path)
+    assert disk_bytes(tmp_path) == 0
 
 
 def test_every_block_belongs_to_one_fragment(store: Store) -> None:
@@ -193,7 +192,7 @@ def test_more_segments_than_files_that_are_kept_open(
     values = [os.urandom(LARGE) for _ in range(12)]
     for number, value in enumerate(values):
         put(store, fragment(b"%d" % number, value))
-    assert len(files(tmp_path)) == 12
+    assert len(files(tmp_path)) == 13
     for number in random.Random(1).choices(range(12), k=40):
         assert get(store, b"%d" % number) == values[number]
     assert len(store.segments._files) <= 3
@@ -233,21 +232,58 @@ def test_a_segment_without_fragments_is_removed(tmp_path: Path) -> None:
     store.close()
     assert disk_bytes(tmp_path) == 0
     store = opened(tmp_path)
-    assert not files(tmp_path)
+    assert len(files(tmp_path)) == 1
     put(store, fragment(b"again", b"v" * LARGE))
     assert get(store, b"again") == b"v" * LARGE
     store.close()
 
 
-def test_numbers_are_not_used_again(tmp_path: Path) -> None:
-    seen: set[str] = set()
-    for _ in range(4):
+def test_a_process_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
+    values = [os.urandom(LARGE) for _ in range(4)]
+    for number, value in enumerate(values):
         store = opened(tmp_path)
-        put(store, fragment(b"k", os.urandom(LARGE)))
-        (new,) = {file.name for file in files(tmp_path)} - seen
-        seen.add(new)
-        put(store, fragment(b"k", None))
-        store.close()
+        put(store, fragment(b"%d" % number, value))
+        if number % 2:
+            killed(store)
+        else:
+            store.close()
+    (file,) = files(tmp_path)
+    assert file.stat().st_size < 4 * (LARGE + 2 * BLOCK_BYTES) + 2 * MIB
+    store = opened(tmp_path)
+    assert [get(store, b"%d" % number) for number in range(4)] == values
+    store.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_next_segment_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    store = opened(tmp_path)
+
+    def refuse(_: object) -> int:
+        raise OSError(code, "no file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_files.Segments, "_made", refuse)
+        with pytest.raises(StoreFailed) if code == errno.EIO else contextlib.nullcontext():
+            for number in range(12):
+                put(store, fragment(b"%02d" % number, b"%02d" % number * LARGE))
+    if code == errno.EIO:
+        killed_after_failure(store)
+        return
+    assert len(files(tmp_path)) == 1, "the one that there was gets longer"
+    for number in range(12, 20):
+        put(store, fragment(b"%02d" % number, b"%02d" % number * LARGE))
+    assert len(files(tmp_path)) > 1
+    killed(store)
+    store = opened(tmp_path)
+    for number in range(20):
+        assert get(store, b"%02d" % number) == b"%02d" % number * LARGE
+    store.close()
+
+
+def killed_after_failure(store: Store) -> None:
+    store._release()
 
 
 def test_where_holes_cannot_be_punched_segments_are_removed(
@@ -421,7 +457,7 @@ def test_a_store_that_has_lost_a_segment_is_refused(tmp_path: Path, how: str) ->
         first.unlink()
     else:
         os.truncate(first, first.stat().st_size - 1)
-    with pytest.raises(UsageError, match=r"its segment 2 is.*move this directory away"):
+    with pytest.raises(UsageError, match=r"its segment 1 is.*move this directory away"):
         opened(tmp_path)
 
 
@@ -440,7 +476,7 @@ def test_a_segment_that_goes_while_the_store_is_open(tmp_path: Path, how: str) -
         files(tmp_path)[0].unlink()
     else:
         os.truncate(files(tmp_path)[0], 0)
-    with pytest.raises(StoreFailed, match=r"removed or cut short its segment 2.*move this"):
+    with pytest.raises(StoreFailed, match=r"removed or cut short its segment 1.*move this"):
         put(store, fragment(b"l", os.urandom(LARGE)))
     store.close()
     with pytest.raises(UsageError, match="move this directory away"):
@@ -451,7 +487,7 @@ def test_a_segment_that_is_found_cut_when_it_is_read(tmp_path: Path) -> None:
     store = opened(tmp_path)
     put(store, fragment(b"k", os.urandom(LARGE)))
     os.truncate(files(tmp_path)[0], LARGE // 2)
-    with pytest.raises(StoreFailed, match=r"cut short its segment 2.*move this"):
+    with pytest.raises(StoreFailed, match=r"cut short its segment 1.*move this"):
         get(store, b"k")
     store.close()
 
@@ -465,14 +501,16 @@ def test_a_batch_lost_within_a_segment_is_missed(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "store", tmp_path / "image" / "store")
     shutil.copytree(tmp_path / "store", tmp_path / "last" / "store")
     last = extent_of(store, b"3").offset
+    put(store, Write(Table.STATE, b"k", b"which is in the journal"))
+    shutil.copytree(tmp_path / "store", tmp_path / "mixed" / "store")
     store.close()
-    for image, at in (("image", offset), ("last", last)):
+    for image, at in (("image", offset), ("last", last), ("mixed", last)):
         with files(tmp_path / image)[0].open("r+b") as file:
             file.seek(at)
             file.write(b"?" * 8)
-    for _ in range(2):
+    for image in ("image", "mixed", "image"):
         with pytest.raises((StoreFailed, UsageError), match=r"journal are lost.*move this"):
-            opened(tmp_path / "image")
+            opened(tmp_path / image)
     store = opened(tmp_path / "last")  # as if it had never been acknowledged
     assert get(store, b"2") is not None
     assert get(store, b"3") is None
@@ -644,8 +682,8 @@ def check_that_nothing_leaks(store: Store, path: Path) -> None:
             extent = extent_in(key, row_of(store, key))
             if extent is not None:
                 live[extent.segment] = live.get(extent.segment, 0) + extent.block_bytes
-    counted = {number: each.live_bytes for number, each in store.segments._counts.items()}
-    assert counted == live
+    kept = store.segments._counts
+    assert {number: each.live_bytes for number, each in kept.items() if each.live_bytes} == live
     held = sum(live.values())
     # Rows behind the last fragment of a record may take a block that belongs to none.
     assert held <= disk_bytes(path) - store.space.others().spare_bytes <= held * 1.4 + 64 * KIB
@@ -673,11 +711,11 @@ def test_a_segment_is_flushed_before_lmdb_points_to_it(
 
     monkeypatch.setattr(Store, "_let_go", checkpoint)
     store.settled_figures()
-    assert committed == [["0000000002"]]
+    assert committed == [["0000000001"]]
     put(store, fragment(b"l", os.urandom(LARGE)))
     flushed.clear()
     store.sync()
-    assert flushed == ["0000000002", "journal"][: len(flushed)]
+    assert flushed == ["0000000001", "journal"][: len(flushed)]
     assert flushed
     monkeypatch.undo()
     store.close()
