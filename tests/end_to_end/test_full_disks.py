@@ -264,8 +264,10 @@ def test_full_disks_refuse_writers_and_serve_readers(
         eventually(lambda: refused(each) == errno.ENOSPC, within_s=20, what="it is refused")  # noqa: B023
     assert sum(bool(reasons) for reasons in small.reasons()) > 1  # more than may fail
 
-    # Something that nodes log, on these disks.
-    bftfs("cluster", "add-client", "--data", small.data, "new", "--uid", "1000", "--gid", "1000")
+    # Something that nodes log, on these disks. They use the description, and tell that it is not
+    # stored.
+    new_client = ("cluster", "add-client", "--data", small.data, "new", "--uid", "1000")
+    bftfs(*new_client, "--gid", "1000", allowed=(0, 1))
 
     # Everything is listed and read: by a mount that has seen none of it, without a second attempt.
     with small.mount(playground / "reader", "strict") as reader:
