@@ -172,5 +172,5 @@ assert ANSWER_BYTES < FRAME_METADATA_BYTES
 assert SYNC_PAGE_BYTES + STATE_VALUE_BYTES < FRAME_METADATA_BYTES
 assert BLOCKS_PER_COVER < DELTA_ENTRIES
 assert COVERED_WITHIN_US < DETECTION_WINDOW_US  # until then nobody's later versions displace it
-assert 64 * BLOCKS_PER_COVER < OPERATION_BYTES  # as they are encoded, with numbers and times
+assert 80 * BLOCKS_PER_COVER < OPERATION_BYTES  # as they are encoded, with numbers, times, bases
 assert OPERATION_BYTES >= XATTR_VALUE_BYTES + XATTR_NAME_BYTES + 4 * KIB

@@ -24,6 +24,7 @@ import stat
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
+from time import monotonic
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from msgspec import structs
@@ -44,13 +45,41 @@ _FIRST_OF_THE_PAST = LAST_NUMBER + 1
 _LAST_OF_THE_PAST = (1 << 64) - 1
 
 
+KERNEL_PAGE_BYTES: Final = 4096
+SIZES_RECENT: Final = 8  # of an inode, that the kernel may still have…
+SIZES_RECENT_S: Final = 1.0  # …when this has passed since it was told another
+
+
 @dataclass(slots=True)
 class KernelInode:
     """An object that the kernel knows."""
 
     identifier: ObjectId
     lookups: int
-    size: int = 0  # that the kernel knows
+    size: int = 0  # that the kernel was told last, or has made the file
+    moves: int = 0  # of appended bytes, as of which its pages are
+    _recent: tuple[tuple[int, float], ...] = ()  # sizes before that one, and until when
+
+    def told(self, size: int) -> None:
+        """The kernel is told that size, or has written up to there."""
+        if size != self.size:
+            now = monotonic()
+            recent = [(old, at) for old, at in self._recent if now - at < SIZES_RECENT_S]
+            self._recent = (*recent[1 - SIZES_RECENT :], (self.size, now))
+            self.size = size
+
+    def may_end_at(self, offset: int) -> bool:
+        """True if the kernel may believe that the file ends at `offset`.
+
+        An answer of a moment ago, with a new size, may have reached it or not. But where a page
+        begins, it may be writing a page that was mapped.
+        """
+        if offset == self.size:
+            return True
+        if not offset % KERNEL_PAGE_BYTES:
+            return False
+        now = monotonic()
+        return any(offset == old and now - at < SIZES_RECENT_S for old, at in self._recent)
 
 
 class InodeTable:
@@ -92,6 +121,10 @@ class InodeTable:
         if known is None:
             raise FileSystemError(errno.ESTALE, f"inode {number}")
         return known
+
+    def find(self, number: int) -> KernelInode | None:
+        """The entry with this number, if there is one."""
+        return self._by_number.get(number)
 
     def identifier(self, number: int) -> ObjectId:
         """The object with this number."""

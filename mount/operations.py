@@ -331,7 +331,7 @@ class Operations(pyfuse3.Operations):
         opening = place.files.open(place.identifier, flags, self._who(ctx))
         opened = await self._perform("open", opening, inode, ctx)
         if flags & os.O_TRUNC:
-            self._inodes.known(inode).size = 0
+            self._inodes.known(inode).told(0)
         if not opened.keep_cache:
             # The reply drops the kernel's pages, but not its old size of the file.
             pyfuse3.invalidate_inode(inode, attr_only=True)
@@ -350,28 +350,44 @@ class Operations(pyfuse3.Operations):
         files, opened = handle.files, handle.opened
         known = self._inodes.known(handle.inode)
         # The kernel appends at the end that it believes in; another mount may have moved it.
-        misplaced = opened.append and off == known.size != opened.contents.size
-        must_wait = files.write(opened, None if misplaced else off, buf, now_ns=time.time_ns())
-        known.size = max(known.size, off + len(buf))
-        if misplaced:
-            # The kernel drops the pages that it filled at the wrong place. In a thread: the call
-            # waits for requests on those pages, which this thread answers.
-            drop = pyfuse3.invalidate_inode
-            Thread(target=drop, args=(handle.inode,), daemon=True).start()
+        is_append = opened.append and known.may_end_at(off)
+        is_misplaced = is_append and off != opened.contents.size
+        must_wait = files.write(opened, None if is_append else off, buf, now_ns=time.time_ns())
+        end = off + len(buf)
+        known.told(end if is_append else max(known.size, end))
+        if is_misplaced:
+            self._drop_pages(handle.inode)
         if must_wait:
             await self._perform_on(handle, "write", files.write_behind(opened))
+            self._drop_moved(handle)
         return len(buf)
+
+    def _drop_pages(self, inode: int) -> None:
+        """Let the kernel drop the pages that it has filled with bytes that are elsewhere.
+
+        In a thread: the call waits for requests on those pages, which this thread answers.
+        """
+        Thread(target=pyfuse3.invalidate_inode, args=(inode,), daemon=True).start()
+
+    def _drop_moved(self, handle: Handle[OpenFile]) -> None:
+        """Appended bytes may have been put behind another mount's."""
+        known, moves = self._inodes.find(handle.inode), handle.opened.contents.moves
+        if known is not None and known.moves != moves:
+            known.moves = moves
+            self._drop_pages(handle.inode)
 
     @_answers
     async def flush(self, fh: int) -> None:
         handle = self._open.get(fh)
         await self._perform_on(handle, "flush", handle.files.flush(handle.opened))
+        self._drop_moved(handle)
 
     @_answers
     async def fsync(self, fh: int, datasync: bool) -> None:
         del datasync
         handle = self._open.get(fh)
         await self._perform_on(handle, "fsync", handle.files.synchronize(handle.opened))
+        self._drop_moved(handle)
 
     @_answers
     async def release(self, fh: int) -> None:
@@ -438,7 +454,7 @@ class Operations(pyfuse3.Operations):
         return self._callers.credentials(pid=ctx.pid, uid=ctx.uid, gid=ctx.gid)
 
     def _entry(self, number: int, attributes: Attributes) -> EntryAttributes:
-        self._inodes.known(number).size = attributes.size
+        self._inodes.known(number).told(attributes.size)
         entry = EntryAttributes()
         fill(entry, number, attributes)
         entry.entry_timeout = self._options.cached_entries_s

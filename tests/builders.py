@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 from sortedcontainers import SortedDict
@@ -23,7 +24,7 @@ from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Now, Pause
 from bftfs.credentials import NOBODY, Credentials, Grant
-from bftfs.crypto.digest import AuthenticatorKeys
+from bftfs.crypto.digest import DIGEST_BYTES, AuthenticatorKeys, Digest
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import object_types
@@ -197,8 +198,9 @@ class InMemoryObjects:
         not_before_us: int = 0,
         vouch: Any = None,
         reaching: Any = None,
+        earlier: Any = None,
     ) -> Answer:
-        del vouch, reaching  # nobody lies here
+        del vouch, reaching, earlier  # nobody lies here, and no answer is lost
         return await self._invoke(objects, method, arguments, who, not_before_us)
 
     async def _invoke(
@@ -226,6 +228,14 @@ class InMemoryObjects:
 class Item:
     item: bytes | None
     timestamp: BlockTimestamp
+
+
+def _timestamp(time_us: int, item: bytes | None) -> BlockTimestamp:
+    """Of a version that a client of `InMemoryObjects` has written."""
+    if item is None:
+        return beginning_of(time_us)
+    verifier = Digest(blake2b(item, digest_size=DIGEST_BYTES).digest())
+    return BlockTimestamp(time_us, ClientId(bytes(16)), verifier)
 
 
 class InMemoryBlocks:
@@ -266,11 +276,13 @@ class InMemoryBlocks:
                 versions = self.versions.setdefault(block, {})
                 known = max(versions, default=0) if is_asking else 0
                 time = max(known + 1, after_us + 1, await Now() + self.skew_us)
+                while time in versions:  # another mount's: all are of one client here
+                    time += 1
                 versions[time] = bytes(item)
                 self.writes.append(block)
                 if not is_asking:
                     self.unasked.append(block)
-                times.append(beginning_of(time))
+                times.append(_timestamp(time, versions[time]))
             if latency := self.latency():
                 await Pause(latency)
             return times
@@ -292,7 +304,7 @@ class InMemoryBlocks:
         versions = self.versions.get(block, {})
         times = (t for t in versions if at_time_us is None or t <= at_time_us)
         time = max(times, default=0)
-        item = Item(versions.get(time), beginning_of(time))
+        item = Item(versions.get(time), _timestamp(time, versions.get(time)))
         if latency := self.latency():
             await Pause(latency)
         return item

@@ -101,6 +101,34 @@ class DirtyBlock:
             first <= start and stop <= last for first, last in self.extents()
         )
 
+    @property
+    def start(self) -> int:
+        """Where the first piece begins."""
+        return self._starts[0]
+
+    def remove(self, start: int, stop: int) -> int:
+        """Forget bytes [start, stop). Gives the growth of `cost`, which may be either way."""
+        before = self.cost
+        starts, pieces = self._starts, self._pieces
+        self._starts, self._pieces = [], []
+        for at, piece in zip(starts, pieces, strict=True):
+            end = at + len(piece)
+            for first, last in ((at, min(end, start)), (max(at, stop), end)):
+                if first < last:
+                    self._starts.append(first)
+                    self._pieces.append(part(piece, first - at, last - at))
+        return self.cost - before
+
+    def split(self, stop: int) -> DirtyBlock:
+        """Take out the bytes from `stop` on, and give them as a block of their own."""
+        later = DirtyBlock()
+        for at, piece in zip(self._starts, self._pieces, strict=True):
+            first, last = max(at, stop), at + len(piece)
+            if first < last:
+                later.write(first, part(piece, first - at, last - at))
+        self.cut(stop)
+        return later
+
     def cut(self, stop: int) -> int:
         """Forget bytes from `stop` on. Gives the growth of `cost`, which is not positive."""
         before = self.cost
@@ -142,6 +170,19 @@ def united(extents: Iterable[Extent]) -> tuple[Extent, ...]:
         else:
             result.append((start, stop))
     return tuple(result)
+
+
+def without(extents: Iterable[Extent], others: Iterable[Extent]) -> tuple[Extent, ...]:
+    """What of the extents none of the others covers."""
+    left = list(extents)
+    for start, stop in others:
+        left = [
+            piece
+            for first, last in left
+            for piece in ((first, min(last, start)), (max(first, stop), last))
+            if piece[0] < piece[1]
+        ]
+    return tuple(left)
 
 
 def fill(target: bytearray, at: int, data: Buffer, start: int, stop: int) -> None:

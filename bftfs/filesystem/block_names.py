@@ -43,6 +43,10 @@ from bftfs.query_update.object_type import (
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES, BlockTimestamp, encoded, from_encoded
 from bftfs.wire.codec import DigestField, TimeField
 
+# The errno of an update that was prepared on what others' updates have replaced since: its client
+# looks at what is there now, prepares it again on that, and repeats it.
+OVERTAKEN: Final = errno.EBUSY
+
 _NAME: Final = b"b"
 _INCARNATION_BYTES: Final = 8
 _NAME_BYTES: Final = _INCARNATION_BYTES + TIMESTAMP_BYTES
@@ -53,12 +57,25 @@ _VALID_BYTES: Final = 4
 NumberField: TypeAlias = Annotated[int, Meta(ge=0, lt=limits.FILE_BYTES // limits.BLOCK_BYTES_MIN)]
 
 
+# A base is there for writers that mean well: who may write the block, and has bytes of his own that
+# begin alike, gains nothing by it that he could not have by overwriting the block.
+BASE_BYTES: Final = 8
+BaseField: TypeAlias = Annotated[bytes, Meta(max_length=BASE_BYTES)]
+NO_VERSION: Final = b""  # the base of what was merged on a block that has no version yet
+
+
 class CoveredBlock(Record, frozen=True):
-    """A version of a block that the operation's client has written: it becomes part of the file."""
+    """A version of a block that the operation's client has written: it becomes part of the file.
+
+    `base` is the version whose bytes it has beside those that programs wrote: the beginning of its
+    verifier, or NO_VERSION. None: programs wrote all of a whole block, or nodes are not to look (as
+    before there were bases).
+    """
 
     number: NumberField
     time_us: TimeField
     verifier: DigestField
+    base: BaseField | None = None
 
 
 CoveredField: TypeAlias = Annotated[
@@ -88,9 +105,18 @@ class BlockName(NamedTuple):
         return self._replace(valid=valid if self.valid is None else min(self.valid, valid))
 
 
-def covered(number: int, timestamp: BlockTimestamp) -> CoveredBlock:
+def covered(number: int, timestamp: BlockTimestamp, base: bytes | None = None) -> CoveredBlock:
     """The version at `timestamp`, for an operation of its author."""
-    return CoveredBlock(number, timestamp.time, timestamp.verifier)
+    return CoveredBlock(number, timestamp.time, timestamp.verifier, base)
+
+
+def base_of(name: BlockName | None) -> bytes:
+    """What a version that was merged on the named one gives as its base.
+
+    A verifier stands for every byte: where another version has the same one, what was merged on the
+    one was merged on the other.
+    """
+    return NO_VERSION if name is None else name.timestamp.verifier[:BASE_BYTES]
 
 
 def key_of_block(number: int) -> bytes:
@@ -126,6 +152,8 @@ def name_blocks(
     operation: a file as of a time is made of blocks that were there by then. And one that is much
     older: so nodes know what can be named no more, and collect it if others have written to the
     block since. And one beyond the end: it would show when somebody else lets the file grow.
+    `OVERTAKEN` for one that was merged on another version than the named one: what others have
+    written since would be lost.
     """
     behind = []
     for block in blocks:
@@ -138,11 +166,24 @@ def name_blocks(
         incarnation = layout.incarnation(block.number)
         timestamp = BlockTimestamp(block.time_us, caller.client, block.verifier)
         before = name_at(state, block.number)
+        if not is_merged_on_latest(block, before, incarnation, timestamp):
+            raise Refusal(OVERTAKEN)
         if before is None or before[:2] < (incarnation, timestamp):
             state.put(key_of_block(block.number), BlockName(incarnation, timestamp).encoded)
         elif not before.names(incarnation, timestamp):
             behind.append(block.number)
     return tuple(behind)
+
+
+def is_merged_on_latest(
+    block: CoveredBlock, before: BlockName | None, incarnation: int, timestamp: BlockTimestamp
+) -> bool:
+    """False if the version holds bytes of another version of the block than the named one."""
+    if before is not None and before.incarnation != incarnation:
+        before = None  # it was cut off
+    if block.base is None or (before is not None and before.names(incarnation, timestamp)):
+        return True
+    return block.base == base_of(before)
 
 
 def grow(

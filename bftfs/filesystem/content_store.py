@@ -22,7 +22,6 @@ from bftfs import limits
 from bftfs.conversation import Now, Spawn, Together, Wait
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, OperationFailed
-from bftfs.filesystem import contents as file_contents
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.block_memory import BlockCache, Buffer
 from bftfs.filesystem.block_names import BlockName
@@ -183,6 +182,7 @@ class ContentStore:
         """
         contents, writer, options = file.contents, self._writer, self._options
         self._report(file)
+        is_append = offset is None
         if offset is None:
             offset = contents.size
         stop = offset + len(data)
@@ -193,7 +193,7 @@ class ContentStore:
         if not data:
             return False
         writer.take(contents, offset, data)
-        contents.wrote(file.who, stop, now_ns)
+        contents.wrote(file.who, offset, stop, now_ns, is_append=is_append)
         return (
             options.strict
             or writer.dirty_bytes >= options.dirty_bytes
@@ -240,7 +240,7 @@ class ContentStore:
                 try:
                     async with contents.lock:
                         await writer.push(contents, self._settled(contents))
-                        if len(contents.uncovered) >= file_contents.UNCOVERED_BLOCKS:
+                        if len(contents.uncovered) >= contents.most_uncovered:
                             await writer.cover(contents)
                 except (FileSystemError, OperationFailed) as failure:
                     failed.add(contents.identifier)

@@ -19,6 +19,12 @@ Blocks that this mount alone writes get their times from its clock, without aski
                                 ▲            ▼
                                 └─covered─ OVERTAKEN
 
+A block that programs wrote in part is merged on the version that the inode names (its base). If it
+names another one when the block is covered, the update is refused, and the extents that programs
+here wrote are merged on that one. Appended bytes are put behind the end of the file as it is known,
+and if that has moved when they are covered, behind the new one; what programs write into them goes
+with them. (docs/decisions/0033-shared-blocks.md; tests/unit/filesystem/test_shared_files.py)
+
 In OVERTAKEN, blocks pushed before the other mount's change may have times before it, or belong to
 an incarnation that it cut off. They are written again before they are covered: only the extents
 that programs here wrote, so that nothing else comes back. After that the file is SHARED.
@@ -40,14 +46,18 @@ from bftfs import limits
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem.attributes import NO_CHANGES, PERMISSION_BITS, Attributes, Changes, Layout
-from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent, united
-from bftfs.filesystem.block_names import PAGE, BlockName, decode_name
+from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent, united, without
+from bftfs.filesystem.block_names import PAGE, BlockName, base_of, decode_name
+from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND, ROOT, without_set_id_bits
 from bftfs.identifiers import ObjectId
 from bftfs.lock import Lock
+from bftfs.query_update.client import EarlierAttempt
 from bftfs.read_write.timestamp import BlockTimestamp
 
-UNCOVERED_BLOCKS: Final = limits.BLOCKS_PER_COVER  # of one file, before they are covered
+UNCOVERED_BLOCKS: Final = limits.BLOCKS_PER_COVER  # of one file, before they are covered…
+APPENDED_BLOCKS: Final = 64  # …and with appended bytes: these may have to be written elsewhere
+IMAGES_BYTES: Final = 2 * limits.MIB  # of a file's uncovered blocks, to be merged again if need be
 PAGES_OF_NAMES: Final = 64  # of one file
 NAMES_OF_CLOSED: Final = 32  # of a file that nobody has open, of which there may be thousands
 
@@ -62,13 +72,38 @@ class Sharing(Enum):
     OVERTAKEN = 2
 
 
+class Pushed(NamedTuple):
+    """A version of a block that this mount has written, and what it was made of."""
+
+    incarnation: int
+    timestamp: BlockTimestamp
+    is_unasked: bool  # its time is that of this mount's clock: the nodes were not asked for theirs
+    base: bytes | None  # of which version the other bytes are (`CoveredBlock.base`)
+
+
 class Uncovered(NamedTuple):
     """A block that the nodes hold and no update of the inode covers yet."""
 
-    incarnation: int
-    extents: tuple[Extent, ...]
-    timestamp: BlockTimestamp
-    is_unasked: bool  # its time is that of this mount's clock: the nodes were not asked for theirs
+    pushed: Pushed
+    extents: tuple[Extent, ...]  # that programs here wrote
+    image: Buffer | None  # the block, if it is at hand
+
+    @property
+    def name(self) -> BlockName:
+        """The version, as the inode is to name it."""
+        return BlockName(self.pushed.incarnation, self.pushed.timestamp)
+
+
+class Cover(NamedTuple):
+    """An update of the inode that covers blocks, and the attempts at it whose fate is unknown."""
+
+    arguments: Writing
+    names: dict[int, BlockName]
+    who: Credentials
+    writes: int  # to the file, that it covers; with `is_all`, nothing else was written by then
+    is_all: bool
+    is_last: bool  # all that nodes held was to be covered
+    attempts: list[EarlierAttempt]
 
 
 class KnownNames:
@@ -143,6 +178,11 @@ class Contents:
         self.pushing: dict[int, Buffer] = {}
         self.uncovered: dict[int, Uncovered] = {}
         self.names = KnownNames()  # as of `version`
+        self.appends: tuple[Extent, ...] = ()  # what was appended and is not covered, in the file…
+        self.appended_to = 0  # …and the size that nodes told when it was put there
+        self.moves = 0  # how often it was put elsewhere, since another mount was faster
+        self.cover: Cover | None = None  # of which it is unknown if it took effect
+        self.push_stop: int | None = None  # what is written from there on is pushed another time
         self.end = 0  # of the bytes written and not covered
         self.pushed_end = 0  # of those among them that the nodes hold
         self.pushed_us = 0  # the latest time of a block that was pushed
@@ -173,6 +213,11 @@ class Contents:
         """True if there is anything that an update of the inode has to cover."""
         return self.writes != self.saved_writes
 
+    @property
+    def most_uncovered(self) -> int:
+        """How many blocks the nodes may hold before they are covered."""
+        return APPENDED_BLOCKS if self.appends else UNCOVERED_BLOCKS
+
     # --- what other mounts change --------------------------------------------------------------
 
     def adopt(self, attributes: Attributes, *, ours_after: int = -1) -> None:
@@ -202,8 +247,13 @@ class Contents:
         """Uncovered blocks are to be written again: others' later versions count, or may."""
         for number in numbers:
             self.names.forget()
-            self.sharing = Sharing.OVERTAKEN
-            self.uncovered[number] = self.uncovered[number]._replace(is_unasked=True)
+            self.write_again(number)
+
+    def write_again(self, number: int) -> None:
+        """An uncovered block is to be written again, on what the inode names now."""
+        block = self.uncovered[number]
+        self.uncovered[number] = block._replace(pushed=block.pushed._replace(is_unasked=True))
+        self.sharing = Sharing.OVERTAKEN
 
     def overtaken(self) -> list[int]:
         """Uncovered blocks that are to be written again, since others have changed the contents.
@@ -216,7 +266,8 @@ class Contents:
         return [
             number
             for number, block in self.uncovered.items()
-            if block.is_unasked or block.incarnation != self.layout.incarnation(number)
+            if block.pushed.is_unasked
+            or block.pushed.incarnation != self.layout.incarnation(number)
         ]
 
     def name(self, number: int) -> BlockName | None:
@@ -227,14 +278,29 @@ class Contents:
         """
         uncovered = self.uncovered.get(number)
         if uncovered is not None:
-            return BlockName(uncovered.incarnation, uncovered.timestamp)
+            return uncovered.name
+        return self.named(number)
+
+    def named(self, number: int) -> BlockName | None:
+        """The version of a block that the inode names, as far as it is known here."""
         name = self.names.get(number)
         is_cut = name is not None and name.incarnation != self.layout.incarnation(number)
         return None if is_cut else name
 
+    def is_outdated(self, number: int) -> bool:
+        """True if an uncovered block was merged on another version than the named one."""
+        base = self.uncovered[number].pushed.base
+        return base is not None and not (
+            self.names.has_page_of(number) and base == base_of(self.named(number))
+        )
+
     def knows_name(self, number: int) -> bool:
         """True if it is known which version of a block is shown."""
-        return number in self.uncovered or self.names.has_page_of(number)
+        return (
+            number in self.uncovered
+            or self.names.has_page_of(number)
+            or number * self.layout.block_bytes >= self.attributes.size  # nothing there has one
+        )
 
     def valid_bytes(self, number: int) -> int:
         """The number of bytes of the block, as the nodes hold it, that belong to the file.
@@ -267,8 +333,14 @@ class Contents:
             ctime_ns=max(attributes.ctime_ns, self.ctime_ns),
         )
 
-    def wrote(self, who: Credentials, stop: int, now_ns: int) -> None:
-        """Take note of a write that ended at byte `stop`."""
+    def wrote(
+        self, who: Credentials, start: int, stop: int, now_ns: int, *, is_append: bool = False
+    ) -> None:
+        """Take note of a write of bytes [start, stop)."""
+        if is_append:
+            if not self.appends:
+                self.appended_to = self.attributes.size
+            self.appends = united((*self.appends, (start, stop)))
         if not self.is_unsaved:
             self.dirty_since_us = now_ns // NANOSECONDS_PER_MICROSECOND
         self.end = max(self.end, stop)
@@ -287,19 +359,71 @@ class Contents:
         number: int,
         extents: tuple[Extent, ...],
         layout: Layout,
-        timestamp: BlockTimestamp,
-        *,
-        is_unasked: bool,
+        version: Pushed,
+        image: Buffer,
     ) -> None:
         """Take note of a block that the nodes hold now, of which `extents` were written."""
         before = self.uncovered.get(number)
         if before is not None:
             extents = united((*before.extents, *extents))
-        incarnation = layout.incarnation(number)
-        self.uncovered[number] = Uncovered(incarnation, extents, timestamp, is_unasked)
-        if layout is not self.layout or (is_unasked and self.sharing is not Sharing.EXCLUSIVE):
+        kept = sum(len(block.image) for block in self.uncovered.values() if block.image is not None)
+        is_kept = version.base is not None and kept + len(image) <= IMAGES_BYTES
+        self.uncovered[number] = Uncovered(version, extents, image if is_kept else None)
+        if layout is not self.layout or (
+            version.is_unasked and self.sharing is not Sharing.EXCLUSIVE
+        ):
             self.sharing = Sharing.OVERTAKEN
-        self.pushed_end = max(self.pushed_end, number * self.layout.block_bytes + extents[-1][1])
+        self.pushed_end = max(self.pushed_end, self._end_of(number, extents))
+
+    def _end_of(self, number: int, extents: tuple[Extent, ...]) -> int:
+        return number * self.layout.block_bytes + extents[-1][1]
+
+    def _pushed_end(self) -> int:
+        ends = (self._end_of(number, block.extents) for number, block in self.uncovered.items())
+        return max(ends, default=0)
+
+    # --- appending ---------------------------------------------------------------------------
+
+    def place_of_appends(self) -> int:
+        """Where appended bytes begin, as far as is known: behind all others, of any mount."""
+        block_bytes, place = self.layout.block_bytes, self.attributes.size
+        written = {number: block.extents for number, block in self.uncovered.items()}
+        for number, dirty in self.dirty.items():
+            written[number] = united((*written.get(number, ()), *dirty.extents()))
+        for number, extents in written.items():
+            first = number * block_bytes
+            for start, stop in extents:
+                others = without(((first + start, first + stop),), self.appends)
+                place = max(place, *(stop for _, stop in others), 0)
+        return place
+
+    def moved(self, place: int) -> None:
+        """What was appended now begins at `place`, nothing of it at the nodes."""
+        length = sum(stop - start for start, stop in self.appends)
+        self.appended_to = self.attributes.size
+        self.appends = ((place, place + length),)
+        self.end = place + length
+        self.pushed_end = self._pushed_end()
+        self.moves += 1
+        self.is_kernel_current = False
+
+    def cut_appends(self, end: int) -> None:
+        """What was appended behind `end` is no more."""
+        self.appends = without(self.appends, ((end, self.end + (1 << 62)),))
+
+    def covered(self, cover: Cover, size: int, kept: Iterable[int]) -> None:
+        """A cover took effect, and left the size; `kept` are to be written and covered again."""
+        for number in cover.names.keys() - set(kept):
+            block = self.uncovered.get(number)
+            if block is not None and block.name == cover.names[number]:
+                del self.uncovered[number]
+            elif block is not None:  # it was written again since, on this version
+                base = None if block.pushed.base is None else base_of(cover.names[number])
+                self.uncovered[number] = block._replace(pushed=block.pushed._replace(base=base))
+        if cover.arguments.appended_to is not None:
+            self.appends = without(self.appends, ((0, cover.arguments.end),))
+            self.appended_to = size
+        self.pushed_end = self._pushed_end()
 
     def fold(self, changes: Changes, after: Attributes) -> None:
         """Leave `changes`, which lead to the attributes `after`, to the next cover.

@@ -9,20 +9,28 @@ import errno
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from itertools import islice
 from typing import Final
 
 from bftfs import limits
 from bftfs.clock_skew import is_ahead
-from bftfs.conversation import Draw, Event, Now, Spawn, Together, Wait
+from bftfs.conversation import Draw, Event, Now, Pause, Spawn, Together, Wait
 from bftfs.credentials import Credentials
 from bftfs.errors import AdmissionRefused, FileSystemError, OperationFailed
 from bftfs.filesystem import inode
 from bftfs.filesystem.attributes import INCARNATION_GAP, NO_CHANGES, Attributes, spans
 from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent, Load, part
-from bftfs.filesystem.block_names import PAGE, BlockName, CoveredBlock, covered
-from bftfs.filesystem.contents import Contents, OpenFile, Sharing
+from bftfs.filesystem.block_names import (
+    OVERTAKEN,
+    PAGE,
+    BlockName,
+    CoveredBlock,
+    base_of,
+    covered,
+)
+from bftfs.filesystem.contents import Contents, Cover, OpenFile, Pushed, Sharing
 from bftfs.filesystem.epochs import Sealing
 from bftfs.filesystem.inode import BlockPage, NamedBlocks
 from bftfs.filesystem.metadata import Metadata
@@ -30,11 +38,25 @@ from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import MERGE, REWRITE, TRUNCATE, WRITE
 from bftfs.identifiers import BlockId, ObjectId, block_id, block_number_of
 from bftfs.limits import STEPS_AHEAD_US
+from bftfs.query_update.client import EarlierAttempt
 from bftfs.query_update.object_type import Record
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 
 ATTEMPTS: Final = 32  # at an update that other mounts' truncations keep overtaking
+OVERTAKEN_ATTEMPTS: Final = 1_000  # at one of which each attempt has made way for another mount's
+BACK_OFF_US: Final = 1_000  # bound of the first random pause between these; it doubles…
+BACK_OFF_DOUBLINGS: Final = 2  # …so often: shorter than the time for which who succeeds steps back
+
+Base = tuple[Buffer, bytes | None]  # of a block that is written: bytes, and `CoveredBlock.base`
+
+
+class _Covered(Enum):
+    """What an attempt to cover blocks has come to."""
+
+    ALL = 0  # all that nodes held
+    NOT_ALL = 1
+    OVERTAKEN = 2  # nothing: other mounts have changed these blocks, or the size, meanwhile
 
 
 @dataclass(slots=True, eq=False)
@@ -176,12 +198,31 @@ class BlockReader:
             name = contents.name(number)
         if name is not None:
             return await self.version(identifier, number, name, who)
+        return await self._unnamed(contents, number, who)
+
+    async def _unnamed(self, contents: Contents, number: int, who: Credentials) -> bytes:
+        """A block without a name, which a program before there were names may have written."""
         unnamed_us = contents.attributes.unnamed_until_us
         if not unnamed_us:
             return b""
-        block = contents.layout.block(identifier, number)
+        block = contents.layout.block(contents.identifier, number)
+        permit = partial(self.permissions.permit_reading, contents.identifier, who)
         version = await self.blocks.read(block, who, at_time_us=unnamed_us, permit=permit)
         return await self.sealing.open(block, version.item)
+
+    async def covered_block(self, contents: Contents, number: int, who: Credentials) -> Buffer:
+        """A block as all mounts see it: without what this one has not covered yet."""
+        if number not in contents.uncovered:
+            return await self.block(contents, number, who)
+        while not contents.names.has_page_of(number):
+            await self.refresh(contents, who, number)
+        size = contents.attributes.size - number * contents.layout.block_bytes
+        name = contents.named(number)
+        if name is None:
+            block = await self._unnamed(contents, number, who)
+        else:
+            block = await self.version(contents.identifier, number, name, who)
+        return block[: max(0, size)]
 
     async def version(
         self, identifier: ObjectId, number: int, name: BlockName, who: Credentials
@@ -276,7 +317,11 @@ class BlockWriter:
        `contents`). Only then is the write saved.
     3. A truncation gives all blocks from the cut on a fresh incarnation, under which nothing was
        ever written. A cut inside a block writes the shortened block under it first.
-    4. A block that cannot be written is dirty again, beneath newer writes. Bytes that are dirty, or
+    4. A block that is merged on another version is covered on that version alone, and bytes are
+       appended at the file's end alone: the update names both, and is refused if they are not the
+       latest. Then rule 2 applies. One whose fate is unknown is repeated as it was, before any
+       other: it takes effect once.
+    5. A block that cannot be written is dirty again, beneath newer writes. Bytes that are dirty, or
        on their way, are bounded.
 
     (tests/unit/filesystem/test_contents.py, for example
@@ -330,6 +375,8 @@ class BlockWriter:
             contents.drop_blocks(0)
             contents.is_kernel_current = False
         contents.end = contents.pushed_end = 0
+        contents.appends = ()
+        contents.cover = None
         self._saved(contents, contents.writes)
         self.progress.announce()
 
@@ -344,8 +391,10 @@ class BlockWriter:
     async def push(self, contents: Contents, numbers: Iterable[int]) -> None:
         """Write dirty blocks to the nodes, and again what others have overtaken.
 
-        Ensures: what was dirty at the beginning is uncovered at the end.
+        Ensures: what was dirty at the beginning is uncovered at the end, up to `push_stop`.
         """
+        if contents.cover is None:
+            await self._place_appends(contents)
         numbers = frozenset(numbers)
         try:
             await self._push(contents, numbers)
@@ -369,7 +418,13 @@ class BlockWriter:
     async def _push_batches(self, contents: Contents, queue: deque[int], batch: int) -> None:
         while queue:
             numbers = [queue.popleft() for _ in range(min(batch, len(queue)))]
-            await self._push_batch(contents, numbers)
+            numbers = [
+                number
+                for number in numbers
+                if contents.dirty[number].start < _stop_in(contents, number)
+            ]
+            if numbers:
+                await self._push_batch(contents, numbers)
 
     async def _push_batch(self, contents: Contents, numbers: list[int]) -> None:
         """Write some dirty blocks. Those that fail are dirty again."""
@@ -378,9 +433,11 @@ class BlockWriter:
         bases = await self._bases(contents, numbers, who)
         extents: dict[int, tuple[Extent, ...]] = {}
         for number in numbers:
-            dirty = contents.dirty.pop(number)
+            dirty = self._taken(contents, number)
             extents[number] = dirty.extents()
-            block = contents.pushing[number] = dirty.over(bases.get(number, b""))
+            if dirty.covers(0, layout.block_bytes):
+                bases[number] = b"", None
+            block = contents.pushing[number] = dirty.over(bases[number][0])
             self.dirty_bytes += len(block) - dirty.cost
             self.cache.drop(contents.identifier, number)
         # A clock that the file is far ahead of tells no time for its blocks.
@@ -405,24 +462,53 @@ class BlockWriter:
             block = contents.pushing.pop(number)
             self.dirty_bytes -= len(block)
             self.cache.put(contents.identifier, number, block)
-            contents.pushed(number, extents[number], layout, timestamp, is_unasked=not is_asking)
+            version = Pushed(layout.incarnation(number), timestamp, not is_asking, bases[number][1])
+            contents.pushed(number, extents[number], layout, version, block)
         self.progress.announce()
+
+    def _taken(self, contents: Contents, number: int) -> DirtyBlock:
+        """A dirty block, to be pushed; what is pushed another time remains."""
+        dirty, stop = contents.dirty.pop(number), _stop_in(contents, number)
+        if dirty.stop > stop:
+            before = dirty.cost
+            later = contents.dirty[number] = dirty.split(stop)
+            self.dirty_bytes += dirty.cost + later.cost - before
+        return dirty
 
     async def _bases(
         self, contents: Contents, numbers: list[int], who: Credentials
-    ) -> dict[int, Buffer]:
-        """The present contents of those blocks that were written in part only."""
-        incomplete = [
-            number
-            for number in numbers
-            if not contents.dirty[number].covers(0, contents.valid_bytes(number))
-        ]
+    ) -> dict[int, Base]:
+        """The present contents of those blocks that were not written as a whole, and which."""
+        incomplete = []
+        for number in numbers:
+            is_stopped = _stop_in(contents, number) < contents.layout.block_bytes
+            if is_stopped or not contents.dirty[number].covers(0, contents.layout.block_bytes):
+                incomplete.append(number)
         if not incomplete:
             return {}
-        blocks = await Together(
-            tuple(partial(self.reader.block, contents, number, who) for number in incomplete)
+        if len(incomplete) == 1:
+            return {incomplete[0]: await self._base(contents, incomplete[0], who)}
+        bases = await Together(
+            tuple(partial(self._base, contents, number, who) for number in incomplete)
         )
-        return dict(zip(incomplete, blocks, strict=True))
+        return dict(zip(incomplete, bases, strict=True))
+
+    async def _base(self, contents: Contents, number: int, who: Credentials) -> Base:
+        """The bytes of a block that are put beside those that programs wrote, and their version.
+
+        Of the latter, `CoveredBlock.base`. The bytes may be left out if programs wrote all of them.
+        """
+        while True:
+            valid = contents.valid_bytes(number)
+            block: Buffer = b""
+            if valid > _stop_in(contents, number) or not contents.dirty[number].covers(0, valid):
+                block = await self.reader.block(contents, number, who)
+            uncovered = contents.uncovered.get(number)
+            if uncovered is not None:  # that block has its bytes from there
+                return block, uncovered.pushed.base
+            if contents.knows_name(number):
+                return block, base_of(contents.named(number))
+            await self.reader.refresh(contents, who, number)
 
     def _redirty(
         self, contents: Contents, number: int, block: Buffer, extents: tuple[Extent, ...]
@@ -511,77 +597,182 @@ class BlockWriter:
         batch = max(1, self.options.batch_bytes // contents.layout.block_bytes)
         for position in range(0, len(overtaken), batch):
             numbers = overtaken[position : position + batch]
-            for number in numbers:
-                block = contents.uncovered[number]
-                name = BlockName(block.incarnation, block.timestamp)
-                written = await self.reader.version(contents.identifier, number, name, who)
-                del contents.uncovered[number]
-                self._redirty(contents, number, written, block.extents)
+            await self._take_back(contents, numbers, who)
             await self._push_dirty(contents, numbers)
+
+    async def _take_back(
+        self, contents: Contents, numbers: Iterable[int], who: Credentials
+    ) -> None:
+        """Make what programs wrote of uncovered blocks dirty again."""
+        for number in numbers:
+            block = contents.uncovered[number]
+            image = block.image
+            if image is None:
+                image = await self.reader.version(contents.identifier, number, block.name, who)
+            del contents.uncovered[number]
+            self.cache.drop(contents.identifier, number)  # it is not the named version
+            self._redirty(contents, number, image, block.extents)
+
+    # --- appending ---------------------------------------------------------------------------
+
+    async def _place_appends(self, contents: Contents) -> None:
+        """Put what was appended behind what other mounts have written there since.
+
+        Programs here have seen it elsewhere: it was not closed or synced yet.
+        """
+        who = contents.writer
+        if not contents.appends or contents.attributes.size == contents.appended_to:
+            return
+        assert who is not None, "what is unsaved has a writer"
+        place = contents.place_of_appends()
+        if len(contents.appends) == 1 and contents.appends[0][0] == place:
+            contents.appended_to = contents.attributes.size
+            return
+        block_bytes, (first, last) = contents.layout.block_bytes, _bounds(contents.appends)
+        numbers = [
+            n for n in contents.uncovered if first // block_bytes <= n <= last // block_bytes
+        ]
+        await self._take_back(contents, numbers, who)
+        appended = bytearray()  # from here on, nothing else happens in between
+        for start, stop in contents.appends:
+            for span in spans(start, stop - start, block_bytes):
+                dirty = contents.dirty[span.number]
+                appended += dirty.read(b"", span.start, span.stop)
+                self.dirty_bytes += dirty.remove(span.start, span.stop)
+                if not dirty.stop:
+                    del contents.dirty[span.number]
+        place = contents.place_of_appends()
+        contents.moved(place)
+        self.take(contents, place, bytes(appended))
 
     # --- covering ----------------------------------------------------------------------------
 
     async def cover(self, contents: Contents) -> None:
         """Update the inode, so that it covers all blocks that were written."""
-        tries_left = ATTEMPTS
-        while tries_left and contents.is_unsaved:
+        tries_left, overtaken = ATTEMPTS, 0
+        while tries_left and overtaken < OVERTAKEN_ATTEMPTS and contents.is_unsaved:
             uncovered = len(contents.uncovered)
-            if await self._cover(contents):
-                return
-            # Of very many blocks, each update covers some: that is no failure.
-            tries_left -= len(contents.uncovered) >= uncovered
+            match await self._cover(contents):
+                case _Covered.ALL:
+                    return
+                case _Covered.OVERTAKEN:
+                    if overtaken:
+                        await Pause(
+                            1 + await Draw(BACK_OFF_US << min(overtaken, BACK_OFF_DOUBLINGS))
+                        )
+                    overtaken += 1
+                case _Covered.NOT_ALL:
+                    # Of very many blocks, each update covers some: that is no failure.
+                    tries_left -= len(contents.uncovered) >= uncovered
         if contents.is_unsaved:
-            raise FileSystemError(errno.EAGAIN, "other mounts keep truncating the file")
+            raise FileSystemError(errno.EAGAIN, "other mounts keep changing the file")
 
-    async def _cover(self, contents: Contents) -> bool:
-        """One attempt; False if another one is needed."""
-        await self._renew(contents)
-        await self.push(contents, _held_before(contents))
-        who, changes, writes = contents.writer, contents.changes, contents.writes
-        assert who is not None, "what is unsaved has a writer"
-        names = {
-            number: BlockName(block.incarnation, block.timestamp)
-            for number, block in islice(sorted(contents.uncovered.items()), limits.BLOCKS_PER_COVER)
-        }
-        is_last = len(names) == len(contents.uncovered)
-        # Bytes that were written since the blocks were pushed are covered another time.
-        end = contents.pushed_end
-        if not is_last:  # it has grown as far as blocks have names
-            end = min(end, (max(names) + 1) * contents.layout.block_bytes)
-        is_all = not contents.dirty
-        arguments = inode.Writing(
-            end, contents.layout.newest, contents.mtime_ns, changes, covered_blocks(names)
-        )
+    async def _cover(self, contents: Contents) -> _Covered:
+        """One attempt. One whose fate is unknown is repeated as it was before anything else."""
+        is_repeated = contents.cover is not None
+        cover = contents.cover or await self._next_cover(contents)
+        contents.cover = cover
+        arguments, who = cover.arguments, cover.who
         try:
-            behind = await self._update(contents, WRITE, arguments, who, names)
+            answer = await self._update(
+                contents, WRITE, arguments, who, cover.names, cover.attempts
+            )
         except AdmissionRefused as refused:
+            if not cover.attempts:
+                contents.cover = None
             await self._leave_behind(contents, refused)
-            return False
+            return _Covered.NOT_ALL
         except FileSystemError as refusal:
+            contents.cover = None
+            if refusal.code == OVERTAKEN:
+                await self._look_again(contents, cover)
+                return _Covered.OVERTAKEN
             if refusal.code == errno.EAGAIN:
                 await self.reader.refresh(contents, who)
-            elif changes and refusal.code in (errno.EPERM, errno.EACCES):
+            elif arguments.changes and refusal.code in (errno.EPERM, errno.EACCES):
                 # The user has lost the right to change attributes, not to write: without these
                 # changes the bytes can still be saved.
                 contents.changes = NO_CHANGES
                 contents.fail(refusal)
             else:
                 raise
-            return False
-        contents.must_ask(behind)
-        overtaken = contents.overtaken()  # by another mount's change, of which the answer has told
-        for number in names.keys() - set(overtaken):
-            del contents.uncovered[number]
-        if overtaken or not is_last:
-            return False
+            return _Covered.NOT_ALL
+        contents.cover = None
+        covered = self._covered(contents, cover, answer)
+        # What was written since the first attempt is to be covered, too.
+        return _Covered.NOT_ALL if is_repeated and covered is _Covered.ALL else covered
+
+    async def _next_cover(self, contents: Contents) -> Cover:
+        """An update that covers what nodes hold, and all that was appended until now."""
+        await self._renew(contents)
+        await self._place_appends(contents)
+        contents.push_stop = contents.end  # what is appended at once is covered at once
+        try:
+            numbers = contents.dirty if contents.appends else _held_before(contents)
+            await self.push(contents, numbers)
+        finally:
+            contents.push_stop = None
+        assert contents.writer is not None, "what is unsaved has a writer"
+        blocks = dict(islice(sorted(contents.uncovered.items()), limits.BLOCKS_PER_COVER))
+        is_last = len(blocks) == len(contents.uncovered)
+        # Bytes that were written since the blocks were pushed are covered another time.
+        end = contents.pushed_end
+        if not is_last:  # it has grown as far as blocks have names
+            end = min(end, (max(blocks) + 1) * contents.layout.block_bytes)
+        is_appending = any(start < end for start, _ in contents.appends)
+        arguments = inode.Writing(
+            end,
+            contents.layout.newest,
+            contents.mtime_ns,
+            contents.changes,
+            tuple(
+                covered(number, block.pushed.timestamp, block.pushed.base)
+                for number, block in blocks.items()
+            ),
+            contents.appended_to if is_appending else None,
+        )
+        return Cover(
+            arguments,
+            {number: block.name for number, block in blocks.items()},
+            contents.writer,
+            contents.writes,
+            is_all=not contents.dirty,
+            is_last=is_last,
+            attempts=[],
+        )
+
+    async def _look_again(self, contents: Contents, cover: Cover) -> None:
+        """Other mounts were faster: have written again what was merged on older versions."""
+        await self.reader.refresh(contents, cover.who, min(cover.names, default=0))
+        merged = [
+            number for number, block in contents.uncovered.items() if block.pushed.base is not None
+        ]
+        for number in merged:
+            if not contents.names.has_page_of(number):
+                await self.reader.refresh(contents, cover.who, number)
+        for number in merged:
+            if contents.is_outdated(number):
+                contents.write_again(number)
+
+    def _covered(self, contents: Contents, cover: Cover, answer: inode.ContentsChanged) -> _Covered:
+        """Take note of a cover that took effect."""
+        contents.must_ask(number for number in answer.behind if number in contents.uncovered)
+        overtaken = set(contents.overtaken())  # by another mount's change, of which it has told
+        for number in cover.names:
+            # What was merged on the version that the update found comes after it.
+            block = contents.uncovered.get(number)
+            if block is not None and block.pushed.base is not None and number not in answer.behind:
+                overtaken.discard(number)
+        contents.covered(cover, answer.attributes.size, overtaken)
+        if overtaken or not cover.is_last:
+            return _Covered.NOT_ALL
         if contents.sharing is Sharing.OVERTAKEN:
             contents.sharing = Sharing.SHARED
-        contents.pushed_end = 0
-        if contents.end <= end:
+        if not contents.uncovered and contents.end <= cover.arguments.end:
             contents.end = 0
-        if is_all and contents.writes == writes:
-            self._saved(contents, writes)
-        return True
+        if cover.is_all and contents.writes == cover.writes:
+            self._saved(contents, cover.writes)
+        return _Covered.ALL
 
     async def _renew(self, contents: Contents) -> None:
         """Have what nodes would name no more written again, in time.
@@ -592,7 +783,7 @@ class BlockWriter:
         reached_us = max(await Now(), contents.attributes.version)
         oldest_us = reached_us - limits.COVERED_WITHIN_US // 2
         uncovered = contents.uncovered.items()
-        old = [number for number, block in uncovered if block.timestamp.time < oldest_us]
+        old = [number for number, block in uncovered if block.pushed.timestamp.time < oldest_us]
         if old and max(await Now(), contents.version) < oldest_us:
             assert contents.writer is not None, "what is uncovered has a writer"
             await self._move_on(contents, contents.writer)
@@ -605,8 +796,9 @@ class BlockWriter:
         arguments: Record,
         who: Credentials,
         names: Mapping[int, BlockName],
-    ) -> Sequence[int]:
-        """Update the inode, which names these blocks from then on, but for those returned.
+        attempts: list[EarlierAttempt] | None = None,
+    ) -> inode.ContentsChanged:
+        """Update the inode, which names these blocks from then on, but for those behind.
 
         At a time not before that of the blocks that were written for it.
         """
@@ -621,6 +813,7 @@ class BlockWriter:
             who,
             not_before_us=contents.pushed_us,
             vouch=partial(self.blocks.vouched, versions, who) if versions else None,
+            earlier=attempts,
         )
         self.metadata.learn(contents.identifier, answer.attributes, await Now())
         size = contents.attributes.size
@@ -631,7 +824,7 @@ class BlockWriter:
                 contents.names.limit(number, valid)
                 self.cache.drop(contents.identifier, number)
             contents.names.put(names)
-        return answer.behind
+        return answer
 
     # --- sealing again ---------------------------------------------------------------------------
 
@@ -731,6 +924,7 @@ class BlockWriter:
                 self.dirty_bytes -= block.cost
                 del contents.dirty[number]
         contents.end = max(contents.pushed_end, min(contents.end, size))
+        contents.cut_appends(contents.end)
         self.progress.announce()
 
     async def _truncate(self, contents: Contents, size: int, who: Credentials) -> None:
@@ -778,7 +972,8 @@ class BlockWriter:
         for position in range(first, stop, batch):
             items = []
             for number in range(position, min(position + batch, stop, in_file)):
-                block = await self.reader.block(contents, number, who)
+                # What was merged on another version is no part of this one.
+                block = await self.reader.covered_block(contents, number, who)
                 if len(block):
                     target = block_id(contents.identifier, incarnation=incarnation, number=number)
                     items.append(await self.sealing.seal(target, block))
@@ -800,6 +995,18 @@ def _held_before(contents: Contents) -> frozenset[int]:
     """
     blocks = -(-contents.pushed_end // contents.layout.block_bytes)
     return frozenset(number for number in contents.dirty if number < blocks)
+
+
+def _stop_in(contents: Contents, number: int) -> int:
+    """Up to where a block may be pushed now."""
+    block_bytes = contents.layout.block_bytes
+    if contents.push_stop is None:
+        return block_bytes
+    return max(0, min(block_bytes, contents.push_stop - number * block_bytes))
+
+
+def _bounds(extents: Sequence[Extent]) -> Extent:
+    return extents[0][0], extents[-1][1]
 
 
 def covered_blocks(names: Mapping[int, BlockName]) -> tuple[CoveredBlock, ...]:

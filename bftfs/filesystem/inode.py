@@ -16,8 +16,10 @@ Blocks are written before the update that covers them. `write` then names them, 
 sets the times; `truncate` cuts and `merge` rearranges the layout; `rewrite` names blocks that were
 sealed again. A writer names the newest
 incarnation that it wrote under: if the layout was cut since, it is refused and writes those blocks
-again. A client that cuts inside a block first writes the shortened block under the fresh
-incarnation, and names the version of the contents that it read the block from.
+again. It also names the version that each partial block was merged on, and the size that bytes were
+appended to: if others have changed these since, it is refused, and does that again. A client that
+cuts inside a block first writes the shortened block under the fresh incarnation, and names the
+version of the contents that it read the block from.
 
 Map keys of an inode's state, beside those of `objects`: b"t" the target of a symlink, and the names
 of blocks (`block_names`).
@@ -55,6 +57,7 @@ from bftfs.filesystem.attributes import (
     decode_attributes,
 )
 from bftfs.filesystem.block_names import (
+    OVERTAKEN,
     PAGE,
     CoveredBlock,
     CoveredField,
@@ -487,6 +490,7 @@ class Writing(Record, frozen=True):
 
     `blocks` are the versions that were written. An `end` of 0 leaves the size as it is. `mtime_ns`
     is the time of the last write; `changes` are changes of attributes that programs made meanwhile.
+    With bytes that programs have appended, `appended_to` is the size at which they were put.
     """
 
     end: SizeField
@@ -494,6 +498,7 @@ class Writing(Record, frozen=True):
     mtime_ns: SizeField
     changes: Changes
     blocks: CoveredField = ()
+    appended_to: SizeField | None = None
 
 
 class Truncation(Record, frozen=True):
@@ -585,8 +590,17 @@ def _require_fresh(incarnation: int, layout: Layout) -> None:
         raise Refusal(errno.EINVAL)
 
 
+def is_appended_at_end(arguments: Writing, size: int) -> bool:
+    """False if what was appended would lie on others' bytes, or behind a gap."""
+    return arguments.appended_to in (None, size)
+
+
 def write(states: States, arguments: Writing, caller: Caller) -> ContentsChanged:
-    """Cover blocks that were written. The size never shrinks: others may have extended it."""
+    """Cover blocks that were written. The size never shrinks: others may have extended it.
+
+    OVERTAKEN if others have changed a block that a partial one was merged on, or the size at which
+    bytes were appended.
+    """
     subject, layout = _writable(states[0], caller)
     before = subject.attributes.contents
     if arguments.end > limits.FILE_BYTES:
@@ -594,6 +608,8 @@ def write(states: States, arguments: Writing, caller: Caller) -> ContentsChanged
     if arguments.newest != layout.newest:
         raise Refusal(errno.EAGAIN)
     size = subject.attributes.size
+    if not is_appended_at_end(arguments, size):
+        raise Refusal(OVERTAKEN)
     behind = name_blocks(
         subject.state, layout, arguments.blocks, caller, size=max(size, arguments.end)
     )

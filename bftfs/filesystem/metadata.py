@@ -55,7 +55,7 @@ from bftfs.filesystem.registry import (
     READ_DIRECTORY,
 )
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
-from bftfs.query_update.client import Answered, QueryUpdateClient, Vouch
+from bftfs.query_update.client import Answered, EarlierAttempt, QueryUpdateClient, Vouch
 from bftfs.query_update.object_type import Record
 from bftfs.query_update.past_reading import PastReader
 
@@ -123,8 +123,9 @@ class Metadata:
         not_before_us: int = 0,
         vouch: Vouch | None = None,
         reaching: Nodes = NOBODY,
+        earlier: list[EarlierAttempt] | None = None,
     ) -> Any:
-        """The answer of an update."""
+        """The answer of an update; all as `QueryUpdateClient.update`."""
         if self._read_only:
             raise FileSystemError(errno.EROFS)
         try:
@@ -136,6 +137,7 @@ class Metadata:
                 not_before_us=not_before_us,
                 vouch=vouch,
                 reaching=reaching,
+                earlier=earlier,
             )
         except FileSystemError:  # nothing has changed
             raise

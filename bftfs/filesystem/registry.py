@@ -8,6 +8,7 @@ from typing import Any, Final, get_type_hints
 
 from bftfs.crypto.digest import Digest
 from bftfs.filesystem import directory, inode, volume
+from bftfs.filesystem.block_names import OVERTAKEN
 from bftfs.identifiers import ObjectKind
 from bftfs.query_update.object_type import Method, ObjectTypes, Record
 from bftfs.query_update.server import GUARD
@@ -72,6 +73,7 @@ def _method(
     permit: Callable[..., bytes] | None = None,
     rests_on: Callable[..., Digest | None] | None = None,
     names: tuple[tuple[str, int], ...] = (),
+    overtaken: int = 0,
 ) -> Method:
     """A method, whose arguments and answer are of the types that `invoke` is annotated with."""
     types = get_type_hints(invoke)
@@ -88,6 +90,7 @@ def _method(
         rests_on,
         for_readers,
         names,
+        overtaken,
     )
 
 
@@ -107,7 +110,7 @@ _METHODS = (
     _renaming(RENAME, directory.rename, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER),
     _renaming(RELOCATE, volume.relocate, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER, _VOLUME),
     _query(READ_LINK, inode.read_link, _INODE),
-    _method(WRITE, inode.write, _INODE, rests_on=inode.blocks_written),
+    _method(WRITE, inode.write, _INODE, rests_on=inode.blocks_written, overtaken=OVERTAKEN),
     _method(TRUNCATE, inode.truncate, _INODE, frees=True, rests_on=inode.blocks_written),
     _method(MERGE, inode.merge, _INODE, rests_on=inode.blocks_written),
     _method(REWRITE, inode.rewrite, _INODE, rests_on=inode.blocks_written),

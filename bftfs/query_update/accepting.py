@@ -270,14 +270,21 @@ class Accepting:
             self._require_question(request, now_us)
         self._require_settled(request, now_us)
         names = [replica.object for replica in request.replicas]
-        return self._accept_method(
-            request,
-            vouched_by=vouched_by or _BY_NOBODY,
-            now_us=now_us,
-            contenders=self._lines.leave(names, client, now_us),
-            # Who may read needs an answer also while disks are full: see `_require_question`.
-            uses_reserve=method.frees or method.for_readers,
-        )
+        contenders = self._lines.leave(names, client, now_us)
+        try:
+            return self._accept_method(
+                request,
+                vouched_by=vouched_by or _BY_NOBODY,
+                now_us=now_us,
+                contenders=contenders,
+                # Who may read needs an answer also while disks are full: see `_require_question`.
+                uses_reserve=method.frees or method.for_readers,
+            )
+        except _Fail as failure:
+            if failure.more.get("error") == method.overtaken != 0:
+                # It was prepared too slowly, and will come again: who was faster steps back.
+                self._lines.join(names, client, now_us)
+            raise
 
     def inline_update(
         self, view: StorageView, _sender: Sender, message: InlineUpdate, now_us: int

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -101,11 +101,12 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class _Earlier:
+class EarlierAttempt:
     """An attempt at an update that servers may have accepted, or may yet accept."""
 
     timestamp: LogicalTimestamp
     conditioned_on: tuple[LogicalTimestamp, ...]  # the versions of the objects
+    conditioned: bytes  # the request
 
 
 @dataclass(slots=True)
@@ -119,9 +120,9 @@ class _Ongoing:
     attempts: Attempts
     vouch: Vouch | None
     reaching: Nodes
+    earlier: list[EarlierAttempt]
     vouched_by: VouchedBy | None = None
     unvouched: int = 0  # attempts whose vouchers servers have refused
-    earlier: list[_Earlier] = field(default_factory=list)
     shown: tuple[Observed, ...] = ()  # what the last attempt was conditioned on…
     clock_us: int = 0  # …and its time
 
@@ -212,6 +213,7 @@ class QueryUpdateClient:
         not_before_us: int = 0,
         vouch: Vouch | None = None,
         reaching: Nodes = NOBODY,
+        earlier: list[EarlierAttempt] | None = None,
     ) -> Answered:
         """Invoke an update. Raises FileSystemError if it refuses: then nothing has changed.
 
@@ -222,6 +224,10 @@ class QueryUpdateClient:
         The version's time is `not_before_us` or later: that of what it is to be consistent with.
         `vouch` gets a quorum's vouchers for what the method rests on; again if servers refuse them.
         The servers in `reaching` are asked first: one of them that is behind catches up.
+
+        `earlier` keeps the attempts whose fate is unknown, also if the caller is cancelled. Who
+        invokes the same update again with that list has it take effect once: as one of these, whose
+        answer is returned then, or anew.
         """
         found = self._method(method, update=True)
         names = _distinct(objects)
@@ -237,7 +243,17 @@ class QueryUpdateClient:
             if self._streaks:
                 await self._streaks.step_back(names)
             attempts = Attempts(self.repairs, credentials)
-            ongoing = _Ongoing(names, found, operation, not_before_us, attempts, vouch, reaching)
+            ongoing = _Ongoing(
+                names,
+                found,
+                operation,
+                not_before_us,
+                attempts,
+                vouch,
+                reaching,
+                [] if earlier is None else earlier,
+            )
+            self.repairs.own |= {each.timestamp: each.conditioned for each in ongoing.earlier}
             if vouch is not None:
                 ongoing.vouched_by = self._vouched_by(await vouch(0))
             return await self._update(ongoing)
@@ -372,11 +388,12 @@ class QueryUpdateClient:
         """
         if timestamp not in self.repairs.own:
             self.repairs.own[timestamp] = message.conditioned
-            update.earlier.append(_Earlier(timestamp, tuple([each.version for each in observed])))
+            versions = tuple([each.version for each in observed])
+            update.earlier.append(EarlierAttempt(timestamp, versions, message.conditioned))
 
     def _forget(self, update: _Ongoing, timestamp: LogicalTimestamp) -> None:
         """An attempt can never take effect."""
-        update.earlier = [each for each in update.earlier if each.timestamp != timestamp]
+        update.earlier[:] = [each for each in update.earlier if each.timestamp != timestamp]
         self.repairs.own.pop(timestamp, None)
 
     async def _attempt(self, update: _Ongoing) -> Answered | Outcome:
@@ -393,18 +410,15 @@ class QueryUpdateClient:
         if tally.complete:
             if tally.contenders or self._streaks:
                 await self._streaks.succeeded(names, tally.contenders or 0)
-            try:
-                content = await self._agreed(tally, message, timestamp)
-            except AdmissionRefused:  # it has taken effect; its answer is asked for in another way
-                self._remember(update, timestamp, message, observed)
-                raise
+            # If this fails, it has taken effect: its answer is asked for in another way.
+            content = await self._agreed(tally, message, timestamp)
             return Answered(self.types.decode_answer(method, content), timestamp)
         if tally.refusal:
             # The method, its arguments and the versions are the same everywhere, and for ever.
             self._forget(update, timestamp)
+            self._streaks.interrupted(names)
             versions = tuple(each.version for each in observed)
             raise FileSystemError(tally.refusal, method.name, versions=versions)
-        self._remember(update, timestamp, message, observed)
         if tally.fails_for_vouchers:
             await self._renew(update, tally)
         self._streaks.interrupted(names)
@@ -479,11 +493,8 @@ class QueryUpdateClient:
         timestamp = timestamp_of(conditioned, encoded, culled, self.client)
         authenticators = tuple([each.authenticators for each in observed])
         message = Update(encoded, authenticators, vouchers, plan.order[0], update.vouched_by)
-        try:
-            tally = await update_round(self.rounds, plan, message, update.method.name)
-        except AdmissionRefused:
-            self._remember(update, timestamp, message, observed)
-            raise
+        self._remember(update, timestamp, message, observed)
+        tally = await update_round(self.rounds, plan, message, update.method.name)
         return tally, timestamp, message
 
     async def _effect(
@@ -510,7 +521,7 @@ class QueryUpdateClient:
         return uncertain
 
     async def _verdict(
-        self, update: _Ongoing, attempt: _Earlier, observed: list[Observed]
+        self, update: _Ongoing, attempt: EarlierAttempt, observed: list[Observed]
     ) -> tuple[Verdict | None, bytes]:
         """What became of an attempt, and its answer; None: the next one excludes it, if need be."""
         names = update.names

@@ -116,6 +116,9 @@ class Method:
 
     `names` are those fields of an update's arguments that are names in one of its objects, each
     with that object's role. The history of that object tells them; those of others do not.
+
+    With the errno `overtaken` it refuses what was prepared on what others have changed since: its
+    client prepares it again, and stands in line meanwhile (`admission.Lines`).
     """
 
     name: str
@@ -129,6 +132,7 @@ class Method:
     rests_on: Callable[[tuple[Any, ...], Any, Caller], Digest | None] | None = None
     for_readers: bool = False
     names: tuple[tuple[str, int], ...] = ()
+    overtaken: int = 0
 
     def takes(self, names: tuple[ObjectId, ...]) -> bool:
         """True if the objects are of the kinds that the method takes."""

@@ -154,7 +154,8 @@ def _with_jumps(drawn: Configuration, random: Random) -> Configuration:
 
     None is Byzantine there: within the hour in which nodes bear with such times, it could leave an
     object at one of them (docs/decisions/0017-clock-jumps.md). What is undone and restored is found
-    by its time, and blocks of no file have nothing that would move on with them.
+    by its time, and blocks of no file have nothing that would move on with them. Whoever waits for
+    others so long that the clocks jump twice meanwhile is told so (ETIME).
     """
     if (
         random.random() >= 0.3
@@ -162,6 +163,7 @@ def _with_jumps(drawn: Configuration, random: Random) -> Configuration:
         or drawn.byzantine_nodes
         or drawn.collection is not None
         or drawn.files.undo
+        or drawn.files.shared
         or not all(client.sane for client in drawn.clients)
     ):
         return drawn
@@ -241,7 +243,7 @@ def _with_limits(drawn: Configuration, random: Random) -> Configuration:
 
 def _draw_rare_uses(drawn: Configuration, random: Random) -> FileMix:
     """Now and then, mounts make files and write them, and the auditor undoes and restores, or files
-    are open to a stranger for a while.
+    are open to a stranger for a while, or all clients write the same two.
 
     Where nodes collect, what would have to be restored may be gone.
     """
@@ -253,6 +255,8 @@ def _draw_rare_uses(drawn: Configuration, random: Random) -> FileMix:
     elif random.random() < 0.3:
         doors, guests = random.choice((0.05, 0.2)), random.choice((0.0, 0.3))
         files = replace(files, doors=doors, guests=guests, contents=0.6)
+    if random.random() < 0.15 and not files.undo:
+        files = replace(files, shared=random.choice((0.3, 0.8)))
     return files
 
 

@@ -11,8 +11,10 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -191,6 +193,161 @@ class TestContents:
         view.soon(
             lambda: (view.there / "file").read_bytes() == b"%04d" % 19 * 3000, "the last version"
         )
+
+
+def told(*command: str, cwd: Path) -> str:
+    """What a program says that must succeed."""
+    ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+class TestTogether:
+    """Both write one file at the same time, different bytes of it: all that was closed is there."""
+
+    RECORD = 40
+    WRITERS = 4  # two in each mount
+    COUNT = 25
+
+    def _at_once(self, view: View, work: Callable[[Path, int], None]) -> None:
+        with ThreadPoolExecutor(self.WRITERS) as pool:
+            places = [view.here, view.there] * (self.WRITERS // 2)
+            for done in [pool.submit(work, *each) for each in zip(places, count(), strict=False)]:
+                done.result()
+
+    def _record(self, writer: int, number: int) -> bytes:
+        return b"%d %d ".ljust(self.RECORD - 2, b".") % (writer, number) + b"\n"
+
+    def test_records_of_one_block(self, view: View) -> None:
+        def work(place: Path, writer: int) -> None:
+            with opened(place / "file", os.O_WRONLY) as kept:
+                for number in range(self.COUNT):
+                    at = (number * self.WRITERS + writer) * self.RECORD
+                    record = self._record(writer, number).ljust(self.RECORD, b"|")
+                    if number % 2:
+                        os.pwrite(kept, record, at)
+                        os.fsync(kept)
+                    else:
+                        with opened(place / "file", os.O_WRONLY) as descriptor:
+                            os.pwrite(descriptor, record, at)
+
+        (view.here / "file").write_bytes(b"")
+        assert (view.there / "file").read_bytes() == b""
+        self._at_once(view, work)
+        expected = b"".join(
+            self._record(writer, number).ljust(self.RECORD, b"|")
+            for number in range(self.COUNT)
+            for writer in range(self.WRITERS)
+        )
+        assert_contents(view.here / "file", expected)
+        assert_contents(view.there / "file", expected)
+
+    def test_lines_of_one_log(self, view: View) -> None:
+        """Each line is there once, and whole."""
+
+        def work(place: Path, writer: int) -> None:
+            with opened(place / "log", os.O_WRONLY | os.O_APPEND) as kept:
+                for number in range(self.COUNT):
+                    line = self._record(writer, number)
+                    if number % 2:
+                        os.write(kept, line)
+                        os.fsync(kept)
+                    else:
+                        with (place / "log").open("ab") as file:
+                            file.write(line)
+
+        (view.here / "log").write_bytes(b"")
+        assert (view.there / "log").read_bytes() == b""
+        self._at_once(view, work)
+        lines = sorted(
+            self._record(writer, number)
+            for number in range(self.COUNT)
+            for writer in range(self.WRITERS)
+        )
+        found = (view.here / "log").read_bytes()
+        assert sorted(found.splitlines(keepends=True)) == lines
+        assert_contents(view.there / "log", found)
+
+    def test_following_a_log(self, view: View) -> None:
+        """`tail -f` of what another mount appends to."""
+        (view.here / "log").write_bytes(b"first\n")
+        command = ["tail", "-n", "+1", "-s", "0.1", "-f", str(view.there / "log")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as tail:
+            assert tail.stdout is not None
+            try:
+                assert tail.stdout.readline() == b"first\n"
+                for number in range(10):
+                    with (view.here / "log").open("ab") as file:
+                        file.write(b"line %d\n" % number)
+                    assert tail.stdout.readline() == b"line %d\n" % number
+            finally:
+                tail.kill()
+
+    def test_make_here_and_edit_there(self, view: View) -> None:
+        """One mount builds, time and again, what is edited in the other one."""
+        (view.here / "sources").mkdir()
+        for number in range(6):
+            (view.here / "sources" / str(number)).write_text(f"{number} at first\n")
+        makefile = "all: 0 1 2 3 4 5\n%: sources/%\n\tcp $< $@\n\techo built $@ >> built\n"
+        (view.here / "Makefile").write_text(makefile)
+        eventually(
+            lambda: len(list((view.there / "sources").glob("*"))) == 6,
+            within_s=CACHED_FOR_S + SLACK_S,
+            what="the sources",
+        )
+        edit = "for i in 0 1 2 3 4 5; do echo edited >> sources/$i; echo edited $i >> edits; done"
+        editor = subprocess.Popen(["sh", "-ec", edit], cwd=view.there)
+        while editor.poll() is None:
+            told(program("make"), "-j2", "all", cwd=view.here)
+        assert editor.returncode == 0
+        # What was edited while it was copied has the older time, on any file system.
+        told("touch", *map(str, range(6)), cwd=view.there / "sources")
+        expected = [f"{number} at first\nedited\n" for number in range(6)]
+        eventually(
+            lambda: (
+                told(program("make"), "-s", "all", cwd=view.here) is not None
+                and [(view.there / str(number)).read_text() for number in range(6)] == expected
+            ),
+            within_s=60,
+            what="everything is built of what was edited",
+        )
+        assert (view.here / "edits").read_text() == "".join(f"edited {n}\n" for n in range(6))
+        assert set((view.there / "built").read_text().splitlines()) == {
+            f"built {number}" for number in range(6)
+        }
+
+    def test_git_in_both(self, view: View) -> None:
+        """Commits of two mounts to branches of one repository, and lines of both in its logs."""
+        git = (program("git"), "-c", "user.name=n", "-c", "user.email=e", "-c", "gc.auto=0")
+        if view.strict:
+            pytest.skip("git asks for each attribute many times: that takes minutes")
+        told(*git, "init", "-q", "--template=", "-b", "main", "repository", cwd=view.here)
+        told(*git, "commit", "-q", "--allow-empty", "-m", "first", cwd=view.here / "repository")
+        eventually(
+            (view.there / "repository" / ".git" / "refs" / "heads" / "main").exists,
+            within_s=CACHED_FOR_S + SLACK_S,
+            what="the repository",
+        )
+
+        def work(place: Path, writer: int) -> None:
+            if writer >= 2:
+                return
+            tree = place / "repository"
+            work_tree = place / f"work-{writer}"
+            told(*git, "worktree", "add", "-q", "-b", f"b{writer}", str(work_tree), cwd=tree)
+            for number in range(3):
+                (work_tree / f"{writer}-{number}").write_text(f"{writer} {number}\n")
+                told(*git, "add", ".", cwd=work_tree)
+                told(*git, "commit", "-q", "-m", f"{writer} {number}", cwd=work_tree)
+
+        self._at_once(view, work)
+        for place in (view.here, view.there):
+            repository = place / "repository"
+            told(*git, "fsck", "--strict", cwd=repository)
+            for writer in range(2):
+                subjects_there = told(*git, "log", "--format=%s", f"b{writer}", cwd=repository)
+                subjects = [f"{writer} {number}" for number in reversed(range(3))]
+                assert subjects_there.split("\n")[:4] == [*subjects, "first"]
 
 
 class TestNames:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bftfs.filesystem.block_memory import BlockCache, DirtyBlock, part
+from bftfs.filesystem.block_memory import BlockCache, DirtyBlock, part, united, without
 from bftfs.identifiers import ObjectId
 
 SIZE = 200
@@ -27,6 +29,18 @@ def test_a_dirty_block_is_what_was_written_over_its_base(
     if data.draw(st.booleans()):
         cost += block.cut(cut)
         model[cut:] = [None] * (len(model) - cut)
+    if data.draw(st.booleans()):
+        first = data.draw(st.integers(0, SIZE))
+        last = data.draw(st.integers(first, SIZE + 40))
+        cost += block.remove(first, last)
+        model[first:last] = [None] * (last - first)
+    if data.draw(st.booleans()):
+        before = block.cost
+        later = block.split(cut)
+        cost += block.cost - before
+        expected = bytes(byte or 0 for byte in model[cut:])
+        assert bytes(later.read(b"", cut, len(model))) == expected
+        model[cut:] = [None] * (len(model) - cut)
     assert cost == block.cost
     dirty = [at for at, byte in enumerate(model) if byte is not None]
     assert block.stop == (dirty[-1] + 1 if dirty else 0)
@@ -43,6 +57,22 @@ def test_a_dirty_block_is_what_was_written_over_its_base(
     assert bytes(block.read(base, start, stop)) == whole[start:stop]
     assert block.covers(start, stop) == (None not in model[start:stop])
     assert bytes(part(base, start, stop)) == padded[start:stop]
+
+
+extents = st.lists(
+    st.tuples(st.integers(0, 50), st.integers(1, 20)).map(lambda each: (each[0], sum(each))),
+    max_size=6,
+)
+
+
+@given(extents, extents)
+def test_extents_without_others(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
+    def within(each: Iterable[tuple[int, int]]) -> set[int]:
+        return {at for start, stop in each for at in range(start, stop)}
+
+    left = without(united(some), others)
+    assert within(left) == within(some) - within(others)
+    assert all(start < stop for start, stop in left)
 
 
 operations = st.lists(

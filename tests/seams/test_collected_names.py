@@ -57,7 +57,8 @@ def written(*, is_covered: bool = False) -> Written:
     identifier = user.make("file", "." * 2 * BLOCK_BYTES)
     first, file = opened(world, user, identifier)
     pushed(world, user, first, file, b"first")
-    block, timestamp = file.contents.layout.block(identifier, 0), file.contents.uncovered[0][2]
+    block = file.contents.layout.block(identifier, 0)
+    timestamp = file.contents.uncovered[0].name.timestamp
     world.run_for(SECOND_US)
     other = world.user("other")
     second, theirs = opened(world, other, identifier)
@@ -83,7 +84,8 @@ def opened(world: World, user: Any, identifier: Any) -> Any:
 
 
 def pushed(world: World, user: Any, mount: Any, file: Any, contents: bytes) -> None:
-    mount.write(file, 0, contents, now_ns=world.now_us * 1000)
+    whole = contents.ljust(BLOCK_BYTES, b".")  # of a part, the mount would keep the block
+    mount.write(file, 0, whole, now_ns=world.now_us * 1000)
     user.run(mount._contents._writer.push(file.contents, tuple(file.contents.dirty)))
 
 

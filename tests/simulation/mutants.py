@@ -11,6 +11,7 @@ import pytest
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.credentials import Grant, UserClaimed
 from bftfs.crypto.digest import DIGEST_BYTES, AuthenticatorKeys
+from bftfs.filesystem import block_names, inode
 from bftfs.identifiers import NodeId
 from bftfs.query_update import accepting, history, observation
 from bftfs.query_update.classification import Classification, OperationType, classify
@@ -83,6 +84,12 @@ def remove_binding_to_values(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, "verifier_of", _one_for_all)
 
 
+def ignore_bases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inodes name what was merged on any version of a block, and appended at any size."""
+    monkeypatch.setattr(block_names, "is_merged_on_latest", lambda *_: True)
+    monkeypatch.setattr(inode, "is_appended_at_end", lambda *_: True)
+
+
 def believe_claims_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes take a client's word for the groups that its users are in."""
 
@@ -95,23 +102,20 @@ def believe_claims_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 def end_attempts_by_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients forget an attempt at an update that a quorum has refused, for whatever reason."""
     ended: set[LogicalTimestamp] = set()
-    send, remember = QueryUpdateClient._send, QueryUpdateClient._remember
+    send = QueryUpdateClient._send
 
-    async def sending(client: Any, *arguments: Any) -> Any:
-        tally, timestamp, message = await send(client, *arguments)
+    async def sending(client: Any, update: Any, observed: Any) -> Any:
+        tally, timestamp, message = await send(client, update, observed)
         failed = tally.failed
         for nodes in tally.refused.values():
             failed |= nodes
         if client.quorums.is_quorum(failed):
             ended.add(timestamp)
+        if timestamp in ended:
+            client._forget(update, timestamp)
         return tally, timestamp, message
 
-    def remembering(client: Any, update: Any, timestamp: LogicalTimestamp, *more: Any) -> None:
-        if timestamp not in ended:
-            remember(client, update, timestamp, *more)
-
     monkeypatch.setattr(QueryUpdateClient, "_send", sending)
-    monkeypatch.setattr(QueryUpdateClient, "_remember", remembering)
 
 
 def leave_requests_under_way(monkeypatch: pytest.MonkeyPatch) -> None:

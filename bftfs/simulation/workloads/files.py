@@ -42,7 +42,7 @@ from bftfs.identifiers import (
     kind_of,
     object_id,
 )
-from bftfs.query_update.client import Answered, QueryUpdateClient, Vouch
+from bftfs.query_update.client import Answered, EarlierAttempt, QueryUpdateClient, Vouch
 from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.query_update.past_reading import PastReader
@@ -62,12 +62,18 @@ from bftfs.simulation.checkers.permission import (
     check_permitted,
 )
 from bftfs.simulation.checkers.registers import RegisterOperation, check_register, check_regular
+from bftfs.simulation.checkers.shared_files import SharedFiles, check_shared_files
 from bftfs.simulation.checkers.tree import SeenObject, check_tree
 from bftfs.simulation.checkers.undo import Restored, Undone, check_restored, check_undone
 from bftfs.simulation.deployment import CREDENTIALS, STRANGER, Sizes
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.workloads import CorrectNodes, Task
 from bftfs.simulation.workloads.past import CONTENT_BYTES, tree_of, versions_of
+from bftfs.simulation.workloads.shared_files import (
+    make_shared_files,
+    read_shared_files,
+    use_shared_files,
+)
 from bftfs.simulation.workloads.undo import ROOT, restore, undo
 from bftfs.simulation.world import SECOND_US, START_US
 
@@ -113,6 +119,7 @@ class FileMix:
     modes: float = 0.0  # the share of operations that change permissions
     doors: float = 0.0  # the share of those that permit a stranger to write a file, or forbid it
     guests: float = 0.0  # the share of writes that the stranger makes, permitted or not
+    shared: float = 0.0  # the share of operations that write two files which all clients write
     undo: bool = False  # the auditor undoes a client's changes, and restores a former state
 
 
@@ -143,6 +150,7 @@ class FileWorkload:
         self.made: set[ObjectId] = set()  # by mounts that show what they write when they close it
         self.calls: list[Call] = []  # on the namespace, by correct clients
         self.correct: dict[ClientId, None] = {}
+        self.shared = SharedFiles()
         self.tree: dict[ObjectId, SeenObject] | None = None  # as the auditor has found it
         self.pasts: list[PastTree] = []  # likewise, as of times
         self.listed: dict[ObjectId, ListedVersions] = {}  # versions of objects, likewise
@@ -259,6 +267,7 @@ class FileWorkload:
         for identifier, operations in self.contents.items():
             check = check_regular if identifier in self.made else check_register
             found += check(operations, name=f"file {identifier.hex()[-6:]}")
+        found += check_shared_files(self.shared)
         if self.tree is None:
             return found
         found += check_tree(self.tree, root=self.root)
@@ -329,7 +338,7 @@ class FileWorkload:
             if call.update and not call.error
             for version in call.named[:1]
         }
-        if not changed:
+        if not changed or self.mix.shared:  # files of several blocks are no registers
             return []
         chosen = self.random.sample(sorted(changed), min(PASTS, len(changed)))
         times = [
@@ -391,6 +400,7 @@ class _RecordedMetadata(QueryUpdateClient):
         not_before_us: int = 0,
         vouch: Vouch | None = None,
         reaching: Nodes = NOBODY,
+        earlier: list[EarlierAttempt] | None = None,
     ) -> Answered:
         """Invoke an update."""
         asking = super().update(
@@ -401,6 +411,7 @@ class _RecordedMetadata(QueryUpdateClient):
             not_before_us=not_before_us,
             vouch=vouch,
             reaching=reaching,
+            earlier=earlier,
         )
         return await self._witnessed(method, objects, arguments, asking, update=True)
 
@@ -494,10 +505,18 @@ class FileSession:
             "format",
             partial(self._system.format, CREDENTIALS, block_bytes=limits.BLOCK_BYTES_MIN),
         )
+        if self.workload.mix.shared:
+            making = partial(make_shared_files, self._system, self.workload.root)
+            yield self._task("make shared files", making)
 
     def next_task(self) -> Task:
         """An operation on names or contents."""
         random, mix = self.workload.random, self.workload.mix
+        if mix.shared and random.random() < mix.shared:
+            system = random.choice((self._system, self._closing, self._closing))
+            root, shared = self.workload.root, self.workload.shared
+            using = use_shared_files(system, root, shared, random, self.name)
+            return self._task("use shared files", lambda: using)
         if mix.made and random.random() < mix.made:
             return self._make_file()
         if mix.past and random.random() < mix.past:
@@ -530,6 +549,9 @@ class FileSession:
         for time_us in self.workload.past_times():
             walk = partial(self._walk_past, time_us)
             yield self._task(f"walk at {time_us}", walk)
+        if self.workload.mix.shared:
+            reading = partial(read_shared_files, self._system, root, self.workload.shared)
+            yield self._task("read shared files", reading)
         # A state of which nodes have removed a part is no model of anything.
         if self.workload.mix.undo and self.workload.kept_since_us is None:
             yield from self._undo_and_restore()

@@ -6,14 +6,20 @@ import errno
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 
 from bftfs import limits
 from bftfs.crypto.digest import Digest
 from bftfs.filesystem.attributes import Layout
 from bftfs.filesystem.block_names import (
+    BASE_BYTES,
+    NO_VERSION,
+    OVERTAKEN,
     PAGE,
+    BlockName,
     CoveredBlock,
+    base_of,
     decode_name,
     grow,
     key_of_block,
@@ -21,8 +27,10 @@ from bftfs.filesystem.block_names import (
     names_in,
 )
 from bftfs.filesystem.block_names import name_blocks as name_blocks_within
+from bftfs.filesystem.inode import Writing
 from bftfs.identifiers import ClientId, ObjectKind
 from bftfs.query_update.object_type import Caller, Refusal
+from bftfs.read_write.timestamp import BlockTimestamp
 from tests.builders import Overlay, SortedDict
 from tests.unit.filesystem.world import fresh
 
@@ -112,6 +120,66 @@ def test_names_are_listed_by_their_numbers() -> None:
         ]
         assert all(decode_name(stored) == name_at(file, number) for number, stored in page)
     assert all(len(key_of_block(number)) <= limits.STATE_KEY_BYTES for number in numbers)
+
+
+# --- bases ------------------------------------------------------------------------------------
+
+
+def merged(base: bytes | None, time_us: int = 50, number: int = 0) -> CoveredBlock:
+    return CoveredBlock(number, time_us, Digest(b"m" * 32), base)
+
+
+def test_what_was_merged_on_the_named_version_is_named() -> None:
+    file = state()
+    name_blocks(file, LAYOUT, [version(0, 5)], caller())
+    assert name_blocks(file, LAYOUT, [merged(base_of(name_at(file, 0)))], caller(BOB)) == ()
+    assert name(file, 0) == (0, 50, BOB)
+
+
+def test_what_was_merged_on_another_version_is_refused() -> None:
+    file = state()
+    old = base_of(BlockName(0, BlockTimestamp(4, BOB, Digest(b"o" * 32))))
+    name_blocks(file, LAYOUT, [version(0, 5)], caller())
+    for base in (old, NO_VERSION):
+        with pytest.raises(Refusal) as refusal:
+            name_blocks(file, LAYOUT, [merged(base)], caller(BOB))
+        assert refusal.value.code == OVERTAKEN
+    assert name(file, 0) == (0, 5, ALICE)
+
+
+def test_where_there_was_no_version_there_must_be_none() -> None:
+    file = state()
+    name_blocks(file, LAYOUT, [version(1, 5)], caller())
+    name_blocks(file, LAYOUT, [merged(NO_VERSION)], caller())
+    name_blocks(file, NEWER, [merged(NO_VERSION, number=1)], caller())  # it was cut off
+    assert name(file, 1) == (7, 50, ALICE)
+    with pytest.raises(Refusal) as refusal:
+        name_blocks(file, LAYOUT, [merged(b"v" * BASE_BYTES, number=2)], caller())
+    assert refusal.value.code == OVERTAKEN
+
+
+def test_what_is_named_already_was_merged_before() -> None:
+    file = state()
+    for _ in range(2):
+        assert name_blocks(file, LAYOUT, [merged(NO_VERSION)], caller()) == ()
+
+
+def test_requests_of_before_there_were_bases_mean_what_they_meant() -> None:
+    """Nodes invoke them again, when they finish or rebuild a version."""
+    old = msgspec.msgpack.encode([9, 7, 8, [None] * 5, [[0, 6, b"v" * 32]]])
+    writing = msgspec.msgpack.decode(old, type=Writing)
+    assert writing.appended_to is None
+    assert writing.blocks == (version(0, 6),)
+    file = state()
+    name_blocks(file, LAYOUT, [version(0, 5)], caller())
+    assert name_blocks(file, LAYOUT, writing.blocks, caller(BOB)) == ()
+    assert name(file, 0) == (0, 6, BOB)
+
+
+def test_bases_are_bounded() -> None:
+    long = msgspec.msgpack.encode([0, 6, b"v" * 32, b"v" * (BASE_BYTES + 1)])
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(long, type=CoveredBlock)
 
 
 # --- the end of the file ---------------------------------------------------------------------

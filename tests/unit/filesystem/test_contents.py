@@ -22,6 +22,7 @@ from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
 from bftfs.filesystem.operations import FileSystem
 from bftfs.identifiers import BlockId, ObjectId, block_number_of, inode_of
 from bftfs.read_write.timestamp import BlockTimestamp
+from tests.simulation.mutants import ignore_bases
 from tests.unit.filesystem.world import ALICE, BOB, ROOT, ROOT_ID, START_US, World
 
 BLOCK = 4096
@@ -565,7 +566,7 @@ def test_what_is_covered_late_is_written_again(world: World, is_there: bool) -> 
     world.pass_time(2 * limits.COVERED_WITHIN_US)
     if not is_there:
         (versions,) = (each for each in world.blocks.versions.values() if len(each) > 1)
-        del versions[block.timestamp.time]
+        del versions[block.pushed.timestamp.time]
         refused(errno.EIO, world, mount.flush(opened))
         return
     world.run(mount.flush(opened))
@@ -582,7 +583,7 @@ def test_what_nodes_name_no_more_when_they_are_asked_at_last_is_written_again(
     mount, opened = pushed(world, b"n" * BLOCK, file.identifier)
 
     def late(method: str, _: Any) -> None:
-        if method == registry.WRITE and world.host.clock_us < block.timestamp.time + 1000:
+        if method == registry.WRITE and world.host.clock_us < block.pushed.timestamp.time + 1000:
             world.host.clock_us += 2 * limits.COVERED_WITHIN_US
 
     block = opened.contents.uncovered[0]
@@ -1136,6 +1137,7 @@ def test_without_looking_again_the_write_would_be_lost(
 ) -> None:
     """Must fail, or the two above would say nothing."""
     monkeypatch.setattr(contents.Contents, "overtaken", lambda *_: [])
+    ignore_bases(monkeypatch)
     one, other = world.mount(), world.mount()
     file = create(world, one)
     write(world, one, file, 2, b"mine")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from bftfs import limits
 from bftfs.filesystem import inode, registry
 from bftfs.filesystem.attributes import INCARNATION_GAP, NO_CHANGES, Changes, Layout
+from bftfs.filesystem.block_names import OVERTAKEN
 from bftfs.identifiers import ObjectId
 from tests.unit.filesystem.test_attribute_methods import START_NS, file_of, put
 from tests.unit.filesystem.test_directory import BLOCK, Tree, refused, tree
@@ -28,10 +30,11 @@ def write(
     newest: int | None = None,
     mtime_ns: int = START_NS,
     changes: Changes = NO_CHANGES,
+    appended_to: int | None = None,
 ) -> inode.ContentsChanged:
     if newest is None:
         newest = layout_of(tree, file).newest
-    arguments = inode.Writing(end, newest, mtime_ns, changes)
+    arguments = inode.Writing(end, newest, mtime_ns, changes, (), appended_to)
     return tree.objects.perform(registry.WRITE, (file,), arguments, who)
 
 
@@ -46,6 +49,15 @@ def layout_of(tree: Tree, file: ObjectId) -> Layout:
     layout = tree.get(file).layout
     assert layout is not None
     return layout
+
+
+def test_what_is_appended_begins_where_the_file_ends(tree: Tree) -> None:
+    file = file_of(tree)
+    write(tree, file, 100, appended_to=0)
+    for size in (0, 99, 101):
+        refused(OVERTAKEN, partial(write, tree, file, 200, appended_to=size))
+    assert tree.get(file).size == 100
+    assert write(tree, file, 200, appended_to=100).attributes.size == 200
 
 
 def test_a_write_extends_and_never_shrinks(tree: Tree) -> None:

@@ -69,6 +69,7 @@ class Metadata(InMemoryObjects):
         not_before_us: int = 0,
         vouch: Any = None,
         reaching: Any = None,
+        earlier: Any = None,
     ) -> Answer:
         match arguments:
             case ExtendedSetting(name=name) if name == STALL:
@@ -93,6 +94,7 @@ class Metadata(InMemoryObjects):
             not_before_us=not_before_us,
             vouch=vouch,
             reaching=reaching,
+            earlier=earlier,
         )
 
     async def _rewrite(self, identifier: ObjectId, value: bytes, who: Credentials) -> None:

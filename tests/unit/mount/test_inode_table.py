@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from bftfs.errors import FileSystemError
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
-from mount.kernel_numbers import LAST_NUMBER, ROOT_NUMBER, InodeTable
+from mount import kernel_numbers
+from mount.kernel_numbers import LAST_NUMBER, ROOT_NUMBER, InodeTable, KernelInode
 
 ROOT = object_id(ObjectKind.DIRECTORY, placement=0, unique=bytes(14))
 
@@ -132,3 +133,19 @@ def test_the_table_counts_like_the_kernel(steps: list[tuple[bool, int, int, int]
             assert table.identifier(number) == identifier
             assert table.number(identifier) == number
     assert len(table) == len(held) + 1
+
+
+def test_the_kernel_may_not_have_heard_of_a_size_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it appends tells which one it has; but not where it may write a mapped page."""
+    now = 100.0
+    monkeypatch.setattr(kernel_numbers, "monotonic", lambda: now)
+    known = KernelInode(ObjectId(bytes(16)), 1)
+    for size in (10, 4096, 5000):
+        known.told(size)
+    assert [size for size in (0, 9, 10, 4096, 5000, 6000) if known.may_end_at(size)] == [10, 5000]
+    now += 2 * kernel_numbers.SIZES_RECENT_S
+    assert [size for size in (10, 5000) if known.may_end_at(size)] == [5000]
+    for size in range(5001, 5100):
+        known.told(size)
+    assert not known.may_end_at(5001)
+    assert known.may_end_at(5098)

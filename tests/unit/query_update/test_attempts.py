@@ -10,7 +10,7 @@ import pytest
 from bftfs.conversation import Pause
 from bftfs.credentials import NOBODY
 from bftfs.limits import SECOND_US
-from bftfs.query_update.client import QueryUpdateClient, _Earlier
+from bftfs.query_update.client import EarlierAttempt, QueryUpdateClient
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import ZERO, Candidate, LogicalTimestamp, logical_timestamp
 from bftfs.query_update.messages import Status, Update, UpdateReply, Verdict
@@ -56,7 +56,7 @@ def test_an_attempt_is_not_given_up_for_what_is_older(base: Candidate, kept: boo
         return Verdict.DEAD, b""
 
     client.repairs.chained = chained
-    attempt = _Earlier(at(7), (at(5),))
+    attempt = EarlierAttempt(at(7), (at(5),), b"")
     update: Any = SimpleNamespace(earlier=[attempt], names=(bytes(16),), method=None)
     observed: Any = SimpleNamespace(classification=SimpleNamespace(object_candidate=base))
     assert user.run(QueryUpdateClient._effect(client, update, [observed])) is None

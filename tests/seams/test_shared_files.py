@@ -1,0 +1,165 @@
+"""Files that several mounts write at the same time, where answers are late, lost, or forged.
+
+The nodes are real. What a mount has closed is there once, whatever became of the messages between.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bftfs.errors import QuorumUnavailable
+from bftfs.filesystem import file_blocks
+from bftfs.filesystem.contents import OpenFile
+from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.options import Options
+from bftfs.filesystem.registry import WRITE
+from bftfs.query_update.messages import Update, UpdateReply
+from bftfs.simulation.network import Kind
+from bftfs.simulation.world import SECOND_US
+from tests.seams.world import SUPERUSER, TYPES, User, World
+
+PATIENCE_US = 20 * SECOND_US  # of a soft mount
+
+
+class Scene:
+    """A file of ten bytes, and two mounts that have it open to append to it."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.user, self.other = self.world.user("user"), self.world.user("other")
+        self.user.objects.rounds.patience_total_us = PATIENCE_US
+        self.user.format()
+        self.identifier = self.user.make("file", "0123456789")
+        self.mount, self.file = self.opened(self.user)
+        self.second, self.theirs = self.opened(self.other)
+
+    def opened(self, user: User) -> tuple[FileSystem, OpenFile]:
+        mount = user.filesystem(Options(access_times=False))
+        return mount, user.run(mount.open(self.identifier, os.O_RDWR, SUPERUSER))
+
+    def append(self, mount: FileSystem, file: OpenFile, content: bytes) -> None:
+        mount.write(file, None, content, now_ns=self.world.now_us * 1_000)
+
+    def append_elsewhere(self) -> None:
+        self.append(self.second, self.theirs, b"<other>")
+        self.other.run(self.second.flush(self.theirs))
+
+    def seen(self) -> str:
+        return self.world.user("reader").read(self.identifier)
+
+    def lose(self, kind: type, *, arrives: bool) -> None:
+        """From now on, answers to updates of the first mount are lost, or the updates are late."""
+        me = self.user.host.endpoint
+
+        def holds(source: Any, target: Any, _kind: Kind, message: Any) -> bool:
+            if arrives:
+                return bool(target == me and isinstance(message, UpdateReply))
+            return bool(source == me and isinstance(message, Update))
+
+        self.world.ways.hold(holds)
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+@pytest.mark.parametrize("meanwhile", [False, True])
+@pytest.mark.parametrize("is_released", [True, False])
+@pytest.mark.parametrize("ends", ["times out", "is interrupted"])
+def test_an_append_whose_fate_is_unknown_is_made_once(
+    arrives: bool, meanwhile: bool, is_released: bool, ends: str
+) -> None:
+    assert doubtful(arrives, meanwhile, is_released, ends) == 1
+
+
+def doubtful(arrives: bool, meanwhile: bool, is_released: bool, ends: str) -> int:
+    """How often a line is there that was appended by a cover whose answer the mount has missed."""
+    scene = Scene()
+    scene.append(scene.mount, scene.file, b"<mine>")
+    scene.lose(Update, arrives=arrives)
+    outcome: list[Any] = []
+    flushing = scene.user.host.start(
+        scene.mount.flush(scene.file), lambda _, error: outcome.append(error)
+    )
+    if ends == "times out":
+        scene.world.run_until(lambda: bool(outcome), within_us=60 * SECOND_US)
+        assert isinstance(outcome[0], QuorumUnavailable)
+    else:
+        scene.world.run_for(SECOND_US)
+        flushing.cancel()
+        assert not outcome
+    if meanwhile:
+        scene.append_elsewhere()
+    if is_released:
+        scene.world.ways.flow()
+        scene.world.run_for(SECOND_US)
+    scene.world.ways.hold(lambda *_: False)
+    scene.append(scene.mount, scene.file, b"<more>")
+    scene.user.run(scene.mount.flush(scene.file))
+    scene.world.ways.flow()
+    scene.world.run_for(SECOND_US)
+    seen = scene.seen()
+    assert seen.startswith("0123456789")
+    assert seen.count("<more>") == 1
+    assert seen.count("<other>") == meanwhile
+    assert len(seen) == 10 + seen.count("<mine>") * 6 + 6 + 7 * meanwhile
+    return seen.count("<mine>")
+
+
+def test_must_fail_a_mount_that_forgets_its_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = file_blocks.BlockWriter._cover
+
+    async def cover(writer: Any, contents: Any) -> Any:
+        contents.cover = None
+        return await original(writer, contents)
+
+    monkeypatch.setattr(file_blocks.BlockWriter, "_cover", cover)
+    assert doubtful(True, True, True, "times out") == 2
+
+
+# --- turns ------------------------------------------------------------------------------------
+
+
+def synced_in_a_second() -> list[int]:
+    """How often each of two mounts has synced its own bytes of one block, for as long as it can."""
+    world = World(verifying=False)
+    maker = world.user("maker")
+    maker.format()
+    identifier = maker.make("file", "." * 1_000)
+    until_us = world.agenda.now_us + SECOND_US
+    synced = [0, 0]
+
+    async def work(mount: FileSystem, index: int) -> None:
+        file = await mount.open(identifier, os.O_RDWR, SUPERUSER)
+        while world.agenda.now_us < until_us:
+            content = b"%d of %d" % (synced[index], index)
+            mount.write(file, 100 * index, content, now_ns=world.now_us * 1_000)
+            await mount.synchronize(file)
+            synced[index] += 1
+
+    outcomes = []
+    for index in range(2):
+        user = world.user(f"user {index}")
+        mount = user.filesystem(Options(access_times=False))
+        outcomes.append(world.start(user.host, work(mount, index)))
+    world.run_until(lambda: all(outcomes), within_us=10 * SECOND_US)
+    assert outcomes == [[None], [None]]
+    seen = world.user("reader").read(identifier)
+    assert seen.startswith(f"{synced[0] - 1} of 0.")
+    return synced
+
+
+def test_writers_of_one_block_take_turns() -> None:
+    """Who has written last needs fewer rounds for the next write than others, who look first."""
+    synced = synced_in_a_second()
+    assert min(synced) > max(synced) / 4
+    assert sum(synced) > 100
+
+
+def test_must_fail_writers_that_do_not_stand_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = TYPES.method(WRITE)
+    assert write is not None
+    monkeypatch.setitem(TYPES._methods, WRITE, replace(write, overtaken=0))
+    synced = synced_in_a_second()
+    assert min(synced) < max(synced) / 20

@@ -1,0 +1,52 @@
+"""All clients write two files at the same time, with faults: what was closed is there, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from bftfs.filesystem.file_blocks import BlockWriter
+from bftfs.simulation.configuration import ClientPlan, Configuration
+from bftfs.simulation.scenario import run
+from bftfs.simulation.workloads.files import FileMix
+from tests.simulation.mutants import attacked, hunt, ignore_bases
+
+MIX = FileMix(names=2, contents=0.1, directories=0.1, private=0.0, shared=0.9)
+
+
+def contended(seeds: range) -> Iterator[Configuration]:
+    """Three clients, of which two crash now and then, on a bad network; one node lies."""
+    for seed in seeds:
+        yield replace(
+            attacked(seed, kind="files", node="block-forger", files=MIX, operations=80),
+            clients=(
+                ClientPlan(width=2, crash_every_us=300_000),
+                ClientPlan(width=2),
+                ClientPlan(width=1, crash_every_us=500_000),
+            ),
+        )
+
+
+def test_what_was_closed_is_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    overtaken = []
+    look_again = BlockWriter._look_again
+
+    async def counted(writer: BlockWriter, *cover: object) -> None:
+        overtaken.append(cover)
+        await look_again(writer, *cover)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BlockWriter, "_look_again", counted)
+    for configuration in contended(range(6)):
+        report = run(configuration)
+        assert report.passed, "\n".join(report.findings)
+    assert len(overtaken) > 20
+
+
+def test_nodes_that_do_not_look_what_was_merged_on_which_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Must fail."""
+    ignore_bases(monkeypatch)
+    assert hunt(contended(range(2)), lambda finding: finding.startswith("shared: "))
