@@ -78,6 +78,7 @@ def test_the_dashboard_shows_what_a_running_node_exposes(deployment: Deployment)
 
 
 def test_a_scrub_of_all_nodes_from_the_command_line(deployment: Deployment) -> None:
+    told(deployment, "heal", "start", "--wait")  # all have all that there is
     report = told(deployment, "scrub", "start", "--wait")
     assert [said["node"] for said in report] == list(deployment.nodes)
     for said in report:
