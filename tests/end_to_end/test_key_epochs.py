@@ -120,29 +120,29 @@ def test_a_revoked_client_opens_nothing_that_is_written_later(
 ) -> None:
     files = ("volume.key",)
     root = playground / "epochs"
-    thief, desk, away = (Machine(cluster, root, n, *files) for n in ("thief", "desk", "away"))
+    lodger, study, away = (Machine(cluster, root, n, *files) for n in ("lodger", "study", "away"))
     (cluster.mountpoint / place / "old").write_bytes(payload(SIZE))
-    with thief.mounted() as seen:
+    with lodger.mounted() as seen:
         assert (seen / place / "old").read_bytes() == payload(SIZE)
     before = present(cluster)
-    with desk.mounted() as desks, away.mounted() as aways:
+    with study.mounted() as studies, away.mounted() as aways:
         (aways / place / "aways").write_bytes(b"here")
         [pid] = (each.pid for each in mount_processes(DataDirectory(away.cluster.data)))
         os.kill(pid, signal.SIGSTOP)
         try:
-            told = bftfs("cluster", "revoke-client", "--data", cluster.data, "thief")
+            told = bftfs("cluster", "revoke-client", "--data", cluster.data, "lodger")
             epoch = present(cluster)
             assert "begins: the clients that are left" in told
             assert epoch != before
-            keys = thief.cipher
+            keys = lodger.cipher
             assert opens(keys, cluster.mountpoint / place / "old")
 
-            mine, hers = cluster.mountpoint / place / "mine", desks / place / "hers"
+            mine, hers = cluster.mountpoint / place / "mine", studies / place / "hers"
             write_until(mine, epoch, payload(SIZE, 1))
             write_until(hers, epoch, payload(SIZE, 2))
             assert not opens(keys, mine)
             assert not opens(keys, hers)
-            assert (desks / place / "mine").read_bytes() == payload(SIZE, 1)
+            assert (studies / place / "mine").read_bytes() == payload(SIZE, 1)
             assert (cluster.mountpoint / place / "hers").read_bytes() == payload(SIZE, 2)
         finally:
             os.kill(pid, signal.SIGCONT)
@@ -150,7 +150,7 @@ def test_a_revoked_client_opens_nothing_that_is_written_later(
         assert (aways / place / "mine").read_bytes() == payload(SIZE, 1)
         write_until(aways / place / "aways", epoch, payload(SIZE, 3))
         assert not opens(keys, cluster.mountpoint / place / "aways")
-        assert (desks / place / "aways").read_bytes() == payload(SIZE, 3)
+        assert (studies / place / "aways").read_bytes() == payload(SIZE, 3)
 
         # What was written before is written again, while others use it.
         since = bftfs("log", cluster.mountpoint / place / "old", "--json")
@@ -158,12 +158,12 @@ def test_a_revoked_client_opens_nothing_that_is_written_later(
         assert "1 of 4 files had contents with earlier keys" in done
         assert epochs_of(cluster.mountpoint / place / "old") == {epoch}
         assert not opens(keys, cluster.mountpoint / place / "old")
-        for mount in (desks, aways, cluster.mountpoint):
+        for mount in (studies, aways, cluster.mountpoint):
             assert (mount / place / "old").read_bytes() == payload(SIZE)
         assert bftfs("log", cluster.mountpoint / place / "old", "--json") == since
         again = bftfs("re-encrypt", cluster.mountpoint / place, "--rate", "1000")
         assert "0 of 4 files had contents with earlier keys; 0 B written again" in again
-    for name in ("desk", "away"):
+    for name in ("study", "away"):
         bftfs("cluster", "revoke-client", "--data", cluster.data, name)
 
 

@@ -32,7 +32,7 @@ def name_anywhere(*named: Any, size: int) -> tuple[int, ...]:
 if __name__ == "__main__":
     ReadWriteThresholds.repairable = property(lambda sizes: sizes.b + 1)  # type: ignore[assignment]
     Conditioned.fault = property(lambda _: "")  # type: ignore[assignment]
-    Accepting._require_barrier = lambda *_: None  # type: ignore[method-assign]
+    Accepting._require_barrier = lambda *_: set()  # type: ignore[method-assign]
     Accepting._require_hosts = lambda *_: None  # type: ignore[method-assign]
     BarrierBudget.take = lambda *_: True  # type: ignore[method-assign]
     ThresholdQuorums.includes_benign = lambda _, nodes: bool(nodes)  # type: ignore[method-assign]
