@@ -370,13 +370,15 @@ class PastReply(Message, frozen=True, tag=0x27):
 
 
 WITHHELD = b""  # in place of arguments, whose encoding is not empty, and of names, which are not
+NO_SERIAL = 0  # in place of the serial of an operation of which something is withheld
 
 
 class PastVersion(Value, frozen=True):
     """One version of an object, as servers tell it clients.
 
     `operation` is None for a copy, which changes nothing. Its arguments are WITHHELD from users to
-    whom its method closes them, and names in other objects from users other than its own and root.
+    whom its method closes them, and names in other objects from users other than its own and root;
+    with either goes its serial.
     """
 
     timestamp: TimestampField

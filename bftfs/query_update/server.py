@@ -39,6 +39,7 @@ from bftfs.query_update.history import (
     time_of,
 )
 from bftfs.query_update.messages import (
+    NO_SERIAL,
     WITHHELD,
     AttestRequest,
     CatalogueRequest,
@@ -293,7 +294,7 @@ class QueryUpdateServer:
         def as_told(operation: Operation) -> Operation:
             if self._may_know_arguments(view, sender, message, operation):
                 return self._names_told(message, message.object, operation)
-            return replace(operation, arguments=WITHHELD)
+            return _untold(operation, WITHHELD)
 
         page = versions_page(view, replica, message, as_told)
         if page is None:  # nor does a server that is behind know who may read
@@ -318,7 +319,7 @@ class QueryUpdateServer:
             return operation
         arguments = self.types.decode_arguments(method, operation.arguments)
         told = replace(arguments, **dict.fromkeys(foreign, WITHHELD))
-        return replace(operation, arguments=encode_record(told))
+        return _untold(operation, encode_record(told))
 
     def _guarded(
         self,
@@ -463,6 +464,15 @@ def _require_grant(sender: Sender, claim: UserClaimed, *, writes: bool = False) 
     refusal = overstepped(sender, claim, writes=writes)
     if refusal is not None:
         raise Refuse(refusal.code, refusal.reason)
+
+
+def _untold(operation: Operation, arguments: bytes) -> Operation:
+    """`operation` with these arguments, of which something is left out.
+
+    Its serial is left out as well: nobody can guess that. With it, whoever guesses all the rest
+    could see that he is right, by the digest in the timestamp.
+    """
+    return replace(operation, arguments=arguments, serial=NO_SERIAL)
 
 
 def _is_author(sender: Sender, timestamp: LogicalTimestamp) -> bool:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
+from itertools import combinations
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -17,15 +20,24 @@ import pytest
 from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import Grant
+from bftfs.crypto.digest import operation_digest
 from bftfs.filesystem import inode
 from bftfs.filesystem.attributes import Changes
-from bftfs.filesystem.directory import Listing
+from bftfs.filesystem.directory import Creation, Listing
 from bftfs.filesystem.file_history import Change, History
 from bftfs.filesystem.inode import ExtendedSetting
 from bftfs.filesystem.registry import READ_DIRECTORY, SET_EXTENDED
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update import server
-from bftfs.query_update.history import LogicalTimestamp
+from bftfs.query_update.history import (
+    Conditioned,
+    ConditionedKind,
+    Known,
+    LogicalTimestamp,
+    ObjectHistorySet,
+    assemble,
+    time_of,
+)
 from bftfs.query_update.messages import (
     DeduceReply,
     DeduceRequest,
@@ -44,6 +56,7 @@ from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.restoration.telling import said
+from bftfs.wire.codec import encode
 from tests.seams.world import (
     ROOT,
     STRANGER,
@@ -353,6 +366,59 @@ def test_must_fail_where_what_is_withheld_goes_by_the_directories(
     monkeypatch.setattr(QueryUpdateServer, "_versions", note)
     monkeypatch.setattr(QueryUpdateServer, "_names_told", names_told)
     assert len(told_while_one_is_behind()) == 2
+
+
+def guessed(house: House, guesses: Iterable[bytes]) -> bytes | None:
+    """Which guess at the name of a file that root makes now is right, as the spy can see.
+
+    He knows the directory's replica histories, for which anybody may ask, and what the history of
+    the file tells of the operation. The timestamp has the digest of all that and of the name.
+    """
+    replies = house.spy.ask_all(Query((house.directory,), "", b"", *STRANGER, NodeId(0)))
+    before = {node: each for node, each in replies.items() if isinstance(each, QueryReply)}
+
+    async def make() -> ObjectId:
+        files, kind = house.root.files, stat.S_IFREG | 0o644
+        found, file = await files.create(
+            house.directory, b"layoffs", kind, SUPERUSER, flags=os.O_WRONLY
+        )
+        await files.release(file)
+        return found.identifier
+
+    name = house.root.run(make())
+    page = max(pages(house.spy, name), key=len)
+    (version,) = msgspec.msgpack.decode(page, type=tuple[PastVersion, ...])
+    assert version.operation is not None
+    arguments = msgspec.msgpack.decode(version.operation.arguments, type=Creation)
+    for guess in guesses:
+        whole = encode_record(msgspec.structs.replace(arguments, name=guess))
+        operation = msgspec.structs.replace(version.operation, arguments=whole)
+        for count in range(len(before) + 1):
+            for nodes in combinations(before, count):
+                heard = {node: Known(before[node].histories[0], b"") for node in nodes}
+                sets = [assemble(house.directory, heard)[0], ObjectHistorySet(name)]
+                sets.sort(key=attrgetter("object"))
+                at_us = time_of(version.timestamp)
+                conditioned = Conditioned(ConditionedKind.METHOD, operation, at_us, tuple(sets))
+                if version.timestamp.endswith(operation_digest(encode(conditioned))):
+                    return guess
+    return None
+
+
+GUESSES = b"party", b"layoffs", b"raises"
+
+
+def test_nobody_sees_that_he_has_guessed_a_name() -> None:
+    assert guessed(House(), GUESSES) is None
+
+
+def test_must_fail_where_what_nobody_can_guess_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        server,
+        "_untold",
+        lambda operation, arguments: msgspec.structs.replace(operation, arguments=arguments),
+    )
+    assert guessed(House(), GUESSES) == b"layoffs"
 
 
 def lines(house: House, name: ObjectId) -> list[str]:

@@ -206,7 +206,10 @@ def _check_versions(identifier: ObjectId, listing: ListedVersions, taken: Establ
 
 
 def _without_names(identifier: ObjectId, operation: Operation, arguments: Any) -> Operation:
-    """An operation as an object's history tells it others: without the names in other objects."""
+    """An operation as an object's history tells it others: without the names in other objects.
+
+    And then without what nobody can guess, so that nobody can try names.
+    """
     sides = (("name", 0), ("target_name", 1))  # in which of its objects each argument is a name
     foreign = {
         field: b""
@@ -218,7 +221,7 @@ def _without_names(identifier: ObjectId, operation: Operation, arguments: Any) -
     if not foreign:
         return operation
     encoded = encode_record(msgspec.structs.replace(arguments, **foreign))
-    return msgspec.structs.replace(operation, arguments=encoded)
+    return msgspec.structs.replace(operation, arguments=encoded, serial=0)
 
 
 def _name(identifier: ObjectId) -> str:
