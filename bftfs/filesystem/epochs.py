@@ -10,15 +10,23 @@ able to open what they write from now on; everybody else must.
    believes the description for the administrator's signature, and uses all keys that it finds.
 2. Before it seals anything, a client has asked at most `CONFIRMED_US` ago, and n - t nodes have
    answered. So it needs no timer, and a machine that wakes up asks before it writes.
-3. It seals under an epoch that at least t + b + 1 of these nodes have. At least t + 1 of them are
-   correct, and keep it. So whoever asks n - t nodes hears of it from one of them: what was written
-   can be read though t nodes have failed since. Of several it takes that of the description with
-   the highest serial, whatever number the epoch has: who signed that may not have known of the
-   others, and has revoked somebody who has their keys. It never goes back. Once a revocation has
-   reached n - t correct nodes, all those who ask find it at t + b + 1, though b of those that
-   answer lie: n - t - b >= t + b + 1.
-4. A reader that meets an epoch whose key it lacks asks n - t nodes before it fails; at most once a
-   second, since a writer may have named one that does not exist.
+3. It seals under an epoch that at least t + b + 1 of these nodes have, in their latest description
+   or in one that they keep beside it. At least t + 1 of them are correct, and keep it. So whoever
+   asks n - t nodes hears of it from one of them: what was written can be read though t nodes have
+   failed since. Once a revocation has reached n - t correct nodes, all those who ask find it at
+   t + b + 1, though b of those that answer lie: n - t - b >= t + b + 1.
+4. Of several such epochs it takes the one whose key the fewest revoked clients have got, by all
+   signed descriptions that it has read; of these one that none of them lists as an earlier one; and
+   then that with the highest serial. So a later description whose signer did not know of a
+   revocation brings nobody back to a key that the revoked client has, also no mount that begins
+   now: nodes keep the revocation beside it. What has been signed is all that this goes by; so it
+   goes back only where that says that a key is worse than it seemed.
+5. A writer waits for those descriptions only that more than b nodes name, of which one is correct
+   and sends what it names. What fewer name is asked for meanwhile, and counts the next time:
+   otherwise one that lies could keep all writers waiting, by naming what it does not send.
+6. A reader that meets an epoch whose key it lacks asks n - t nodes before it fails, and waits for
+   what any of them names; at most once a second, since a writer may have named one that does not
+   exist.
 
 A client that has the key and hands it on, or seals with an old one on purpose, could hand on the
 contents as well: nobody can stop it, and nodes, which see neither, do not try.
@@ -31,8 +39,9 @@ contents as well: nobody can stop it, and nodes, which see neither, do not try.
 from __future__ import annotations
 
 import errno
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -40,14 +49,14 @@ from bftfs import cluster
 from bftfs.asking.ask import Asking, ask_all
 from bftfs.asking.peers import Peers
 from bftfs.cluster import ClusterDescription
-from bftfs.conversation import Compute, Delivery, Draw, Now, Pause, Send
+from bftfs.conversation import Compute, Delivery, Draw, Event, Now, Pause, Send, Spawn, Wait
 from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher, epoch_named
-from bftfs.crypto.digest import cluster_digest
+from bftfs.crypto.digest import DIGEST_BYTES, Digest, cluster_digest
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import DescriptionReply, DescriptionRequest, EpochReply, EpochRequest
 from bftfs.errors import FileSystemError, PeerFault, UnknownEpoch, UsageError
 from bftfs.filesystem.block_memory import Buffer
-from bftfs.identifiers import FIRST_EPOCH, BlockId, EpochId, NodeId
+from bftfs.identifiers import FIRST_EPOCH, BlockId, ClientId, EpochId, NodeId
 from bftfs.key_epochs import epoch_keys_in
 from bftfs.limits import SECOND_US
 from bftfs.lock import Lock
@@ -55,6 +64,15 @@ from bftfs.lock import Lock
 CONFIRMED_US: Final = 5 * SECOND_US  # how long an answer counts for what is sealed
 SOUGHT_US: Final = SECOND_US  # between two searches for keys that are not known
 _FETCH_PATIENCE_US: Final = 2 * SECOND_US
+_HOLDERS_KEPT: Final = 8  # epochs of which it is remembered who has got their keys
+
+
+@dataclass(slots=True)
+class _Search:
+    """What nodes have named is asked for: how many questions are under way."""
+
+    under_way: int = 0
+    progress: Event = field(default_factory=Event)  # announced when one of them ends
 
 
 class EpochFollower:
@@ -78,14 +96,19 @@ class EpochFollower:
         self._cipher = cipher
         self._peers = peers
         self._patience_total_us = patience_total_us
+        self._b = description.b
         self._enough = description.t + description.b + 1  # nodes that have an epoch in use
         self._lock = Lock()
         self._asked_us: int | None = None  # when nodes were asked last, that have answered
-        self._read = {description.digest}  # descriptions whose keys are known
-        # Of descriptions, by their latest epoch: their serials, and all of their epochs.
+        self._search = _Search()  # for what nodes named then
+        self._read: set[Digest] = set()  # descriptions whose keys are known
+        # The epochs that a description lists, by its digest, and by its latest epoch.
+        self._lists: dict[bytes, frozenset[EpochId]] = {FIRST_EPOCH: frozenset((FIRST_EPOCH,))}
+        # Of descriptions, by their latest epoch: serials, and who has got its key, of the last few.
         self._serials: dict[EpochId, int] = {}
-        self._listed: dict[EpochId, frozenset[EpochId]] = {FIRST_EPOCH: frozenset((FIRST_EPOCH,))}
-        self._serial = -1  # that of the present epoch
+        self._holders: dict[EpochId, frozenset[ClientId]] = {}
+        self._earlier: set[EpochId] = set()  # epochs that were followed by others
+        self._revoked: set[ClientId] = set()
         self._use(description)
 
     async def confirm(self) -> None:
@@ -103,12 +126,15 @@ class EpochFollower:
         began_us = await Now()
         async with self._lock:
             now_us = await Now()
-            if self._cipher.knows(epoch) or began_us < (self._asked_us or 0) <= now_us:
-                return self._cipher.knows(epoch)
-            if self._asked_us is not None and self._is_recent(now_us, SOUGHT_US):
-                await Pause(self._asked_us + SOUGHT_US - now_us)
-            await self._ask()
-            return self._cipher.knows(epoch)
+            was_asked = began_us < (self._asked_us or 0) <= now_us
+            if not (was_asked or self._cipher.knows(epoch)):
+                if self._asked_us is not None and self._is_recent(now_us, SOUGHT_US):
+                    await Pause(self._asked_us + SOUGHT_US - now_us)
+                await self._ask()
+            search = self._search
+        while search.under_way and not self._cipher.knows(epoch):
+            await Wait(search.progress)
+        return self._cipher.knows(epoch)
 
     def _is_recent(self, now_us: int, for_us: int) -> bool:
         return self._asked_us is not None and 0 <= now_us - self._asked_us < for_us
@@ -116,16 +142,23 @@ class EpochFollower:
     # -----------------------------------------------------------------------------------------
 
     async def _ask(self) -> None:
-        """Ask n - t nodes, take the keys that they offer, and change to the latest epoch."""
+        """Ask n - t nodes, take the keys that they offer, and change to the best epoch."""
         now_us = await Now()
         claims = await self._claims(now_us)
+        naming: defaultdict[bytes, list[NodeId]] = defaultdict(list)
         for node, told in claims.items():
-            if told.epoch not in self._listed:
-                await self._fetch(node, b"")
-            for digest in told.others:
-                if digest not in self._read:
-                    await self._fetch(node, digest)
-        self._choose(EpochId(told.epoch) for told in claims.values())
+            for name in dict.fromkeys((told.epoch, *told.others)):
+                if name not in self._lists:
+                    naming[name].append(node)
+        search = self._search = _Search()
+        for name, nodes in naming.items():
+            for node in nodes[: self._b + 1]:
+                search.under_way += 1
+                await Spawn(partial(self._fetch, node, name, search))
+        awaited = {name for name, nodes in naming.items() if len(nodes) > self._b}
+        while search.under_way and not awaited <= self._lists.keys():
+            await Wait(search.progress)
+        self._choose(claims.values())
         self._asked_us = now_us
 
     async def _claims(self, now_us: int) -> dict[NodeId, EpochReply]:
@@ -155,17 +188,22 @@ class EpochFollower:
         await asking.collect(take)
         return claims
 
-    async def _fetch(self, node: NodeId, digest: bytes) -> None:
-        """Ask a node for its latest description, or one that it keeps beside it."""
+    async def _fetch(self, node: NodeId, name: bytes, search: _Search) -> None:
+        """Ask a node for the description that it has named, by its digest or its latest epoch."""
 
         def judge(delivery: Delivery, _now_us: int) -> DescriptionReply | None:
             return delivery.message if isinstance(delivery.message, DescriptionReply) else None
 
-        answers = await ask_all(
-            self._peers, {node: DescriptionRequest(digest)}, judge, patience_us=_FETCH_PATIENCE_US
-        )
-        for reply in answers.values():
-            await self._take(reply, source=f"node {node}'s description")
+        try:
+            request = DescriptionRequest(name if len(name) == DIGEST_BYTES else b"")
+            answers = await ask_all(
+                self._peers, {node: request}, judge, patience_us=_FETCH_PATIENCE_US
+            )
+            for reply in answers.values():
+                await self._take(reply, source=f"node {node}'s description")
+        finally:
+            search.under_way -= 1
+            search.progress.announce()
 
     async def _take(self, reply: DescriptionReply, *, source: str) -> None:
         """Use what a node has sent, if the administrator has signed it for this cluster.
@@ -184,37 +222,47 @@ class EpochFollower:
         try:
             found = (await Compute(verify)).description
             if found.cluster_id == self._description.cluster_id:
-                self._read.add(found.digest)
                 self._use(found)
         except (UsageError, PeerFault):
             return  # the node lies, or somebody has spoilt the description before it was signed
 
     def _use(self, described: ClusterDescription) -> None:
-        """Learn the keys in a signed description."""
-        keys = epoch_keys_in(described, self._identity)
-        for epoch, key in keys.items():
+        """Learn the keys in a signed description, and what it says of epochs and clients."""
+        latest = described.epoch
+        listed = frozenset((FIRST_EPOCH, *(each.epoch for each in described.epochs)))
+        self._read.add(described.digest)
+        self._lists[described.digest] = self._lists[latest] = listed
+        self._earlier |= listed - {latest}
+        self._revoked |= {each.client for each in described.past_clients}
+        for epoch, key in epoch_keys_in(described, self._identity).items():
             self._cipher.learn(epoch, key)
-        if keys:
-            latest = described.epoch
-            serial = max(described.serial, self._serials.get(latest, described.serial))
-            self._serials[latest] = serial
-            self._listed[latest] = frozenset(keys)
+        if described.epochs:
+            held = {each.client for each in described.clients if each.epoch_key}
+            self._holders[latest] = self._holders.get(latest, frozenset()) | held
+            self._serials[latest] = max(described.serial, self._serials.get(latest, 0))
+            if len(self._holders) > _HOLDERS_KEPT:
+                del self._holders[min(self._holders, key=self._serials.__getitem__)]
 
-    def _choose(self, claims: Iterable[EpochId]) -> None:
-        """Go on to the epoch of the latest description that has come to enough nodes.
-
-        `claims` has the latest epoch of each node's description.
-        """
-        listed = [self._listed[each] for each in claims if each in self._listed]
-        shared = [
-            (serial, count, epoch)
-            for epoch, serial in self._serials.items()
-            if (count := sum(epoch in each for each in listed)) >= self._enough
+    def _choose(self, claims: Iterable[EpochReply]) -> None:
+        """Go on to the best epoch that enough nodes have, unless the present one is better."""
+        nothing: frozenset[EpochId] = frozenset()
+        had = [
+            nothing.union(*(self._lists.get(name, nothing) for name in (told.epoch, *told.others)))
+            for told in claims
         ]
-        serial, _, epoch = max(shared, default=(self._serial, 0, self._cipher.present))
-        if serial > self._serial:
-            self._serial = serial
-            self._cipher.present = epoch
+        present = self._cipher.present
+        shared = (
+            epoch
+            for epoch in self._serials
+            if self._cipher.knows(epoch) and sum(epoch in each for each in had) >= self._enough
+        )
+        self._cipher.present = max((present, *shared), key=self._rank)
+
+    def _rank(self, epoch: EpochId) -> tuple[int, bool, int, EpochId]:
+        """What is better to seal under is greater. Of two epochs one always is."""
+        holders = self._holders.get(epoch, self._revoked)  # of one that is long past: all of them
+        serial = self._serials.get(epoch, -1)
+        return -len(holders & self._revoked), epoch not in self._earlier, serial, epoch
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,13 @@ from bftfs.crypto.cipher import BlockCipher, epoch_named
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import DescriptionReply, DescriptionRequest, EpochReply, EpochRequest
 from bftfs.errors import FileSystemError, InvalidAuthenticator, PeerFault
+from bftfs.filesystem import epochs
 from bftfs.filesystem.epochs import CONFIRMED_US, SOUGHT_US, EpochFollower
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.identifiers import FIRST_EPOCH, EpochId, ObjectId
 from bftfs.key_epochs import epoch_keys_in, with_keys_for_all, with_new_epoch
+from bftfs.limits import OTHER_DESCRIPTIONS
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.read_write.placement import fragment_index
 from bftfs.server.step import Ready
@@ -340,7 +342,9 @@ def told_to_a_liar(realm: Realm) -> tuple[ObjectId, Keeper]:
     realm.latest = realm.begun(realm.latest)
     realm.tell(realm.latest, [0])
     realm.world.run_for(CONFIRMED_US)
-    identifier = realm.root.make("file", AFTER)
+    identifier = realm.root.make("file", BEFORE)
+    realm.world.run_for(CONFIRMED_US)  # what few nodes name counts the next time
+    realm.root.put(identifier, AFTER)
     realm.world.nodes[0].crash(down_us=None)
     return identifier, realm.user("alice", realm.first)
 
@@ -360,6 +364,64 @@ def test_must_fail_where_one_node_is_enough(realm: Realm) -> None:
     identifier, alice = told_to_a_liar(realm)
     with pytest.raises(FileSystemError, match="unknown here"):
         alice.read(identifier)
+
+
+def naming_what_it_does_not_send(realm: Realm, node: int = 0) -> None:
+    """A node names an epoch and descriptions, others each time, and sends none of them."""
+    numbers = count(1)
+
+    def step(_view: Any, _sender: Any, message: Any, *_: Any) -> Ready:
+        if type(message) is DescriptionRequest:
+            return Ready(None)
+        others = tuple(next(numbers).to_bytes(32, "big") for _ in range(OTHER_DESCRIPTIONS))
+        return Ready(EpochReply(EpochId(next(numbers).to_bytes(16, "big")), others))
+
+    realm.answer(node, step)
+
+
+def writers_wait(realm: Realm) -> int:
+    """How long, in microseconds, while a node names what it does not send."""
+    naming_what_it_does_not_send(realm)
+    realm.world.run_for(CONFIRMED_US)
+    began_us = realm.world.now_us
+    realm.root.put(realm.root.make("file", BEFORE), AFTER)
+    return realm.world.now_us - began_us
+
+
+def test_no_writer_waits_for_what_a_liar_names(realm: Realm) -> None:
+    assert writers_wait(realm) < SECOND_US
+
+
+def test_must_fail_where_one_node_is_waited_for(realm: Realm) -> None:
+    realm.root.follower._b = 0
+    assert writers_wait(realm) > 2 * SECOND_US
+
+
+def read_what_one_node_knows(realm: Realm) -> str:
+    """What was sealed in an epoch that one node knows that answers; another one is as above."""
+    realm.latest = realm.begun(realm.latest)
+    realm.tell(realm.latest, [1])
+    for epoch, key in epoch_keys_in(realm.latest, identity("root")).items():
+        realm.root.cipher.learn(epoch, key)
+    realm.root.cipher.present = realm.latest.epoch
+    identifier = realm.root.make("file", AFTER)
+    assert epoch_named(realm.sealed(identifier)) == realm.latest.epoch
+    naming_what_it_does_not_send(realm)
+    realm.world.nodes[5].crash(down_us=None)
+    return realm.user("alice", realm.first).read(identifier)
+
+
+def test_a_reader_waits_for_what_one_node_names(realm: Realm) -> None:
+    assert read_what_one_node_knows(realm) == AFTER
+
+
+def test_must_fail_where_readers_do_not_wait(realm: Realm, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Over(epochs._Search):
+        under_way: Any = property(lambda _: 0, lambda *_: None)
+
+    monkeypatch.setattr(epochs, "_Search", Over)
+    with pytest.raises(FileSystemError, match="unknown here"):
+        read_what_one_node_knows(realm)
 
 
 # --- two administrators at once ----------------------------------------------------------------
@@ -417,6 +479,75 @@ def test_must_fail_where_nodes_forget_them(realm: Realm, monkeypatch: pytest.Mon
     _, identifier, alice = overtaken(realm)
     with pytest.raises(FileSystemError, match="unknown here"):
         alice.read(identifier)
+
+
+def ignorant(realm: Realm, begins: int) -> tuple[ClusterDescription, ClusterDescription]:
+    """All nodes hear of a revocation, and then of a later description that does not know of it.
+
+    On another machine somebody has added clients, and has begun so many epochs.
+    """
+    realm.latest = before = realm.begun(realm.latest)
+    realm.tell(before)
+    knowing = realm.revoke()
+    later = before
+    for number in range(3):
+        later = later.with_client(ClientEntry(f"new-{number}", identity(f"n{number}").public_key))
+    later = with_keys_for_all(later, realm.made.administrator, draw=realm.draw)
+    for _ in range(begins):
+        later = realm.begun(later)
+    realm.tell(later)
+    assert all(membership.latest == later for membership in realm.memberships)
+    realm.world.run_for(CONFIRMED_US)
+    return knowing, later
+
+
+def read_by_the_thief(realm: Realm, begins: int) -> list[str | None]:
+    """What the thief reads of what mounts write that begin with any of the descriptions."""
+    knowing, later = ignorant(realm, begins)
+    mounts = [realm.root, *(realm.user("alice", each) for each in (realm.first, knowing, later))]
+    files = [each.make(f"file {number}", AFTER) for number, each in enumerate(mounts)]
+    assert [each.read(file) for each in mounts for file in files] == [AFTER] * 16
+    realm.latest = later  # of which the thief has come by a copy, too
+    return [realm.stolen(file) for file in files]
+
+
+@pytest.mark.parametrize("begins", [0, 1, 2])
+def test_who_did_not_know_of_a_revocation_takes_nobody_back(realm: Realm, begins: int) -> None:
+    assert read_by_the_thief(realm, begins) == [None] * 4
+
+
+def by_serials_alone(self: EpochFollower, epoch: EpochId) -> Any:
+    """In place of `EpochFollower._rank`: the latest description counts, whatever it knows of."""
+    return self._serials.get(epoch, -1), epoch
+
+
+@pytest.mark.parametrize("begins", [0, 1])
+def test_must_fail_where_the_latest_description_has_the_epoch(
+    realm: Realm, begins: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EpochFollower, "_rank", by_serials_alone)
+    assert AFTER in read_by_the_thief(realm, begins)
+
+
+def begun_for_nothing(realm: Realm) -> bool:
+    """Whether a mount seals with the key of before though a new epoch was begun, as nodes know."""
+    before = realm.begun(realm.first)
+    begun = realm.begun(before)
+    for each in (before, begun, replace(before, serial=begun.serial + 1)):
+        realm.tell(each)
+    identifier = realm.user("alice", realm.first).make("file", AFTER)
+    return epoch_named(realm.sealed(identifier)) != begun.epoch
+
+
+def test_a_new_epoch_stays_new_whatever_a_later_description_knows(realm: Realm) -> None:
+    assert not begun_for_nothing(realm)
+
+
+def test_must_fail_where_an_earlier_epoch_comes_back(
+    realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EpochFollower, "_rank", by_serials_alone)
+    assert begun_for_nothing(realm)
 
 
 # --- writers that name what does not exist -----------------------------------------------------
