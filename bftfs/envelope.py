@@ -6,7 +6,9 @@ joins them. Tags: Q/U requests 0x10, replies 0x20; PASIS requests 0x30, replies 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 from msgspec import Meta
 
@@ -232,3 +234,23 @@ Reply: TypeAlias = (
 
 REQUESTS: Decoder[Request] = Decoder(Request)
 REPLIES: Decoder[Reply] = Decoder(Reply)
+
+
+def _all_of_histories(reply: Any) -> bytes:
+    return b"".join(reply.histories)
+
+
+# The parts of replies that may be large. All others of a reply take less than 512 KiB together.
+_LARGE: Final = ("answer", "conditioned", "encoded", "history", "metrics", "page")
+_PARTS: Final[dict[type, tuple[Callable[[Any], bytes | str], ...]]] = {
+    reply: (
+        *(attrgetter(part) for part in _LARGE if part in reply.__struct_fields__),
+        *([_all_of_histories] if "histories" in reply.__struct_fields__ else []),
+    )
+    for reply in get_args(Reply)
+}
+
+
+def bulk_of(reply: Any) -> int:
+    """How many bytes the large parts of a reply have, before it is encoded."""
+    return sum([len(part(reply)) for part in _PARTS.get(type(reply), ())])

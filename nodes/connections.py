@@ -157,7 +157,7 @@ class Turn:
         """Requires: turns have different numbers."""
         self._number = number
         self._last_us = now_us  # when the last request had been stepped
-        self.volume = 0  # bytes of the bodies of requests and replies
+        self.volume = 0  # bytes of requests and replies: bodies, and large parts of replies
         self.is_shared = principals > 1  # otherwise time does not count
         self.is_ordered = False  # True if it matters for later turns who is served how much
         self._share_us = TIME_PER_TURN_US // max(principals, 1)

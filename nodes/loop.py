@@ -39,6 +39,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from bftfs.asking.refusal import Refused
+from bftfs.envelope import bulk_of
 from bftfs.errors import PeerFault
 from bftfs.limits import MIB, SECOND_US
 from bftfs.runtime import clock, supervisor
@@ -50,7 +51,7 @@ from nodes.metrics import LoopTally
 from nodes.store import Batch, Store
 from nodes.store_directory import StepAgain, StoreFull
 
-BATCH_BYTES = 8 * MIB  # bodies of requests and replies in one batch
+BATCH_BYTES = 8 * MIB  # of requests and replies in one batch: bodies, and large parts of replies
 
 _ASK_AGAIN = Refused(errno.EAGAIN, "the node could not store the rows that its peers supplied")
 
@@ -166,7 +167,7 @@ class Batches:
             arrivals.append(request)
             volume = len(body)
             if handle(batch, request, now_us):
-                size = len(outbox[-1].body)
+                size = len(outbox[-1].body) + bulk_of(outbox[-1].message)
                 volume += size
                 promised += size
                 if not batch.writes:

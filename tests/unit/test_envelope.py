@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
-from bftfs.envelope import Reply, Request
+from msgspec import inspect
+
+from bftfs import envelope
+from bftfs.envelope import DescriptionReply, EpochReply, Reply, Request, bulk_of
+from bftfs.identifiers import FIRST_EPOCH
+from bftfs.limits import KIB
+from bftfs.query_update.messages import Status, UpdateReply
 
 TAGS = {
     "Query": 0x10,
@@ -68,3 +74,35 @@ TAGS = {
 def test_tags_never_change() -> None:
     kinds = get_args(Request | Reply)
     assert {kind.__name__: kind.__struct_config__.tag for kind in kinds} == TAGS
+
+
+def most(kind: Any) -> int:
+    """How many bytes a value of this type has at most; a tuple without a limit counts as one."""
+    match kind:
+        case inspect.BytesType() | inspect.StrType():
+            assert kind.max_length is not None
+            return kind.max_length
+        case inspect.VarTupleType():
+            return (kind.max_length or 1) * most(kind.item_type)
+        case inspect.StructType():
+            return sum(most(field.type) for field in kind.fields)
+        case inspect.UnionType():
+            return max(map(most, kind.types))
+        case inspect.DictType():
+            return (kind.max_length or 1) * (most(kind.key_type) + most(kind.value_type))
+        case _:
+            return 8
+
+
+def test_what_is_large_in_replies_is_counted() -> None:
+    counted = (*envelope._LARGE, "histories")
+    for each in get_args(Reply):
+        fields = {field.name: field.type for field in inspect.type_info(each).fields}
+        rest = {name: most(kind) for name, kind in fields.items() if name not in counted}
+        assert sum(rest.values()) < 512 * KIB, each
+
+
+def test_a_reply_counts_as_what_it_has() -> None:
+    assert bulk_of(DescriptionReply(b"12345", b"67")) == 5
+    assert bulk_of(UpdateReply(Status.SUCCESS, (b"12", b"3"), (), (), answer=b"4567")) == 7
+    assert bulk_of(EpochReply(FIRST_EPOCH)) == 0

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from bftfs.envelope import DescriptionReply
+from bftfs.limits import MIB
 from bftfs.runtime import clock
 from bftfs.server.dispatcher import Incoming, Outgoing
+from nodes import loop
 from nodes.connections import (
     BYTES_PER_US,
     REQUESTS_PER_TURN,
@@ -63,6 +66,7 @@ class _Served:
         self.now_us = 0
         monkeypatch.setattr(clock, "monotonic_us", lambda: self.now_us)
         self.log: list[Any] = []
+        self.reply: Any = None
         outbox: list[Outgoing] = []
         self.connections: Any = SimpleNamespace(backlogged=[])
         self.dispatcher: Any = SimpleNamespace(outbox=outbox, handle=self._handle)
@@ -80,7 +84,7 @@ class _Served:
     def _handle(self, _batch: Any, request: Incoming, _now_us: int) -> bool:
         self.now_us += request.message
         self.log.append(request.origin)
-        self.dispatcher.outbox.append(Outgoing(request.origin, 0, None, b""))
+        self.dispatcher.outbox.append(Outgoing(request.origin, 0, self.reply, b""))
         return True
 
     def connection(
@@ -184,6 +188,26 @@ def test_must_fail_where_connections_take_turns(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Turns, "begin", unordered)
     flood, victim, _ = shares_of(monkeypatch, 40)
     assert flood > 10 * victim
+
+
+def replies_of_a_turn(monkeypatch: pytest.MonkeyPatch, connections: int) -> int:
+    """How many answers of 3 MiB a turn has for connections of one principal, which is alone."""
+    served = _Served(monkeypatch)
+    served.reply = DescriptionReply(bytes(3 * MIB), b"")
+    account = Account()
+    for _ in range(connections):
+        served.connection(account, REQUESTS_PER_TURN)
+    return sum(served.turn().values())
+
+
+def test_large_answers_fill_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert replies_of_a_turn(monkeypatch, 1) == 1, "the peer has to take one before the next"
+    assert replies_of_a_turn(monkeypatch, 16) == 3
+
+
+def test_must_fail_where_bodies_alone_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "bulk_of", lambda _: 0)
+    assert replies_of_a_turn(monkeypatch, 16) == REQUESTS_PER_TURN
 
 
 def test_who_was_away_has_saved_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
