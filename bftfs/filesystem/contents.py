@@ -60,6 +60,7 @@ APPENDED_BLOCKS: Final = 64  # …and with appended bytes: these may have to be 
 IMAGES_BYTES: Final = 2 * limits.MIB  # of a file's uncovered blocks, to be merged again if need be
 PAGES_OF_NAMES: Final = 64  # of one file
 NAMES_OF_CLOSED: Final = 32  # of a file that nobody has open, of which there may be thousands
+UNPLACED: Final = -1  # no size: what was appended is to be put elsewhere, or may be
 
 Failure = FileSystemError | OperationFailed
 
@@ -414,16 +415,18 @@ class Contents:
     def covered(self, cover: Cover, size: int, kept: Iterable[int]) -> None:
         """A cover took effect, and left the size; `kept` are to be written and covered again."""
         for number in cover.names.keys() - set(kept):
-            block = self.uncovered.get(number)
-            if block is not None and block.name == cover.names[number]:
-                del self.uncovered[number]
-            elif block is not None:  # it was written again since, on this version
-                base = None if block.pushed.base is None else base_of(cover.names[number])
-                self.uncovered[number] = block._replace(pushed=block.pushed._replace(base=base))
+            del self.uncovered[number]
         if cover.arguments.appended_to is not None:
             self.appends = without(self.appends, ((0, cover.arguments.end),))
             self.appended_to = size
         self.pushed_end = self._pushed_end()
+
+    def covered_before_others(self, cover: Cover) -> None:
+        """Others have changed the file since that cover: they may have cut off what it covered."""
+        for number in cover.names:
+            self._cache.drop(self.identifier, number)
+        self.is_kernel_current = False
+        self.appended_to = UNPLACED
 
     def fold(self, changes: Changes, after: Attributes) -> None:
         """Leave `changes`, which lead to the attributes `after`, to the next cover.

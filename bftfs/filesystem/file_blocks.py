@@ -319,8 +319,8 @@ class BlockWriter:
        ever written. A cut inside a block writes the shortened block under it first.
     4. A block that is merged on another version is covered on that version alone, and bytes are
        appended at the file's end alone: the update names both, and is refused if they are not the
-       latest. Then rule 2 applies. One whose fate is unknown is repeated as it was, before any
-       other: it takes effect once.
+       latest. Then rule 2 applies. One whose fate is unknown is repeated as it was, before
+       anything else is written: it takes effect once.
     5. A block that cannot be written is dirty again, beneath newer writes. Bytes that are dirty, or
        on their way, are bounded.
 
@@ -393,9 +393,9 @@ class BlockWriter:
 
         Ensures: what was dirty at the beginning is uncovered at the end, up to `push_stop`.
         """
-        if contents.cover is None:
-            await self._place_appends(contents)
         numbers = frozenset(numbers)
+        await self._settle(contents)
+        await self._place_appends(contents)
         try:
             await self._push(contents, numbers)
         except AdmissionRefused as refused:
@@ -667,11 +667,25 @@ class BlockWriter:
         if contents.is_unsaved:
             raise FileSystemError(errno.EAGAIN, "other mounts keep changing the file")
 
+    async def _settle(self, contents: Contents) -> None:
+        """Repeat an update whose fate is unknown as it was, until that is known.
+
+        Before anything else is written: what it has covered is not to be written again, since
+        other mounts may have cut it off or overwritten it.
+        """
+        for _ in range(ATTEMPTS):
+            if contents.cover is None:
+                return
+            await self._attempt(contents, contents.cover)
+        raise FileSystemError(errno.EAGAIN, "other mounts keep changing the file")
+
     async def _cover(self, contents: Contents) -> _Covered:
-        """One attempt. One whose fate is unknown is repeated as it was before anything else."""
-        is_repeated = contents.cover is not None
-        cover = contents.cover or await self._next_cover(contents)
-        contents.cover = cover
+        """Settle what is unsettled, and make one attempt to cover the rest."""
+        contents.cover = cover = await self._next_cover(contents)
+        return await self._attempt(contents, cover)
+
+    async def _attempt(self, contents: Contents, cover: Cover) -> _Covered:
+        """One attempt at an update that covers blocks."""
         arguments, who = cover.arguments, cover.who
         try:
             answer = await self._update(
@@ -698,12 +712,11 @@ class BlockWriter:
                 raise
             return _Covered.NOT_ALL
         contents.cover = None
-        covered = self._covered(contents, cover, answer)
-        # What was written since the first attempt is to be covered, too.
-        return _Covered.NOT_ALL if is_repeated and covered is _Covered.ALL else covered
+        return self._covered(contents, cover, answer)
 
     async def _next_cover(self, contents: Contents) -> Cover:
         """An update that covers what nodes hold, and all that was appended until now."""
+        await self._settle(contents)
         await self._renew(contents)
         await self._place_appends(contents)
         contents.push_stop = contents.end  # what is appended at once is covered at once
@@ -756,14 +769,13 @@ class BlockWriter:
 
     def _covered(self, contents: Contents, cover: Cover, answer: inode.ContentsChanged) -> _Covered:
         """Take note of a cover that took effect."""
-        contents.must_ask(number for number in answer.behind if number in contents.uncovered)
-        overtaken = set(contents.overtaken())  # by another mount's change, of which it has told
-        for number in cover.names:
-            # What was merged on the version that the update found comes after it.
-            block = contents.uncovered.get(number)
-            if block is not None and block.pushed.base is not None and number not in answer.behind:
-                overtaken.discard(number)
+        contents.must_ask(answer.behind)
+        # What it has named comes after all that it has found, and before all that came since.
+        named = cover.names.keys() - set(answer.behind)
+        overtaken = set(contents.overtaken()) - named
         contents.covered(cover, answer.attributes.size, overtaken)
+        if contents.version != answer.attributes.contents:
+            contents.covered_before_others(cover)
         if overtaken or not cover.is_last:
             return _Covered.NOT_ALL
         if contents.sharing is Sharing.OVERTAKEN:

@@ -13,14 +13,14 @@ import pytest
 
 from bftfs.errors import QuorumUnavailable
 from bftfs.filesystem import file_blocks
-from bftfs.filesystem.contents import OpenFile
+from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import WRITE
 from bftfs.query_update.messages import Update, UpdateReply
 from bftfs.simulation.network import Kind
 from bftfs.simulation.world import SECOND_US
-from tests.seams.world import SUPERUSER, TYPES, User, World
+from tests.seams.world import BLOCK_BYTES, SUPERUSER, TYPES, User, World
 
 PATIENCE_US = 20 * SECOND_US  # of a soft mount
 
@@ -37,8 +37,8 @@ class Scene:
         self.mount, self.file = self.opened(self.user)
         self.second, self.theirs = self.opened(self.other)
 
-    def opened(self, user: User) -> tuple[FileSystem, OpenFile]:
-        mount = user.filesystem(Options(access_times=False))
+    def opened(self, user: User, mount: FileSystem | None = None) -> tuple[FileSystem, OpenFile]:
+        mount = mount or user.filesystem(Options(access_times=False))
         return mount, user.run(mount.open(self.identifier, os.O_RDWR, SUPERUSER))
 
     def append(self, mount: FileSystem, file: OpenFile, content: bytes) -> None:
@@ -107,15 +107,57 @@ def doubtful(arrives: bool, meanwhile: bool, is_released: bool, ends: str) -> in
     return seen.count("<mine>")
 
 
-def test_must_fail_a_mount_that_forgets_its_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = file_blocks.BlockWriter._cover
+def forget(_writer: Any, contents: Contents) -> Any:
+    """In place of `BlockWriter._settle`."""
 
-    async def cover(writer: Any, contents: Any) -> Any:
+    async def settled() -> None:
         contents.cover = None
-        return await original(writer, contents)
 
-    monkeypatch.setattr(file_blocks.BlockWriter, "_cover", cover)
+    return settled()
+
+
+def test_must_fail_a_mount_that_forgets_its_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_blocks.BlockWriter, "_settle", forget)
     assert doubtful(True, True, True, "times out") == 2
+
+
+WRITTEN = {"line": (None, b"<mine>"), "bytes": (0, b"MINE"), "block": (0, b"M" * BLOCK_BYTES)}
+
+
+@pytest.mark.parametrize("what", WRITTEN)
+@pytest.mark.parametrize("looks", [True, False])
+def test_what_was_covered_and_cut_off_since_does_not_come_back(what: str, looks: bool) -> None:
+    assert replaced(what, looks) == "other mount's<more>"
+
+
+def replaced(what: str, looks: bool) -> str:
+    """What there is after another mount has replaced what was covered without an answer."""
+    scene = Scene()
+    offset, content = WRITTEN[what]
+    scene.mount.write(scene.file, offset, content, now_ns=scene.world.now_us * 1_000)
+    scene.lose(Update, arrives=True)
+    with pytest.raises(QuorumUnavailable):
+        scene.user.run(scene.mount.flush(scene.file))
+    scene.other.run(scene.second.truncate(scene.identifier, 0, SUPERUSER))
+    scene.append(scene.second, scene.theirs, b"other mount's")
+    scene.other.run(scene.second.flush(scene.theirs))
+    scene.world.ways.flow()
+    if looks:  # a program of the first mount, which hears of the change by that
+        _, file = scene.opened(scene.user, scene.mount)
+        scene.user.run(scene.mount.read(file, 0, 100))
+    scene.append(scene.mount, scene.file, b"<more>")
+    scene.user.run(scene.mount.flush(scene.file))
+    return scene.seen()
+
+
+def test_must_fail_who_writes_again_what_was_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_blocks.BlockWriter, "_settle", forget)
+    assert "<mine>" in replaced("line", looks=False)
+
+
+def test_must_fail_who_goes_on_showing_what_was_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Contents, "covered_before_others", lambda *_: None)
+    assert "other" not in replaced("line", looks=True)
 
 
 # --- turns ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from bftfs import limits
 from bftfs.conversation import Pause
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import registry
-from bftfs.filesystem.contents import OpenFile
+from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.operations import FileSystem
 from bftfs.identifiers import ObjectId
 from tests.simulation.mutants import ignore_bases
@@ -236,6 +236,42 @@ def test_what_is_appended_during_a_flush_is_covered_as_a_whole(world: World, ste
     world.run(one.flush(mine))
     rest = b"" if closed.endswith(long) else long
     assert seen(world, identifier) == closed + b"<other>" + rest
+
+
+def interrupted(world: World, one: FileSystem, other: FileSystem) -> bytes:
+    """What there is after a cover whose answer was late, and a look at the file meanwhile."""
+    identifier = made(world, one, b"0123456789")
+    mine, theirs = opened(world, one, identifier), opened(world, other, identifier)
+    put(world, one, mine, 0, b"mine")
+    world.objects.calls.clear()
+    latencies = [1, 100]
+    world.objects.latency = lambda: latencies.pop(0) if latencies else 0
+    flushed = world.host.start(one.flush(mine))
+    while latencies:
+        world.host.step()
+    assert not flushed  # the cover has taken effect
+    world.run(other.truncate(identifier, 0, ALICE))
+    put(world, other, theirs, None, b"other mount's")
+    world.run(other.flush(theirs))
+    reader = opened(world, one, identifier)
+    world.run(one.read(reader, 0, 100))
+    world.host.settle()
+    assert flushed == [None]
+    put(world, one, mine, None, b"<more>")
+    world.run(one.flush(mine))
+    return seen(world, identifier)
+
+
+def test_a_block_that_others_have_replaced_is_not_shown_any_more(world: World) -> None:
+    """Who covers it hears of the change before the answer, and is read by a program meanwhile."""
+    assert interrupted(world, world.mount(), world.mount()) == b"other mount's<more>"
+
+
+def test_must_fail_who_goes_on_showing_a_block_that_others_have_replaced(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Contents, "covered_before_others", lambda *_: None)
+    assert b"other" not in interrupted(world, world.mount(), world.mount())
 
 
 def test_a_new_incarnation_has_what_the_inode_names(world: World) -> None:
