@@ -46,15 +46,9 @@ from bftfs.query_update.history import (
     parse_history,
     time_of,
 )
+from bftfs.query_update.holes import Holes
 from bftfs.query_update.messages import Verdict
-from bftfs.query_update.object_type import (
-    BEYOND_SEQUENCE,
-    FIRST_SERIAL,
-    SEQUENCE,
-    is_in_sequence,
-    serial_at,
-    serial_key,
-)
+from bftfs.query_update.object_type import serial_key
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, Value, encode
 
@@ -210,7 +204,17 @@ class Reach(Enum):
 class Workspace:
     """The state at the version that an update builds on, and the changes it makes to it."""
 
-    __slots__ = ("_moved", "_prefix", "_rewound", "_rows", "_view", "delta", "holes", "object")
+    __slots__ = (
+        "_finder",
+        "_moved",
+        "_prefix",
+        "_rewound",
+        "_rows",
+        "_view",
+        "delta",
+        "holes",
+        "object",
+    )
 
     def __init__(self, view: StorageView, identifier: ObjectId) -> None:
         self.object = identifier
@@ -220,6 +224,7 @@ class Workspace:
         self._moved: set[bytes] = set()  # keys whose rows differ from the view's
         self._rewound = False  # True once a version was taken back in this step
         self.holes: tuple[int, ...] = ()  # beginnings of those that the last version applied left
+        self._finder: Holes | None = None  # from the first removal in this step on
         self.delta: dict[bytes, bytes | None] = {}
 
     def get(self, key: bytes) -> bytes | None:
@@ -291,7 +296,7 @@ class Workspace:
     def undo(self, version: Version) -> list[Write]:
         """Take back the version of the head."""
         number = version.number
-        self._rewound = True
+        self._rewound, self._finder = True, None
         writes = holes_forgotten(self.object, version)
         for key, _ in version.delta:
             past_key = past_prefix(self.object, key) + stamp_of(number)
@@ -320,7 +325,7 @@ class Workspace:
             writes.append(Write(_STATE, prefix + key, row))
             self._moved.add(key)
         self.holes = ()
-        if removes and (holes := self._holes(changes)):
+        if (removes or self._finder is not None) and (holes := self._holes(changes)):
             self.holes = tuple(holes)
             writes += (
                 Write(Table.PAST, _hole_key(self.object, start, number), serial_key(end))
@@ -330,32 +335,15 @@ class Workspace:
 
     def _holes(self, changes: tuple[KeyChange, ...]) -> dict[int, int]:
         """Beginnings and ends of the holes that the head has left in a sequence."""
-        found: dict[int, int] = {}
         # A state that object sync has brought: without its holes it is only slower.
         if len(changes) > limits.DELTA_ENTRIES:
-            return found
-        for key, value in changes:
-            if value is None and is_in_sequence(key):
-                start = FIRST_SERIAL
-                for before, _ in self.scan(SEQUENCE, key, reverse=True):
-                    start = serial_at(before) + 1
-                    break
-                for after, _ in self.scan(key, BEYOND_SEQUENCE):
-                    end = serial_at(after)
-                    break
-                else:
-                    end = self._newest_gone(serial_at(key)) + 1
-                found[start] = end
-        return found
-
-    def _newest_gone(self, serial: int) -> int:
-        """The greatest serial that has gone, as far as it is known: at least `serial`."""
-        if self._rewound:  # some of the rows in the view are no longer true
-            return serial
-        low, high = self._prefix + SEQUENCE, self._prefix + BEYOND_SEQUENCE
-        for past_key in self._view.keys(Table.PAST, low, high, reverse=True):
-            return max(serial, serial_at(past_key[len(self._prefix) : -NUMBER_BYTES - 2]))
-        return serial
+            self._finder = None
+            return {}
+        if self._finder is None:
+            self._finder = Holes(
+                self._view, self._prefix, self._rows, moved=self._moved, rewound=self._rewound
+            )
+        return self._finder.left_by(changes)
 
     def take_delta(self) -> tuple[KeyChange, ...]:
         """The changes of the method in key order, without values that stay the same."""
