@@ -27,6 +27,7 @@ from benchmarks.scenarios import (
     andrew,
     blocks,
     channel,
+    contention,
     counter,
     directory,
     files,
@@ -34,6 +35,7 @@ from benchmarks.scenarios import (
     healing,
     history,
     metadata,
+    postmark,
     profile,
     stream,
     verification,
@@ -191,6 +193,63 @@ def metadata_command(common: NodeCommon, operations: int) -> None:
         {"faults": "1", "operations": operations},
         lambda session, target: metadata.run(session, target, common.below, wanted),
         against=metadata.SOURCE,
+    )
+
+
+@main.command(postmark.NAME)
+@node_options(repeat=1)
+@click.option(
+    "--faults",
+    metavar="T[,B]",
+    multiple=True,
+    default=("0", "1", "2", "3", "4", "5"),
+    show_default=True,
+    help="Faults to tolerate, B of them lies (by default all); on the fewest nodes; repeatable.",
+)
+@click.option(
+    "--files",
+    type=click.IntRange(1, 1_000_000),
+    default=5000,
+    show_default=True,
+    help="In the pool before the first transaction.",
+)
+@click.option(
+    "--transactions", type=click.IntRange(1, 10_000_000), default=20_000, show_default=True
+)
+def postmark_command(
+    common: NodeCommon, faults: tuple[str, ...], files: int, transactions: int
+) -> None:
+    """Do PostMark's transactions, beside the figures of the source's Table 4.4."""
+    wanted = postmark.Parameters(
+        common.repeat, tuple(map(System.parse, faults)), files, transactions, common.durability
+    )
+    measure_nodes(
+        postmark.NAME,
+        common,
+        {"faults": " ".join(faults), "files": files, "transactions": transactions},
+        lambda session, target: postmark.run(session, target, common.below, wanted),
+        against=postmark.SOURCE,
+    )
+
+
+@main.command(contention.NAME)
+@node_options(repeat=3)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.01, 3600),
+    default=3,
+    show_default=True,
+    help="With each number of contending clients.",
+)
+def contention_command(common: NodeCommon, seconds: float) -> None:
+    """Fetch and increment a counter that others increment, beside the source's Table 4.2."""
+    wanted = contention.Parameters(common.repeat, seconds, common.durability)
+    measure_nodes(
+        contention.NAME,
+        common,
+        {"faults": "1", "seconds": seconds},
+        lambda session, target: contention.run(session, target, common.below, wanted),
+        against=contention.SOURCE,
     )
 
 

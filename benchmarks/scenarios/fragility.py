@@ -11,17 +11,14 @@ in the mean in the last turn of the correct cluster.
 """
 
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-from benchmarks.deployment import PROJECT, Deployment, System, deployed
-from benchmarks.errors import BenchmarkError, PhaseError, WorkloadError
+from benchmarks.client_processes import ClientProcess, working
+from benchmarks.deployment import Deployment, System, deployed
+from benchmarks.errors import BenchmarkError, PhaseError
 from benchmarks.measurement import Latencies, Measure, Sample, Spread
 from benchmarks.session import Place, Session
 from benchmarks.victim import BLOCKS, METADATA, WORKLOADS, Work
@@ -122,13 +119,13 @@ def _measure(
         deployed(
             SYSTEM, parameters.durability, below=below, clients=dict.fromkeys(correct, Grant())
         ) as faultless,
-        _working(_victims(faultless, correct)) as fault_free,
+        working(_victims(faultless, correct)) as fault_free,
         deployed(
             SYSTEM, parameters.durability, below=below, clients=clients, programs=programs
         ) as deployment,
-        _working(_victims(deployment, names)) as victims,
-        _working(
-            [_Worker(deployment, name, "tests.lying_client", *arguments) for name in liars]
+        working(_victims(deployment, names)) as victims,
+        working(
+            [ClientProcess(deployment, name, "tests.lying_client", *arguments) for name in liars]
         ) as attackers,
     ):
         seconds = parameters.seconds
@@ -148,10 +145,10 @@ def _measure(
 
 
 def _turn(
-    workers: "Sequence[_Worker]",
+    workers: Sequence[ClientProcess],
     workload: str,
     seconds: float,
-    attackers: "Sequence[_Worker]" = (),
+    attackers: Sequence[ClientProcess] = (),
     processor_s: float = 0,
 ) -> list[Work]:
     """Everybody works at the same time, the attackers with so much processor time each."""
@@ -195,78 +192,11 @@ def _record(session: Session, place: Place, workload: str, works: Sequence[Work]
     )
 
 
-# --- processes --------------------------------------------------------------------------------
-
-
-class _Worker:
-    """A client process that works when it is told to."""
-
-    def __init__(self, deployment: Deployment, client: str, program: str, *arguments: str) -> None:
-        self._log = (deployment.directory.path / f"{client}.log").open("w+b")
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", program, *arguments),
-                *("--data", str(deployment.directory.path), "--client", client),
-            ],
-            cwd=PROJECT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-        )
-
-    def begin(self, workload: str, *seconds: float) -> None:
-        """Work from now on, for so long; an attacker also with so much processor time."""
-        assert self._process.stdin is not None
-        line = " ".join([workload, *(f"{each:g}" for each in seconds)])
-        with suppress(BrokenPipeError):  # `finish` says why
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-
-    def finish(self) -> Work:
-        """The outcome."""
-        return msgspec.json.decode(self._line(), type=Work)
-
-    def prepare(self) -> None:
-        """Let it make what it needs, and wait for that."""
-        self.begin("prepare")
-        self._line()
-
-    def _line(self) -> bytes:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._log.seek(0)
-            complaint = self._log.read()[-2000:].decode(errors="replace")
-            raise WorkloadError(f"a client process has ended: {complaint}")
-        return line
-
-    def end(self) -> None:
-        """No more work."""
-        self._process.terminate()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
-            if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()
-
-
-def _victims(deployment: Deployment, names: Sequence[str]) -> list[_Worker]:
+def _victims(deployment: Deployment, names: Sequence[str]) -> list[ClientProcess]:
     return [
-        _Worker(deployment, name, "benchmarks.victim", "--number", str(number))
+        ClientProcess(deployment, name, "benchmarks.victim", "--number", str(number))
         for number, name in enumerate(names)
     ]
-
-
-@contextmanager
-def _working(workers: list[_Worker]) -> Iterator[list[_Worker]]:
-    """Workers that are ready, for the body. The first one makes the file system for the others."""
-    try:
-        for worker in workers:
-            worker.prepare()
-        yield workers
-    finally:
-        for worker in workers:
-            worker.end()
 
 
 # --- the table --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from benchmarks import result
 from benchmarks.deployment import Deployment, System
 from benchmarks.errors import BenchmarkError
 from benchmarks.measurement import Sample
-from benchmarks.scenarios import channel, metadata, profile
+from benchmarks.scenarios import channel, contention, metadata, postmark, profile
 
 Benchmark = Callable[..., click.testing.Result]
 
@@ -60,6 +60,27 @@ def test_metadata(samples: Callable[..., tuple[Sample, ...]]) -> None:
     assert measured == list(cited)
     assert len(measured) == 9
     assert cited["rename"] == pytest.approx(780)
+
+
+def test_postmark(samples: Callable[..., tuple[Sample, ...]]) -> None:
+    found = samples("postmark", "--faults", "1", "--files", "3", "--transactions", "8")
+    own = [sample for sample in found if sample.target != postmark.SOURCE]
+    assert [sample.phase for sample in own] == ["create", "transactions", "delete"]
+    [cited] = [sample for sample in found if sample.target == postmark.SOURCE]
+    assert (cited.phase, cited.variant, cited.value) == ("transactions", "t=1 b=1 n=6", 114)
+
+
+def test_contention(samples: Callable[..., tuple[Sample, ...]]) -> None:
+    found = samples("contention", "--seconds", "0.01")
+    cited = {
+        (sample.phase, sample.variant): sample.value
+        for sample in found
+        if sample.target == contention.SOURCE
+    }
+    assert len(cited) == 16
+    assert cited["increment, shared", "4 contending"] == pytest.approx(11400)
+    own = {(sample.phase, sample.variant) for sample in found if sample.target != contention.SOURCE}
+    assert own == set(cited)
 
 
 def test_blocks(samples: Callable[..., tuple[Sample, ...]]) -> None:

@@ -1,0 +1,178 @@
+"""How many PostMark transactions a second does the metadata service take, for growing faults?
+
+[Q/U §4.4.4, Table 4.4]: PostMark [Katcher97] on one client.  It makes a pool of small files, does
+transactions, and removes what is left.  A transaction is two steps: a file is created or deleted,
+and a file is read or appended to, each chosen with equal chances.  As in the source only the
+namespace is served by the nodes, and contents are kept at the client: to read or append looks the
+name up and reads or changes the inode's attributes.
+"""
+
+import os
+import random
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.deployment import Client, Deployment, System, client_of, deployed
+from benchmarks.errors import PhaseError, WorkloadError
+from benchmarks.measurement import Measure, Sample
+from benchmarks.scenarios.metadata import Namespace
+from benchmarks.session import Place, Session
+from bftfs.cluster import Durability
+from bftfs.conversation import Conversation
+from bftfs.filesystem import registry
+from bftfs.filesystem.attributes import Changes
+from bftfs.filesystem.directory import Name
+from bftfs.filesystem.objects import NoArguments
+from bftfs.identifiers import ObjectId
+
+NAME = "postmark"
+SOURCE = "source, Table 4.4"
+TRANSACTIONS = "transactions"
+
+# Transactions a second of the source, by b = t. [Q/U Table 4.4]
+_SOURCE_PER_SECOND = (129, 114, 102, 93, 84, 76)
+_SMALLEST_BYTES, _LARGEST_BYTES = 500, 10_000  # of a file, and of an append: PostMark's own choice
+_SEED = 42
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The pool's `files`, and how many transactions are done on them."""
+
+    repeat: int
+    systems: tuple[System, ...]
+    files: int
+    transactions: int
+    durability: Durability
+
+
+def run(session: Session, target: str, below: Path | None, parameters: Parameters) -> None:
+    """Measure."""
+    for number in range(parameters.repeat):
+        for system in parameters.systems:
+            with (
+                deployed(system, parameters.durability, below=below) as deployment,
+                client_of(deployment) as client,
+                tempfile.TemporaryDirectory(prefix="postmark-", dir=below) as contents,
+                suppress(PhaseError),
+            ):
+                pool = _Pool(client, Path(contents))
+                place = Place(target, number, str(system))
+                _measure(session, place, deployment, "create", parameters.files, pool.create)
+                _measure(
+                    session, place, deployment, TRANSACTIONS, parameters.transactions, pool.transact
+                )
+                _cite(session, place, system)
+                _measure(session, place, deployment, "delete", pool.size, pool.delete)
+
+
+def _measure(
+    session: Session,
+    place: Place,
+    deployment: Deployment,
+    name: str,
+    count: int,
+    step: Callable[[], None],
+) -> None:
+    asked = deployment.description.query_update.q
+    measure = Measure.OPERATIONS_PER_SECOND
+    with deployment.operations(session, place, name, measure, count=count, asked=asked):
+        for _ in range(count):
+            step()
+
+
+def _cite(session: Session, place: Place, system: System) -> None:
+    if system.t != system.b or system.b >= len(_SOURCE_PER_SECOND):
+        return
+    session.samples.append(
+        Sample(
+            target=SOURCE,
+            variant=place.variant,
+            phase=TRANSACTIONS,
+            round=place.round,
+            measure=Measure.OPERATIONS_PER_SECOND,
+            seconds=1,
+            amount=_SOURCE_PER_SECOND[system.b],
+            started_s=session.samples[-1].started_s,
+        )
+    )
+
+
+class _Pool:
+    """The files, whose names and attributes the nodes know, and whose contents lie in `contents`.
+
+    Each step checks that the nodes find the inode that was made under the name.
+    """
+
+    def __init__(self, client: Client, contents: Path) -> None:
+        self._client = client
+        self._contents = contents
+        self._namespace = Namespace(client)
+        self._chance = random.Random(_SEED)
+        self._files: list[tuple[bytes, ObjectId]] = []
+        self._made = 0
+
+    @property
+    def size(self) -> int:
+        """How many files there are."""
+        return len(self._files)
+
+    def create(self) -> None:
+        """One more file."""
+        name = b"postmark%d" % self._made
+        self._made += 1
+        inode = self._namespace.new_identifier(self._namespace.root)
+        self._perform(self._namespace.creation(self._namespace.root, name, inode))
+        self._write(name)
+        self._files.append((name, inode))
+
+    def delete(self) -> None:
+        """One file, drawn among all, is gone."""
+        place = self._chance.randrange(self.size)
+        self._files[place], self._files[-1] = self._files[-1], self._files[place]
+        name, inode = self._files.pop()
+        self._find(name, inode)
+        root = self._namespace.root
+        self._perform(self._namespace.update((root, inode), registry.UNLINK, Name(name)))
+        self._local(name).unlink()
+
+    def transact(self) -> None:
+        """Create or delete a file, and read or append to one."""
+        if not self._files or self._chance.random() < 0.5:
+            self.create()
+        else:
+            self.delete()
+        if not self._files:
+            return
+        name, inode = self._chance.choice(self._files)
+        self._find(name, inode)
+        attributes = self._namespace.query((inode,), registry.GET_ATTRIBUTES, NoArguments())
+        self._perform(attributes)
+        if self._chance.random() < 0.5:
+            self._local(name).read_bytes()
+        else:
+            self._write(name)
+            changed = Changes(mode=0o600 + self._chance.randrange(8))
+            self._perform(self._namespace.update((inode,), registry.CHANGE_ATTRIBUTES, changed))
+
+    def _find(self, name: bytes, inode: ObjectId) -> None:
+        root = self._namespace.root
+        found = self._perform(self._namespace.query((root,), registry.LOOKUP, Name(name)))
+        child = found.answer.child
+        if child is None or child.identifier != inode:
+            raise WorkloadError(f"{name.decode()} is another inode than the one that was made")
+
+    def _perform(self, operation: Callable[[], Conversation[Any]]) -> Any:
+        [result] = self._client.perform([operation])
+        return result
+
+    def _local(self, name: bytes) -> Path:
+        return self._contents / name.decode()
+
+    def _write(self, name: bytes) -> None:
+        with self._local(name).open("ab") as file:
+            file.write(os.urandom(self._chance.randint(_SMALLEST_BYTES, _LARGEST_BYTES)))
