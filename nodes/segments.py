@@ -17,8 +17,9 @@ checkpoint begins the next one: so records after a checkpoint are all in one seg
 knows, and nobody can remove it unnoticed.
 
 After a checkpoint a record is not read again; its fragments are, as long as rows point to them. The
-blocks of the fragments that were removed until then are given back to the disk by punching holes;
-a segment without fragments is removed. If the file system cannot punch holes, only that is done.
+blocks of the records' rows, and of the fragments that were removed until then, are given back to
+the disk by punching holes; a segment without fragments is removed. If the file system cannot punch
+holes, only that is done.
 
 **Why it is safe.** A checkpoint flushes the segments before LMDB: so no row of LMDB's file points
 to bytes that are not there. Records that follow the checkpoint are read after a crash, and the
@@ -37,6 +38,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -73,6 +75,8 @@ _ROW_BYTES = _ROW.size + _CHECK.size
 # Keys of Table.META, all of them within `NOTES`.
 NOTES = (b"segment", b"segment\xff")
 _NUMBER = Struct("!I")
+_NUMBER_MOST = (1 << 32) - 1
+_NAME = re.compile("[0-9]{10}")  # of a segment's file; others in the directory are not ours
 _COUNTS_OF = b"segment of "  # before a segment's number: its live bytes and its length
 _COUNTS = Struct("!QQ")
 _REPLAY_FROM = b"segments"  # segment and offset of the first record after the checkpoint
@@ -193,6 +197,15 @@ class _Range(NamedTuple):
     end: int
 
 
+class _Record(NamedTuple):
+    """A whole record that was found in a segment."""
+
+    begin: int
+    rows_begin: int
+    end: int
+    rows: bytes
+
+
 class Flush:
     """Brings what was written to some files to stable storage; closes its own copies of them."""
 
@@ -246,7 +259,7 @@ class Segments:
                 (number,) = _NUMBER.unpack_from(key, len(_COUNTS_OF))
                 self._counts[number] = _Counts(*_COUNTS.unpack(value))
         for file in self._directory.iterdir():
-            if file.name.isdecimal():
+            if _NAME.fullmatch(file.name) and int(file.name) <= _NUMBER_MOST and file.is_file():
                 self._note_disk_bytes(int(file.name), file.stat())
         for number, counts in self._counts.items():
             if number not in self._disk_bytes:
@@ -272,9 +285,12 @@ class Segments:
         found = self._record_at(self.position, key, lambda each: each == sequence)
         if found is None:
             return None
-        self.position, rows = found
+        self.position = found.end
         self._lengths[self.number] = self.position
-        return decoded(rows)
+        rows = decoded(found.rows)
+        # Without rows, it was of a batch that was to be in LMDB's file at once, and is not.
+        self._frees(found.rows_begin if rows else found.begin, found.end)
+        return rows
 
     def breaks_off(self, after: int, key: bytes) -> bool:
         """True if records with later numbers follow the place where the replay has stopped."""
@@ -293,8 +309,8 @@ class Segments:
 
     def _record_at(
         self, begin: int, key: bytes, is_wanted: Callable[[int], bool]
-    ) -> tuple[int, bytes] | None:
-        """End and rows of the record there; None if there is none that is whole and wanted."""
+    ) -> _Record | None:
+        """The record there; None if there is none that is whole and wanted."""
         file = self._open(self.number)
         head = b"" if file is None else os.pread(file, _HEAD.size, begin)
         if file is None or len(head) < _HEAD.size:
@@ -306,7 +322,7 @@ class Segments:
         rest = os.pread(file, fragments + rows, begin + _HEAD.size)
         if blake3(head[_DIGEST_BYTES:], key=key).update(rest).digest(_DIGEST_BYTES) != digest:
             return None
-        return _up_to_block(end), rest[fragments:]
+        return _Record(begin, end - rows, _up_to_block(end), rest[fragments:])
 
     # --- appending ---------------------------------------------------------------------------
 
@@ -353,8 +369,10 @@ class Segments:
             at = _write(file, buffers[start : start + _BUFFERS_PER_CALL], at)
         if self._synced:
             os.fdatasync(file)
+        rows_begin = self.position + record.size
         self.position = at
         self._lengths[self.number] = at
+        self._frees(rows_begin, at)
 
     def flush(self) -> Flush:
         """What brings all records since the last checkpoint to stable storage."""
@@ -387,6 +405,16 @@ class Segments:
         self._added[extent.segment] = self._added.get(extent.segment, 0) - extent.block_bytes
         self._freed.append(_Range(extent.segment, *extent.blocks))
         self.freed_bytes += extent.block_bytes
+
+    def _frees(self, begin: int, end: int) -> None:
+        """The next checkpoint gives back the blocks there, in the segment that is appended to.
+
+        But for the first one, if the fragment before it ends there.
+        """
+        begin = _up_to_block(begin)
+        if begin < end:
+            self._freed.append(_Range(self.number, begin, end))
+            self.freed_bytes += end - begin
 
     # --- checkpoints -------------------------------------------------------------------------
 
