@@ -6,6 +6,7 @@ until then nothing has happened, whatever interrupts it; and what was begun is b
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -21,11 +22,13 @@ from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import MIB
 from bftfs.printable import as_word
+from bftfs.server import known_runs
 from bftfs.storage import Table, Write
 from nodes import store_directory
 from nodes.journal import Journal
 from nodes.store import MAP_BYTES_INITIAL, MAP_BYTES_MAX, Store
 from nodes.store_directory import StepAgain, StoreFull
+from nodes.store_place import place_of
 
 FORMAT_BEFORE = 1
 
@@ -90,6 +93,21 @@ def _copy(
     head = store_directory.opened_head(path, environment)
     shutil.rmtree(new, ignore_errors=True)
     _refuse_without_room(path, environment)
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, new, ignore_errors=True)
+        _copy_rows(path, environment, head, new, cluster=cluster, node=node)
+        undo.pop_all()
+
+
+def _copy_rows(
+    path: Path,
+    environment: lmdb.Environment,
+    head: store_directory.Head,
+    new: Path,
+    *,
+    cluster: bytes,
+    node: NodeId,
+) -> None:
     # With what its journal has: in a transaction that is never committed.
     with environment.begin(write=True) as transaction:
         journal = Journal(path / store_directory.JOURNAL_FILE, key=head.journal_key, synced=False)
@@ -111,6 +129,10 @@ def _copy(
         try:
             for batch in _batches(transaction, head.databases):
                 _put(store, batch)
+            # A node that was killed has noted where its store lies: it was not copied from there.
+            with store.batch() as view:
+                note = known_runs.moved(view, place_of(path), place_of(new))
+            _put(store, note)
         except StoreFull as full:
             raise UsageError(f"{full}; nothing was changed: make room and try again") from None
         finally:

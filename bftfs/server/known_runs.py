@@ -78,5 +78,13 @@ def laid_down(view: StorageView, place: bytes) -> list[Write]:
     return [Write(Table.META, _PLACE, None)] if view.get(Table.META, _PLACE) == place else []
 
 
+def moved(view: StorageView, before: bytes, after: bytes) -> list[Write]:
+    """The write that notes that the store, which was in use at `before`, is the one at `after`.
+
+    Nothing, if it was not in use, or was copied to `before` and nobody has noticed that yet.
+    """
+    return [lies_in(after)] if view.get(Table.META, _PLACE) == before else []
+
+
 def _key(maker: int) -> bytes:
     return b"run" + maker.to_bytes(2, "big")

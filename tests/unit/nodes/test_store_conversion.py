@@ -13,12 +13,15 @@ from bftfs.cluster import Durability
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB
+from bftfs.server import known_runs
 from bftfs.storage import Table, Write
 from nodes import store_conversion, store_directory
 from nodes.journal import Journal
 from nodes.segments import extent_in
 from nodes.store import Store
 from nodes.store_conversion import convert
+from nodes.store_directory import StoreFull
+from nodes.store_place import place_of
 
 CLUSTER = bytes(range(16))
 ROWS = {
@@ -127,6 +130,43 @@ def test_a_disk_without_room_is_named(before: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "statvfs", lambda _path: full)
     with pytest.raises(UsageError, match=r"has to fit beside it.*make room, or move this"):
         convert(before)
+
+
+def test_what_was_copied_is_removed_if_it_does_not_fit(
+    before: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was changed: nor is the room less that the program before has."""
+
+    def full(store: Store, *_: object) -> None:
+        raise StoreFull(store.path, "the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_conversion, "_put", full)
+        with pytest.raises(UsageError, match="nothing was changed: make room and try again"):
+            convert(before)
+    assert not (before.parent / "store.converted").exists()
+    assert convert(before)
+    check(before)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_store_of_a_node_that_was_killed_is_no_copy(before: Path, copied: bool) -> None:
+    """Unless it was one before."""
+    place = b"somewhere else" if copied else place_of(before)
+    note(before, known_runs.lies_in(place))
+    assert convert(before)
+    store = opened(before)
+    with store.batch() as view:
+        assert known_runs.lies_elsewhere(view, place_of(before)) is copied
+    store.close()
+
+
+def note(path: Path, write: Write) -> None:
+    assert write.value is not None
+    with lmdb.open(str(path), max_dbs=len(Table), map_size=1 << 24) as environment:
+        database = environment.open_db(write.table.name.lower().encode())
+        with environment.begin(write=True) as transaction:
+            transaction.put(write.key, write.value, db=database)
 
 
 def test_two_directories_that_cannot_change_places(
