@@ -192,7 +192,7 @@ class Listing(Record, frozen=True):
     """A request for the entries with serials above `after`, in at most `volume` bytes."""
 
     after: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-    volume: Annotated[int, Meta(ge=4096, le=limits.ANSWER_BYTES - 4096)]
+    volume: Annotated[int, Meta(ge=4096, le=limits.LISTING_BYTES)]
 
 
 class ListedEntry(Record, frozen=True):

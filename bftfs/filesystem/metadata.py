@@ -60,7 +60,7 @@ from bftfs.query_update.object_type import Record
 from bftfs.query_update.past_reading import PastReader
 
 ATTRIBUTES_CACHED: Final = 32_768  # about 1 KiB each
-PAGE_BYTES: Final = 128 * limits.KIB  # of a directory, in one answer
+PAGE_BYTES: Final = limits.LISTING_BYTES  # of a directory, in one answer
 PENDING: Final = 4_096  # access times that wait; beyond that, the oldest is forgotten
 
 _END_OF_DIRECTORY = 1 << 63

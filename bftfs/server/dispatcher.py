@@ -9,7 +9,8 @@ and network. Its host collects what has arrived into a batch, and for each batch
 
 A request that wants something from peers is parked, and stepped again from the beginning when it
 has come: nothing of the first attempt is kept. Requests that want the same thing share it.
-Principals have fair shares of the memory and the conversations that this takes.
+Principals have fair shares of the memory and the conversations that this takes. Of those whose
+wants have come a batch steps a few, so that it does not get long by what somebody has collected.
 
 Concurrency: one thread. `handle` and `resume` run inside a batch; the completion of a wanted
 conversation may come at any time, and only queues its writes for the next batch.
@@ -37,6 +38,7 @@ from bftfs.storage import StorageView, Write
 
 _CLIENT = Role.CLIENT  # a member of a class takes longer to find
 MOST_STEPS = 8  # of one request: the first one, and one after each want
+RESUMED_AT_ONCE = 32  # requests that waited for peers, in one batch
 
 
 class BatchView(StorageView, Protocol):
@@ -91,6 +93,7 @@ class Dispatcher:
         self._engine = engine
         self._waiting: dict[bytes, list[Incoming]] = {}  # by the key of what they want
         self._supplied: deque[tuple[bytes, list[Write] | None]] = deque()
+        self._ready: deque[Incoming] = deque()  # parked, and what they want has been supplied
         self._shares: Shares[ClientId] = Shares(limits.PARKED_BYTES, limits.PARKED_BYTES_SURE)
         self.parked = 0
         self.outbox: list[Outgoing] = []
@@ -106,7 +109,7 @@ class Dispatcher:
     @property
     def has_supplies(self) -> bool:
         """True if the next batch has something to do besides new requests."""
-        return bool(self._supplied or self._tasks)
+        return bool(self._supplied or self._ready or self._tasks)
 
     @property
     def full(self) -> bool:
@@ -125,7 +128,7 @@ class Dispatcher:
     def parked_bytes(self) -> Counter[ClientId]:
         """What the parked requests of each principal count as."""
         found: Counter[ClientId] = Counter()
-        for waiting in self._waiting.values():
+        for waiting in (*self._waiting.values(), self._ready):
             for request in waiting:
                 found[request.sender.client] += _parked_as(request)
         return found
@@ -155,19 +158,26 @@ class Dispatcher:
         for _ in range(len(self._supplied)):
             key, writes = self._supplied.popleft()
             waiting = self._waiting.pop(key, [])
-            self.parked -= len(waiting)
-            for request in waiting:
-                self._shares.give_back(request.sender.client, _parked_as(request))
             if writes is None:
                 for request in waiting:
+                    self._unpark(request)
                     self._refuse(request, errno.EAGAIN, "peers did not supply what the node lacks")
                 continue
+            self._ready += waiting
             batch.apply(writes)
-            for request in waiting:
-                if self._admits(request.sender):
-                    self._step(batch, request, now_us)
-                else:
-                    self._refuse(request, errno.EACCES, "no longer admitted")
+        for _ in range(min(len(self._ready), RESUMED_AT_ONCE)):
+            request = self._ready.popleft()
+            self._unpark(request)
+            if self._admits(request.sender):
+                self._step(batch, request, now_us)
+            else:
+                self._refuse(request, errno.EACCES, "no longer admitted")
+        if self._ready:
+            self.on_supply()
+
+    def _unpark(self, request: Incoming) -> None:
+        self.parked -= 1
+        self._shares.give_back(request.sender.client, _parked_as(request))
 
     def _step(self, batch: BatchView, request: Incoming, now_us: int) -> bool:
         """True if the reply is in `outbox`."""

@@ -141,7 +141,7 @@ class Correct(Client):
         return self.network.perform(answered).answer
 
     def names(self, directory: ObjectId) -> dict[bytes, ObjectId]:
-        page = self.ask(directory, registry.READ_DIRECTORY, Listing(0, limits.ANSWER_BYTES // 2))
+        page = self.ask(directory, registry.READ_DIRECTORY, Listing(0, limits.LISTING_BYTES))
         assert page.complete
         return {entry.name: entry.identifier for entry in page.entries}
 

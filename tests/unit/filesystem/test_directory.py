@@ -30,7 +30,7 @@ from bftfs.filesystem.inode import ExtendedName, ExtendedSetting
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectId, ObjectKind
-from bftfs.query_update.object_type import Refusal
+from bftfs.query_update.object_type import Refusal, encode_record
 from tests.builders import InMemoryObjects
 from tests.unit.filesystem.test_acl import acl
 from tests.unit.filesystem.world import (
@@ -155,7 +155,7 @@ class Tree:
 
     def names(self, directory: ObjectId) -> list[bytes]:
         page: DirectoryPage = self.objects.perform(
-            registry.READ_DIRECTORY, (directory,), Listing(0, 1 << 19), ROOT
+            registry.READ_DIRECTORY, (directory,), Listing(0, limits.LISTING_BYTES), ROOT
         )
         assert page.complete
         assert len(page.entries) == self.get(directory).entries
@@ -877,6 +877,17 @@ def test_pages_go_on_where_the_last_one_ended(tree: Tree) -> None:
     assert listed == names
     assert pages > 10
     assert page.directory.next_serial == after + len(page.entries) + 1
+
+
+def test_no_listing_is_large() -> None:
+    """A request of 100 bytes has nodes look at so many entries, and no more."""
+    types = registry.file_system_types()
+    method = types.method(registry.READ_DIRECTORY)
+    assert method is not None
+    for volume in (limits.LISTING_BYTES + 1, limits.ANSWER_BYTES - 4096):
+        with pytest.raises(msgspec.ValidationError):
+            types.decode_arguments(method, encode_record(Listing(0, volume)))
+    types.decode_arguments(method, encode_record(Listing(0, limits.LISTING_BYTES)))
 
 
 def test_serials_sort_as_numbers_do(tree: Tree) -> None:

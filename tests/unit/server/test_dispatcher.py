@@ -13,7 +13,8 @@ from bftfs.conversation import Conversation, Receive, Send
 from bftfs.engine import Engine
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.server.dispatcher import MOST_STEPS, Dispatcher, Incoming
+from bftfs.server import dispatcher
+from bftfs.server.dispatcher import MOST_STEPS, RESUMED_AT_ONCE, Dispatcher, Incoming
 from bftfs.server.shares import Shares
 from bftfs.server.step import Ready, Role, Sender, Want
 from bftfs.server.worker import look
@@ -105,6 +106,37 @@ def test_requests_that_want_the_same_share_it(host: Host) -> None:
     assert host.server.steps == 6
     assert host.dispatcher.parked == 0
     assert not host.dispatcher.has_supplies
+
+
+def longest_batch(host: Host) -> int:
+    """How many requests a batch steps when what 100 have waited for has come."""
+    for _ in range(100):
+        host.request(b"a")
+    host.engine.deliver(PEER, 1, b"supplied")
+    told: list[bool] = []
+    host.dispatcher.on_supply = lambda: told.append(True)
+    answered = []
+    while host.dispatcher.has_supplies:
+        assert told or not answered, "the host is told that there is more"
+        told.clear()
+        parked = host.dispatcher.parked
+        host.resume()
+        answered.append(len(host.replies()))
+        assert host.dispatcher.parked == parked - answered[-1]
+    assert sum(answered) == 100
+    assert host.dispatcher.parked_bytes() == {}
+    return max(answered)
+
+
+def test_what_was_collected_is_stepped_in_several_batches(host: Host) -> None:
+    assert longest_batch(host) == RESUMED_AT_ONCE
+
+
+def test_must_fail_where_all_is_stepped_at_once(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "RESUMED_AT_ONCE", 1_000)
+    assert longest_batch(host) == 100
 
 
 @pytest.mark.parametrize("is_asked", [True, False])
