@@ -7,6 +7,9 @@ while it is replaced.
 
 Each description has a number, its serial, one more than that of the description it was made from.
 So a machine that has seen a description recognises older ones, even if a backup brings them back.
+It also names the latest ones that its signer knew of (`FollowedDescription`). So a machine tells if
+one was made in ignorance of another, on a second machine of the administrator's, whatever the
+numbers of the two are.
 
 Every mistake in the file is a `UsageError` that names the file, the place, the reason and the next
 step: people edit this file.
@@ -23,7 +26,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import tomli_w
@@ -66,6 +69,8 @@ Parsed = TypeVar("Parsed")
 _CLIENTS = 4096
 _LET_GO = 1024  # decisions that are remembered; beyond, those that were signed first are forgotten
 EPOCHS = 1024  # after the first one; no more can be made
+FOLLOWED = 32  # descriptions that a description names as known
+FOLLOWED_BYTES = 16  # of the digest of each
 _PAST_CLIENTS = 4096  # that are remembered; beyond, those that were revoked first are forgotten
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also the name of a key file
 _TCP = re.compile(
@@ -180,6 +185,13 @@ class Epoch:
     begun_s: int  # since the epoch of Unix
 
 
+class FollowedDescription(NamedTuple):
+    """A description that a later one's signer knew of."""
+
+    serial: int
+    digest: bytes  # its beginning
+
+
 @dataclass(frozen=True)
 class ClusterDescription:
     """One version of the description that the administrator has signed.
@@ -207,6 +219,10 @@ class ClusterDescription:
     let_go: tuple[LetGo, ...] = ()  # in the order in which they were signed
     epochs: tuple[Epoch, ...] = ()  # after the first one, in their order; the last one is alone
     keyring: bytes = b""  # the keys of earlier epochs, sealed with that of the last one
+    # The latest descriptions that its signer knew of, ascending, and from which serial on it lists
+    # all of these. Without any it is said to know of all with lower serials.
+    follows: tuple[FollowedDescription, ...] = ()
+    follows_from: int | None = None
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -240,6 +256,34 @@ class ClusterDescription:
     def epoch_number(self) -> int:
         """The number of the latest key epoch; 0 for the first one."""
         return self.epochs[-1].number if self.epochs else 0
+
+    @property
+    def as_followed(self) -> FollowedDescription:
+        """How later descriptions name this one."""
+        return FollowedDescription(self.serial, self.digest[:FOLLOWED_BYTES])
+
+    def knows_of(self, other: ClusterDescription) -> bool:
+        """True if `other` was known to who signed this one, or is older than what this one lists.
+
+        If it was not, then what it takes was not given again by anybody who knew of that.
+        """
+        if other.serial < self._follows_from or other.digest == self.digest:
+            return True
+        return other.as_followed in self.follows
+
+    def following(self, others: Iterable[ClusterDescription]) -> ClusterDescription:
+        """This description, with the same serial, whose signer knows of itself and of `others`."""
+        each = (self, *others)
+        known = sorted({known for one in each for known in (*one.follows, one.as_followed)})
+        begin = max(one._follows_from for one in each)
+        if len(known) > FOLLOWED:
+            begin = max(begin, known[-FOLLOWED - 1].serial + 1)
+        follows = tuple(one for one in known[-FOLLOWED:] if one.serial >= begin)
+        return replace(self, follows=follows, follows_from=begin)
+
+    @property
+    def _follows_from(self) -> int:
+        return self.serial if self.follows_from is None else self.follows_from
 
     def member(self, node: NodeId) -> Member:
         """The node with this number."""
@@ -305,6 +349,21 @@ class ClusterDescription:
             past_clients=(*self.past_clients, *more)[-_PAST_CLIENTS:],
         )
 
+    def narrowed_by(self, other: ClusterDescription) -> ClusterDescription:
+        """This description, with the same serial, with the rights that `other` grants as well.
+
+        Of clients that both list.
+        """
+        return replace(
+            self,
+            clients=tuple(
+                each
+                if (entry := other.client(each.client)) is None or entry.grant == each.grant
+                else replace(each, grant=each.grant.narrowed_by(entry.grant))
+                for each in self.clients
+            ),
+        )
+
     def is_superseded_by(self, other: ClusterDescription) -> bool:
         """True if a machine that has seen this description replaces it by `other`.
 
@@ -350,6 +409,8 @@ def _validate(description: ClusterDescription) -> None:
     for decision in description.let_go:
         _validate_let_go(decision)
     _validate_epochs(description)
+    if len(description.follows) > FOLLOWED:
+        raise UsageError(f"follows: {len(description.follows)} descriptions, {FOLLOWED} at most")
     _distinct("address", ((m.address, f"member {m.node}") for m in description.members))
     _distinct("name", ((c.name, f"client {c.name!r}") for c in description.clients))
     keys = [
@@ -624,8 +685,22 @@ def store(
         )
     signature = administrator.sign(_SIGNED + encoded).hex().encode()
     signed = SignedDescription(description, encoded, signature)
-    keep(path, signed)
+    adopt(path, signed)
     return signed
+
+
+def as_signed(path: Path) -> Path:
+    """Where the administrator's machine has the description as it was signed last.
+
+    Of the one in `path`, which people edit.
+    """
+    return path.with_suffix(".signed.toml")
+
+
+def adopt(path: Path, signed: SignedDescription) -> None:
+    """Replace the description of the administrator's machine in `path`, and note how it was."""
+    keep(path, signed)
+    keep(as_signed(path), signed)
 
 
 def keep(path: Path, signed: SignedDescription) -> None:
@@ -718,6 +793,11 @@ class _EpochTable(msgspec.Struct, forbid_unknown_fields=True):
     begun: datetime
 
 
+class _FollowedTable(msgspec.Struct, forbid_unknown_fields=True):
+    serial: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+    digest: str
+
+
 class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The file, field by field; bytes are hexadecimal digits."""
 
@@ -740,6 +820,8 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     past_clients: tuple[_PastTable, ...] | msgspec.UnsetType = msgspec.UNSET
     let_go: tuple[_LetGoTable, ...] | msgspec.UnsetType = msgspec.UNSET
     epochs: tuple[_EpochTable, ...] | msgspec.UnsetType = msgspec.UNSET
+    follows_from: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] | msgspec.UnsetType = msgspec.UNSET
+    follows: tuple[_FollowedTable, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def encode(description: ClusterDescription) -> bytes:
@@ -797,6 +879,13 @@ def encode(description: ClusterDescription) -> bytes:
         epochs=tuple(
             _EpochTable(each.number, each.epoch.hex(), _moment(each.begun_s))
             for each in description.epochs
+        )
+        or msgspec.UNSET,
+        follows_from=(
+            msgspec.UNSET if description.follows_from is None else description.follows_from
+        ),
+        follows=tuple(
+            _FollowedTable(each.serial, each.digest.hex()) for each in description.follows
         )
         or msgspec.UNSET,
     )
@@ -896,6 +985,13 @@ def _described(document: _Document) -> ClusterDescription:
             for at, each in enumerate(document.epochs or ())
         ),
         keyring=_any_octets("keyring", document.keyring or ""),
+        follows=tuple(
+            FollowedDescription(
+                each.serial, _octets(f"follows[{at}].digest", each.digest, FOLLOWED_BYTES)
+            )
+            for at, each in enumerate(document.follows or ())
+        ),
+        follows_from=None if document.follows_from is msgspec.UNSET else document.follows_from,
         volume=_object_id("volume", document.volume, ObjectKind.VOLUME),
         root=_object_id("root", document.root, ObjectKind.DIRECTORY),
         durability=Durability(document.durability),

@@ -11,9 +11,9 @@ its clients. Nodes, and whoever stands between them, may show old descriptions, 
    names has signed it, and if it supersedes the latest one seen: its serial is higher. It stores it
    beside its store, with its signature, and starts with it the next time. So nothing that is older
    can admit a revoked client, or give anybody more rights, whoever brings it.
-2. What the administrator takes holds until a later description is signed that may know of it.
-   Descriptions of one number do not know of each other: of a client that several of them list, the
-   node grants what all of them grant.
+2. What the administrator takes holds until a later description is signed whose signer knew of it:
+   each names those that he knew of (`ClusterDescription.follows`). Of a client that several list of
+   which the latest one does not know of the others, the node grants what all of them grant.
    What any description calls revoked stays so, if the administrator has signed it: also one that
    is older, or has the number of the latest one and was made on another machine, where somebody did
    not know of the latest. These clients are noted beside the store, and not admitted, whatever
@@ -63,7 +63,10 @@ from bftfs.server.step import Ready, Role, Sender
 from bftfs.storage import StorageView
 
 # The fields that nodes take over at once.
-_LIVE = {"clients", "client_share", "past_clients", "let_go", "epochs", "keyring", "serial"}
+_LIVE = {
+    *("clients", "client_share", "past_clients", "let_go", "epochs", "keyring", "serial"),
+    *("follows", "follows_from"),
+}
 _READ_MOST = 1024  # descriptions that the node remembers to have read; then it forgets them
 RESTART = "more than its clients has changed in its cluster description: restart the node to use it"
 
@@ -159,9 +162,10 @@ def revocations_path(kept: Path) -> Path:
 class Others:
     """Signed descriptions that take rights which the latest one does not take, or have other keys.
 
-    They have its number, or call clients revoked whom it does not, or list key epochs that it does
-    not. Each is kept in files of its own, and shown to whoever asks. If there are too many, those
-    with the lowest numbers go; whom they revoke stays noted (`Revocations`).
+    It was signed without knowing of them; or they call clients revoked whom it does not, or list
+    key epochs that it does not. Each is kept in files of its own, and shown to whoever asks. If
+    there are too many, those with the lowest numbers go; whom they revoke stays noted
+    (`Revocations`).
     """
 
     def __init__(self, kept: Path, latest: ClusterDescription) -> None:
@@ -194,10 +198,10 @@ class Others:
         self.add()
 
     def grant(self, client: ClientId, grant: Grant) -> Grant:
-        """What of `grant` those with the latest one's number give the client, too."""
+        """What of `grant` those give the client, too, of which the latest one does not know."""
         for other in self.signed:
             entry = other.description.client(client)
-            if other.description.serial == self._latest.serial and entry is not None:
+            if entry is not None and not self._latest.knows_of(other.description):
                 grant = grant if entry.grant == grant else grant.narrowed_by(entry.grant)
         return grant
 
@@ -232,7 +236,7 @@ class Others:
         named = {past.client for past in latest.past_clients}
         epochs = {each.epoch for each in latest.epochs}
         return (
-            described.serial == latest.serial
+            not latest.knows_of(described)
             or any(past.client not in named for past in described.past_clients)
             or any(each.epoch not in epochs for each in described.epochs)
         )
@@ -394,7 +398,7 @@ class LiveMembership:
 
     @property
     def narrowed(self) -> str:
-        """A message if another description with the latest one's number narrows grants."""
+        """A message if a description of which the latest one does not know narrows grants."""
         names = [
             each.name
             for each in self.latest.clients
@@ -403,10 +407,10 @@ class LiveMembership:
         if not names:
             return ""
         return (
-            f"there are several descriptions with number {self.latest.serial}, signed on different "
-            f"machines; each of {', '.join(names[:8])} has only the rights that all of them grant; "
-            "run `bftfs cluster tell` and see that the rights in `cluster.toml` are right, then "
-            "`bftfs cluster sign`"
+            f"number {self.latest.serial} of the cluster's descriptions was signed without knowing "
+            f"of another one; each of {', '.join(names[:8])} has only the rights that all of them "
+            "grant; run `bftfs cluster tell`, then `bftfs cluster sign`, and see that the rights "
+            "in `cluster.toml` are right"
         )
 
     def _use(self, signed: SignedDescription) -> None:

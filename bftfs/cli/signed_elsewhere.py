@@ -3,18 +3,21 @@
 Situation: there may be two machines with `admin.key`, or the files here come from a backup. A
 change of an older description would take back what was signed since: admit whom somebody has
 revoked, and forget whom somebody has added. So a command that changes the description asks the
-nodes first. It believes what the administrator has signed, and that every revocation holds: nodes
-do the same (`nodes.membership`). It takes up the key epochs that others have begun. A node that
-lies can keep something back, and invent nothing.
+nodes first. It believes what the administrator has signed, and that every revocation holds, and
+every right that was taken without the latest description's knowing of it: nodes do the same
+(`nodes.membership`). It takes up the key epochs that others have begun. The new description names
+those that it was made from, and so nodes see what it knows of. A node that lies can keep something
+back, and invent nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,7 +34,8 @@ from bftfs.printable import as_word
 def description_to_change(directory: DataDirectory) -> ClusterDescription:
     """The latest description: that of the files here, or a later one of a node, now here, too.
 
-    Without clients who were revoked in any of them, and with the key epochs of all.
+    Without clients who were revoked in any of them, with the rights that all grant of which it
+    does not know, and with the key epochs of all.
     """
     here = cluster.read(directory.description)
     known = _of_nodes(directory, here.description)
@@ -48,7 +52,9 @@ def description_to_change(directory: DataDirectory) -> ClusterDescription:
             err=True,
         )
     seen = [each.description for each in (here, *known)]
-    return with_keys_settled(directory, _without_revoked(latest.description, seen), seen)
+    narrowed = _narrowed(latest.description, latest.description, seen)
+    described = with_keys_settled(directory, _without_revoked(narrowed, seen), seen)
+    return replace(described, **_knowing(latest.description, seen))
 
 
 def adopt_later(directory: DataDirectory) -> SignedDescription:
@@ -69,24 +75,34 @@ def edited_description(directory: DataDirectory) -> ClusterDescription:
     from an older one than nodes have.
     """
     edited = cluster.load_unsigned(directory.description)
-    known = _of_nodes(directory, edited)
+    known = [*_of_nodes(directory, edited), *_signed_here(directory, edited)]
     latest = max((each.description.serial for each in known), default=0)
     if latest > edited.serial:
         other = _put_beside(directory, "other", known)
         raise UsageError(
             f"{as_word(directory.description)}: was made from number {edited.serial} of the "
-            f"descriptions, and nodes have number {latest}, signed on another machine, which is "
-            f"now {as_word(other)}: make the changes in that, copy it and "
-            f"{as_word(signature_path(other))} over this one and its signature, and sign it"
+            f"descriptions, and nodes have number {latest}, signed on another machine (or this one "
+            f"has signed it since), which is now {as_word(other)}: make the changes in that, copy "
+            f"it and {as_word(signature_path(other))} over this one and its signature, and sign it"
         )
     signed = replace(edited, serial=edited.serial + 1)
     lines: list[bytes] = []
     with suppress(OSError):
         lines = signature_path(directory.description).read_bytes().split()
+    seen = [each.description for each in known]
     for each in known:
         if each.description.serial == edited.serial and each.signature in lines:
             signed = _with_removed(signed, each.description)
-    seen = [each.description for each in known]
+            signed = _narrowed(signed, each.description, seen)
+            signed = replace(signed, **_knowing(each.description, seen))
+            break
+    else:
+        click.echo(
+            f"bftfs: it is not known here what {as_word(directory.description)} was made from: who "
+            "was taken out of it is not called revoked, and may have the present key",
+            err=True,
+        )
+        signed = replace(signed, follows=(), follows_from=None)
     return with_keys_settled(directory, _without_revoked(signed, seen), seen)
 
 
@@ -103,6 +119,59 @@ def _of_nodes(directory: DataDirectory, mine: ClusterDescription) -> list[Signed
             each = cluster.read(kept, administrator=mine.administrator)
             found[each.signature] = each
     return [each for each in found.values() if each.description.cluster_id == mine.cluster_id]
+
+
+def _signed_here(directory: DataDirectory, mine: ClusterDescription) -> list[SignedDescription]:
+    """The description as it was signed here last, if it is there."""
+    with suppress(UsageError):
+        path = cluster.as_signed(directory.description)
+        found = cluster.read(path, administrator=mine.administrator)
+        if found.description.cluster_id == mine.cluster_id:
+            return [found]
+    return []
+
+
+def _knowing(made_from: ClusterDescription, seen: Iterable[ClusterDescription]) -> dict[str, Any]:
+    """What a description says of those that its signer knew of: this one, and `seen`."""
+    known = made_from.following(seen)
+    return {"follows": known.follows, "follows_from": known.follows_from}
+
+
+def _narrowed(
+    description: ClusterDescription,
+    made_from: ClusterDescription,
+    seen: Iterable[ClusterDescription],
+) -> ClusterDescription:
+    """The description, made from another one, with what those grant of which this did not know.
+
+    What was changed by hand in between stays as it is.
+    """
+    for other in seen:
+        if made_from.knows_of(other):
+            continue
+        narrowed = {each.client: each for each in made_from.narrowed_by(other).clients}
+        before = {each.client: each.grant for each in made_from.clients}
+        names = [
+            each.name
+            for each in description.clients
+            if each.grant == before.get(each.client) and narrowed[each.client].grant != each.grant
+        ]
+        description = replace(
+            description,
+            clients=tuple(
+                replace(each, grant=each.grant.narrowed_by(narrowed[each.client].grant))
+                if each.name in names
+                else each
+                for each in description.clients
+            ),
+        )
+        if names:
+            click.echo(
+                f"Number {other.serial} was signed on another machine, without number "
+                f"{made_from.serial} knowing of it. Only the rights that both grant: "
+                f"{', '.join(names)}."
+            )
+    return description
 
 
 def _named(description: ClusterDescription) -> set[ClientId]:
@@ -126,7 +195,7 @@ def _put_beside(directory: DataDirectory, suffix: str, known: Sequence[SignedDes
 def _adopt(directory: DataDirectory, here: SignedDescription, later: SignedDescription) -> None:
     """Replace the files here by a later description, and say so."""
     before = _put_beside(directory, "before", [here])
-    cluster.keep(directory.description, later)
+    cluster.adopt(directory.description, later)
     mine, theirs = here.description, later.description
     click.echo(
         f"Nodes have number {theirs.serial} of the descriptions, signed on another machine: "

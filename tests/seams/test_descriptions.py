@@ -15,7 +15,7 @@ from bftfs import cluster
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
-from bftfs.cluster import ClientEntry, ClusterDescription, PastClient, SignedDescription
+from bftfs.cluster import FOLLOWED, ClientEntry, ClusterDescription, PastClient, SignedDescription
 from bftfs.credentials import Grant
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
@@ -411,6 +411,92 @@ def test_must_fail_where_the_first_of_one_number_counts_alone(
     assert grants(machine).write, "which the administrator has taken from it"
 
 
+def made_from(
+    before: ClusterDescription, *seen: ClusterDescription, **changes: Any
+) -> ClusterDescription:
+    """The next description, as commands make it that have seen others, too."""
+    known = before.following(seen)
+    follows = {"follows": known.follows, "follows_from": known.follows_from}
+    return replace(before, serial=before.serial + 1, **follows, **changes)
+
+
+NARROWED = made_from(BEFORE, clients=narrowed(BEFORE).clients)
+IGNORANT = [made_from(BEFORE, clients=(*BEFORE.clients, DESK))]  # on another machine
+IGNORANT += [made_from(IGNORANT[0], client_share=40)]
+IGNORANT += [made_from(IGNORANT[1], client_share=50)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_who_did_not_know_of_it_gives_no_right_back(tmp_path: Path, seed: int) -> None:
+    """Another machine has signed more since. In whatever order and way a node learns of all."""
+    draw = Random(seed)
+    machine = Machine(tmp_path, BEFORE)
+    learnt = [NARROWED, *IGNORANT]
+    draw.shuffle(learnt)
+    for each in learnt:
+        learns(draw, machine, each)
+    if draw.random() < 0.5:
+        machine.restart()
+    assert machine.membership.latest == IGNORANT[-1]
+    assert not grants(machine).write
+    assert "each of laptop has only the rights" in machine.membership.narrowed
+    knowing = made_from(IGNORANT[-1], NARROWED)
+    learns(draw, machine, knowing)
+    assert grants(machine).write, "somebody who knew has given it again"
+    assert machine.membership.narrowed == ""
+    assert not list(tmp_path.glob("*.other.*"))
+    learns(draw, machine, NARROWED)
+    assert grants(machine).write
+
+
+def test_must_fail_where_numbers_say_who_knew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        ClusterDescription, "knows_of", lambda self, other: other.serial < self.serial
+    )
+    machine = Machine(tmp_path, BEFORE)
+    for each in (NARROWED, *IGNORANT):
+        machine.hear(signed(each))
+    assert grants(machine).write, "which the administrator had taken from it"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_was_followed_narrows_nothing_again(tmp_path: Path, seed: int) -> None:
+    """A right was taken, and given again. Old descriptions come back; some nodes missed many."""
+    draw = Random(seed)
+    chain = [BEFORE, NARROWED, made_from(NARROWED, clients=BEFORE.clients)]
+    for share in range(1, 2 * FOLLOWED):
+        chain.append(made_from(chain[-1], client_share=share % 100 + 1))
+    machine = Machine(tmp_path, draw.choice(chain[:3]))
+    machine.hear(signed(chain[-1]))
+    for each in draw.sample(chain, 20):
+        learns(draw, machine, each)
+    machine.restart()
+    assert grants(machine).write
+    assert machine.membership.others.signed == ()
+
+
+def test_a_description_names_the_latest_that_were_known() -> None:
+    other, latest = replace(BEFORE, client_share=7), BEFORE
+    assert not latest.knows_of(other)
+    latest = made_from(latest, other)
+    assert latest.knows_of(other)
+    between = []
+    for _ in range(FOLLOWED - 2):
+        between.append(latest)
+        latest = made_from(latest)
+    assert cluster.decode(cluster.encode(latest), source="it") == latest
+    assert len(latest.follows) == FOLLOWED
+    assert latest.follows_from == BEFORE.serial
+    assert not latest.knows_of(replace(BEFORE, client_share=8))
+    assert all(map(latest.knows_of, (BEFORE, other, *between)))
+    later = made_from(latest)
+    assert len(later.follows) == FOLLOWED - 1, "of one number it lists all or none"
+    assert later.knows_of(replace(BEFORE, client_share=8)), "of what is older nothing is told"
+    assert not later.knows_of(replace(between[0], client_share=8))
+
+
 def exchange(machines: Sequence[Machine], monkeypatch: pytest.MonkeyPatch) -> int:
     """Each node asks each other one, as it does once a minute. Returns what was sent."""
     sent = 0
@@ -649,6 +735,7 @@ def test_must_fail_where_any_signed_description_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ClusterDescription, "is_superseded_by", lambda *_: True)
+    monkeypatch.setattr(Others, "grant", lambda _self, _client, grant: grant)
     machine = Machine(tmp_path, narrowed(BEFORE))
     machine.copy_in(BEFORE)
     sender = machine.membership.principal(LAPTOP.public_key)

@@ -269,6 +269,8 @@ def test_what_is_stored_is_loaded(stored: Path) -> None:
     assert cluster.load(stored) == DESCRIPTION
     assert cluster.load(stored, administrator=NEW.administrator.public_key) == DESCRIPTION
     assert sorted(entry.name for entry in stored.parent.iterdir()) == [
+        "cluster.signed.toml",
+        "cluster.signed.toml.sig",
         "cluster.toml",
         "cluster.toml.sig",
     ]

@@ -542,6 +542,84 @@ def test_who_is_taken_out_by_hand_is_remembered_as_revoked(machines: TwoMachines
     assert machines.names == (["laptop", "desk"], ["desk"]), "that is another one"
 
 
+def take_out(directory: DataDirectory, name: str) -> None:
+    """By hand; the client is the last one."""
+    text = directory.description.read_text()
+    start = text.index(f'[[clients]]\nname = "{name}"')
+    rest = text[start:].split("\n\n", 1)
+    directory.description.write_text(text[:start] + (rest[1] if len(rest) > 1 else ""))
+
+
+def signed_where_no_node_answers(machines: TwoMachines, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """Somebody is taken out, and the nodes are told later."""
+    machines.office.bftfs("cluster", *ADD_DESK)
+    take_out(machines.office.directory, "desk")
+    with monkeypatch.context() as alone:
+        alone.setattr(NodeAccess, "_ask", lambda *_: {})
+        done = machines.office.bftfs("cluster", "sign")
+    assert machines.office.bftfs("cluster", "tell").return_value == 0
+    return done
+
+
+def test_who_is_taken_out_is_revoked_also_where_no_node_answers(
+    machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = signed_where_no_node_answers(machines, monkeypatch)
+    assert "Key epoch 1 begins" in done.output
+    assert machines.names == (["laptop"], ["desk"])
+
+
+def test_must_fail_where_nobody_has_noted_what_was_signed(
+    machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signed_elsewhere, "_signed_here", lambda *_: [])
+    done = signed_where_no_node_answers(machines, monkeypatch)
+    assert "it is not known here what" in done.stderr
+    assert "Key epoch" not in done.output
+    assert machines.names == (["laptop"], [])
+
+
+def test_a_right_that_was_taken_elsewhere_stays_taken(
+    machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other machine signs twice without reaching nodes: its number is the higher one."""
+
+    def may_write() -> set[bool]:
+        found = (each.principal(LAPTOP.public_key) for each in machines.memberships)
+        return {each.grant.write for each in found if each is not None}
+
+    def edit(directory: DataDirectory, before: str, after: str) -> None:
+        text = directory.description.read_text()
+        assert before in text
+        directory.description.write_text(text.replace(before, after, 1))
+
+    with monkeypatch.context() as alone:
+        alone.setattr(NodeAccess, "_ask", lambda *_: {})
+        machines.there(*ADD_DESK)
+        machines.there("add-client", "tv", "--uid", "1000", "--gid", "1000")
+    edit(machines.office.directory, "write = true", "write = false")
+    assert machines.office.bftfs("cluster", "sign").return_value == 0
+    assert may_write() == {False}
+
+    told = machines.there("tell")
+    assert "only the rights that all of them grant" in told.output
+    assert machines.names == (["laptop", "desk", "tv"], [])
+    assert may_write() == {False}
+
+    merged = machines.there("add-client", "phone", "--uid", "1000", "--gid", "1000")
+    assert merged.return_value == 0, merged.output
+    assert (
+        "without number 3 knowing of it. Only the rights that both grant: laptop." in merged.output
+    )
+    assert may_write() == {False}
+    assert not any(each.narrowed for each in machines.memberships)
+
+    edit(machines.elsewhere, "write = false", "write = true")
+    assert machines.there("sign").return_value == 0
+    assert may_write() == {True}
+    assert all(not each.others.signed for each in machines.memberships)
+
+
 def test_what_was_made_from_an_older_one_is_not_signed(machines: TwoMachines) -> None:
     machines.office.bftfs("cluster", "revoke-client", "laptop")
     refused = machines.there("sign")
