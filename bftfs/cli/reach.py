@@ -145,8 +145,8 @@ class NodeAccess:
                 for digest in reply.others:
                     others.setdefault(digest, []).append(node)
         for digest, nodes in others.items():
-            for node in nodes:
-                if digest not in found:
+            for node in nodes:  # not again if it has named one that it did not send
+                if digest not in found and node not in self._silent:
                     answers = self._ask({node: DescriptionRequest(digest)}, DescriptionReply)
                     for reply in answers.values():
                         found |= {} if isinstance(reply, str) else self._verified(node, reply)

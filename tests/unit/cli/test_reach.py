@@ -634,6 +634,28 @@ def test_what_was_made_from_an_older_one_is_not_signed(machines: TwoMachines) ->
     assert machines.names == ([], ["laptop"])
 
 
+def test_who_names_what_it_does_not_send_is_waited_for_once(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a node that lies would hold a revocation up for half a minute."""
+    _hurry(monkeypatch)
+    signed = cluster.read(office.directory.description)
+    asked: list[bytes] = []
+
+    def answer(message: DescriptionRequest) -> bytes | None:
+        asked.append(message.digest)
+        if message.digest:
+            return None
+        others = tuple(bytes([number]) * 32 for number in range(4))
+        return encode(DescriptionReply(signed.encoded, signed.signature, others))
+
+    for each in office.sockets[1:]:
+        each.close()
+    with office.running(0, answer), NodeAccess(office.directory, signed.description) as access:
+        assert [each.description for each in access.descriptions()] == [signed.description]
+    assert len(set(asked)) == 2, "the latest, and one of those that it has named"
+
+
 def test_what_somebody_else_has_signed_is_not_taken(machines: TwoMachines) -> None:
     """A lying node offers a later description of its own, nonsense, and an older one."""
     liar = Identity.generate(b"l" * 32)
