@@ -21,13 +21,14 @@ from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import Grant
 from bftfs.crypto.digest import operation_digest
+from bftfs.errors import FileSystemError
 from bftfs.filesystem import inode
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.directory import Creation, Listing
 from bftfs.filesystem.file_history import Change, History
 from bftfs.filesystem.inode import ExtendedSetting
 from bftfs.filesystem.registry import READ_DIRECTORY, SET_EXTENDED
-from bftfs.identifiers import NodeId, ObjectId
+from bftfs.identifiers import NodeId, ObjectId, ObjectKind, kind_of
 from bftfs.query_update import server
 from bftfs.query_update.history import (
     Conditioned,
@@ -36,6 +37,7 @@ from bftfs.query_update.history import (
     LogicalTimestamp,
     ObjectHistorySet,
     assemble,
+    parse_history,
     time_of,
 )
 from bftfs.query_update.messages import (
@@ -403,6 +405,29 @@ def guessed(house: House, guesses: Iterable[bytes]) -> bytes | None:
                 if version.timestamp.endswith(operation_digest(encode(conditioned))):
                     return guess
     return None
+
+
+def ids_in(house: House) -> set[ObjectId]:
+    """What the spy learns of the objects in a directory that is closed to him."""
+    replies = house.spy.ask_all(Query((house.directory,), "", b"", *STRANGER, NodeId(0))).values()
+    histories = {each.histories[0] for each in replies if isinstance(each, QueryReply)}
+    candidates = [each for history in histories for each in parse_history(history).candidates]
+    return {name for each in candidates for name in each.objects} - {house.directory}
+
+
+def test_ids_are_handles_which_replica_histories_tell() -> None:
+    """Not promised: that a directory above a file keeps it from who has a client's key.
+
+    The file's own permission does.
+    """
+    house = House()
+    (name,) = (each for each in ids_in(house) if kind_of(each) == ObjectKind.INODE)
+    house.root.put(name, "for members")
+    stranger = house.world.user("stranger", STRANGER, grant=STRANGERS_GRANT)
+    assert stranger.read(name) == "for members"
+    house.root.chmod(name, 0o600)
+    with pytest.raises(FileSystemError, match="EACCES"):
+        house.world.user("another", STRANGER, grant=STRANGERS_GRANT).read(name)
 
 
 GUESSES = b"party", b"layoffs", b"raises"
