@@ -24,7 +24,6 @@ import stat
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
-from time import monotonic
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from msgspec import structs
@@ -46,8 +45,7 @@ _LAST_OF_THE_PAST = (1 << 64) - 1
 
 
 KERNEL_PAGE_BYTES: Final = 4096
-SIZES_RECENT: Final = 8  # of an inode, that the kernel may still have…
-SIZES_RECENT_S: Final = 1.0  # …when this has passed since it was told another
+SIZES_KEPT: Final = 16  # of an inode, one of which the kernel may still have
 
 
 @dataclass(slots=True)
@@ -58,28 +56,28 @@ class KernelInode:
     lookups: int
     size: int = 0  # that the kernel was told last, or has made the file
     moves: int = 0  # of appended bytes, as of which its pages are
-    _recent: tuple[tuple[int, float], ...] = ()  # sizes before that one, and until when
+    _before: tuple[int, ...] = ()  # sizes before that one
 
     def told(self, size: int) -> None:
         """The kernel is told that size, or has written up to there."""
         if size != self.size:
-            now = monotonic()
-            recent = [(old, at) for old, at in self._recent if now - at < SIZES_RECENT_S]
-            self._recent = (*recent[1 - SIZES_RECENT :], (self.size, now))
+            self._before = (*self._before[1 - SIZES_KEPT :], self.size)
             self.size = size
 
-    def may_end_at(self, offset: int) -> bool:
-        """True if the kernel may believe that the file ends at `offset`.
+    def is_append(self, start: int, stop: int, *, may_be_mapped: bool) -> bool:
+        """True if bytes [start, stop), of a handle that appends, begin at the end of the file.
 
-        An answer of a moment ago, with a new size, may have reached it or not. But where a page
-        begins, it may be writing a page that was mapped.
+        At one where the kernel may believe it to be: an answer with a new size may have crossed
+        the write; and the kernel ignores an answer that it has asked for before a write, so it may
+        have an old size for long. But if the file may be mapped through the handle, whole pages,
+        and the beginning of the last one, may be what programs have changed there.
         """
-        if offset == self.size:
+        if start == self.size:
             return True
-        if not offset % KERNEL_PAGE_BYTES:
-            return False
-        now = monotonic()
-        return any(offset == old and now - at < SIZES_RECENT_S for old, at in self._recent)
+        is_page = not start % KERNEL_PAGE_BYTES and (
+            not stop % KERNEL_PAGE_BYTES or stop == self.size or stop in self._before
+        )
+        return start in self._before and not (may_be_mapped and is_page)
 
 
 class InodeTable:

@@ -350,10 +350,10 @@ class Operations(pyfuse3.Operations):
         files, opened = handle.files, handle.opened
         known = self._inodes.known(handle.inode)
         # The kernel appends at the end that it believes in; another mount may have moved it.
-        is_append = opened.append and known.may_end_at(off)
+        end = off + len(buf)
+        is_append = opened.append and known.is_append(off, end, may_be_mapped=opened.reads)
         is_misplaced = is_append and off != opened.contents.size
         must_wait = files.write(opened, None if is_append else off, buf, now_ns=time.time_ns())
-        end = off + len(buf)
         known.told(end if is_append else max(known.size, end))
         if is_misplaced:
             self._drop_pages(handle.inode)

@@ -89,6 +89,7 @@ class ContentStore:
             contents,
             who,
             append=bool(flags & os.O_APPEND),
+            reads=flags & os.O_ACCMODE != os.O_WRONLY,
             keep_cache=keep_cache,
             failures_seen=contents.failures,
             is_access_noted=bool(flags & os.O_NOATIME),

@@ -459,6 +459,7 @@ class OpenFile:
     contents: Contents
     who: Credentials
     append: bool
+    reads: bool  # the handle; only such a one can be mapped
     keep_cache: bool  # no other mount changed the file since this mount last opened it
     failures_seen: int
     expected: int = 0  # where a sequential reader reads next

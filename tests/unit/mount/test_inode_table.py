@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from bftfs.errors import FileSystemError
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
-from mount import kernel_numbers
 from mount.kernel_numbers import LAST_NUMBER, ROOT_NUMBER, InodeTable, KernelInode
 
 ROOT = object_id(ObjectKind.DIRECTORY, placement=0, unique=bytes(14))
@@ -135,17 +134,34 @@ def test_the_table_counts_like_the_kernel(steps: list[tuple[bool, int, int, int]
     assert len(table) == len(held) + 1
 
 
-def test_the_kernel_may_not_have_heard_of_a_size_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it appends tells which one it has; but not where it may write a mapped page."""
-    now = 100.0
-    monkeypatch.setattr(kernel_numbers, "monotonic", lambda: now)
+def told(*sizes: int) -> KernelInode:
     known = KernelInode(ObjectId(bytes(16)), 1)
-    for size in (10, 4096, 5000):
+    for size in sizes:
         known.told(size)
-    assert [size for size in (0, 9, 10, 4096, 5000, 6000) if known.may_end_at(size)] == [10, 5000]
-    now += 2 * kernel_numbers.SIZES_RECENT_S
-    assert [size for size in (10, 5000) if known.may_end_at(size)] == [5000]
-    for size in range(5001, 5100):
-        known.told(size)
-    assert not known.may_end_at(5001)
-    assert known.may_end_at(5098)
+    return known
+
+
+@pytest.mark.parametrize("may_be_mapped", [True, False])
+def test_the_kernel_may_not_have_heard_of_a_size(may_be_mapped: bool) -> None:
+    """Where it appends tells which one it has."""
+    known = told(10, 5000, 7000)
+    starts = (0, 9, 10, 5000, 7000, 8000)
+    found = [at for at in starts if known.is_append(at, at + 20, may_be_mapped=may_be_mapped)]
+    assert found == [0, 10, 5000, 7000]
+    known = told(*range(1, 100))
+    assert not known.is_append(1, 20, may_be_mapped=may_be_mapped)
+    assert known.is_append(90, 200, may_be_mapped=may_be_mapped)
+
+
+def test_the_rest_of_a_line_is_appended_as_well() -> None:
+    """The kernel passes it on from the next page on; others' bytes may be there by then."""
+    known = told(3000, 4096, 9000)
+    for may_be_mapped in (True, False):
+        assert known.is_append(4096, 6000, may_be_mapped=may_be_mapped)
+
+
+@pytest.mark.parametrize("stop", [8192, 9000, 4096 + 4096 * 3])
+def test_a_page_that_is_mapped_is_written_where_it_is(stop: int) -> None:
+    known = told(3000, 4096, 9000, 20_000)
+    assert not known.is_append(4096, stop, may_be_mapped=True)
+    assert known.is_append(4096, stop, may_be_mapped=False)
