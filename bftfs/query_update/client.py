@@ -254,8 +254,6 @@ class QueryUpdateClient:
                 [] if earlier is None else earlier,
             )
             self.repairs.own |= {each.timestamp: each.conditioned for each in ongoing.earlier}
-            if vouch is not None:
-                ongoing.vouched_by = self._vouched_by(await vouch(0))
             return await self._update(ongoing)
         finally:
             self._locks.release(names)
@@ -330,6 +328,8 @@ class QueryUpdateClient:
 
     async def _answer(self, update: _Ongoing) -> Answered:
         """Try until it is established, refused, or hopeless."""
+        if update.vouch is not None:
+            update.vouched_by = self._vouched_by(await update.vouch(0))
         while True:
             outcome = await self._attempt(update)
             if isinstance(outcome, Answered):

@@ -5,19 +5,21 @@ The nodes are real. What a mount has closed is there once, whatever became of th
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bftfs.errors import QuorumUnavailable
+from bftfs.errors import FileSystemError, QuorumUnavailable
 from bftfs.filesystem import file_blocks
 from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import WRITE
 from bftfs.query_update.messages import Update, UpdateReply
+from bftfs.read_write.client import ReadWriteClient
 from bftfs.simulation.network import Kind
 from bftfs.simulation.world import SECOND_US
 from tests.seams.world import BLOCK_BYTES, SUPERUSER, TYPES, User, World
@@ -148,6 +150,29 @@ def replaced(what: str, looks: bool) -> str:
     scene.append(scene.mount, scene.file, b"<more>")
     scene.user.run(scene.mount.flush(scene.file))
     return scene.seen()
+
+
+def test_an_append_is_made_once_although_its_blocks_are_gone_since(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nodes let go of what another mount has replaced: they vouch for it no more."""
+
+    async def gone(*_: Any) -> Any:
+        raise FileSystemError(errno.EIO, "what was written is gone")
+
+    scene = Scene()
+    scene.append(scene.mount, scene.file, b"<mine>")
+    scene.lose(Update, arrives=True)
+    with pytest.raises(QuorumUnavailable):
+        scene.user.run(scene.mount.flush(scene.file))
+    scene.world.ways.flow()
+    scene.append_elsewhere()
+    with monkeypatch.context() as patch:
+        patch.setattr(ReadWriteClient, "vouched", gone)
+        scene.user.run(scene.mount.flush(scene.file))
+    scene.append(scene.mount, scene.file, b"<more>")
+    scene.user.run(scene.mount.flush(scene.file))
+    assert scene.seen() == "0123456789<mine><other><more>"
 
 
 def test_must_fail_who_writes_again_what_was_covered(monkeypatch: pytest.MonkeyPatch) -> None:
