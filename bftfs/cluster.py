@@ -352,17 +352,20 @@ class ClusterDescription:
     def narrowed_by(self, other: ClusterDescription) -> ClusterDescription:
         """This description, with the same serial, with the rights that `other` grants as well.
 
-        Of clients that both list.
+        Of clients that both list: grants, and shares of the room.
         """
-        return replace(
-            self,
-            clients=tuple(
-                each
-                if (entry := other.client(each.client)) is None or entry.grant == each.grant
-                else replace(each, grant=each.grant.narrowed_by(entry.grant))
-                for each in self.clients
-            ),
-        )
+        return replace(self, clients=tuple(self._narrowed(each, other) for each in self.clients))
+
+    def _narrowed(self, entry: ClientEntry, other: ClusterDescription) -> ClientEntry:
+        theirs = other.client(entry.client)
+        if theirs is None:
+            return entry
+        if theirs.grant != entry.grant:
+            entry = replace(entry, grant=entry.grant.narrowed_by(theirs.grant))
+        share = other.share_of(entry.client)
+        if share < self.share_of(entry.client):
+            entry = replace(entry, share=round(100 * share))
+        return entry
 
     def is_superseded_by(self, other: ClusterDescription) -> bool:
         """True if a machine that has seen this description replaces it by `other`.

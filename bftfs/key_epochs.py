@@ -45,9 +45,9 @@ def with_new_epoch(
 ) -> ClusterDescription:
     """This description, with the same serial, in a new epoch, of which its clients get the key.
 
-    `volume_key` is needed where the description has no epoch yet. `others` are epochs that other
-    descriptions list. `draw(count)` gives `count` unguessable bytes. Raises UsageError if there can
-    be no more epochs, or the volume key is not known.
+    `volume_key` counts where the description has no epoch yet, and is needed there. `others` are
+    epochs that other descriptions list. `draw(count)` gives `count` unguessable bytes. Raises
+    UsageError if there can be no more epochs, or the volume key is not known.
     """
     known = {each.epoch for each in described.epochs}
     taken = {each.epoch: each for each in others if each.epoch not in known}
@@ -60,8 +60,8 @@ def with_new_epoch(
         raise UsageError(
             f"the cluster has had {EPOCHS} key epochs, and can have no more: the present one stays"
         )
-    if volume_key is None:
-        volume_key = first_key_in(described, administrator)
+    if described.epochs or volume_key is None:
+        volume_key = first_key_in(described, administrator, or_else=volume_key)
     number = 1 + max((each.number for each in earlier), default=0)
     entropy = draw(keys.EPOCH_ENTROPY_BYTES)
     latest = keys.new_epoch(administrator, cluster_id, entropy=entropy)
@@ -102,8 +102,13 @@ def with_keys_for_all(
     )
 
 
-def first_key_in(described: ClusterDescription, administrator: Identity) -> bytes:
-    """The volume key, out of the description. Raises UsageError if it is not there."""
+def first_key_in(
+    described: ClusterDescription, administrator: Identity, *, or_else: bytes | None = None
+) -> bytes:
+    """The volume key, out of the description: it has been used, whatever file lies beside it.
+
+    Raises UsageError if it is not there, and there is nothing `or_else`.
+    """
     if described.epochs:
         latest = described.epoch
         key = keys.epoch_key(administrator, described.cluster_id, latest)
@@ -111,6 +116,8 @@ def first_key_in(described: ClusterDescription, administrator: Identity) -> byte
             return keys.opened_keyring(described.keyring, latest=latest, key=key)[FIRST_EPOCH]
         except (InvalidAuthenticator, KeyError):
             pass
+    if or_else is not None:
+        return or_else
     raise UsageError(
         "a first new key epoch needs volume.key, to hand it on to clients that come later: copy "
         "the file beside cluster.toml, and run `bftfs cluster new-epoch`",

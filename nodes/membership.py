@@ -205,6 +205,18 @@ class Others:
                 grant = grant if entry.grant == grant else grant.narrowed_by(entry.grant)
         return grant
 
+    def share_of(self, client: ClientId) -> float:
+        """The least share of the room that those give the client of which the latest one does not
+        know; 1 if there are none.
+        """
+        shares = (
+            other.description.share_of(client)
+            for other in self.signed
+            if other.description.client(client) is not None
+            and not self._latest.knows_of(other.description)
+        )
+        return min(shares, default=1)
+
     def store(self) -> None:
         """Write those that have no files, and remove the files of others. Raises UsageError."""
         wanted = {self._path(other): other for other in self.signed}
@@ -306,8 +318,11 @@ class LiveMembership:
         return self.others.grant(sender.client, entry.grant) == sender.grant
 
     def share_of(self, client: ClientId) -> float:
-        """The part of the room that the client may use, by the latest description."""
-        return self.latest.share_of(client)
+        """The part of the room that the client may use.
+
+        By the latest description, and by those of which it does not know.
+        """
+        return min(self.latest.share_of(client), self.others.share_of(client))
 
     def refresh(self) -> None:
         """Read the description again if its files have changed."""

@@ -146,25 +146,19 @@ def _narrowed(
 
     What was changed by hand in between stays as it is.
     """
+    before = {each.client: (each.grant, each.share) for each in made_from.clients}
+    untouched = {
+        each.client
+        for each in description.clients
+        if before.get(each.client) == (each.grant, each.share)
+    }
     for other in seen:
         if made_from.knows_of(other):
             continue
-        narrowed = {each.client: each for each in made_from.narrowed_by(other).clients}
-        before = {each.client: each.grant for each in made_from.clients}
-        names = [
-            each.name
-            for each in description.clients
-            if each.grant == before.get(each.client) and narrowed[each.client].grant != each.grant
-        ]
-        description = replace(
-            description,
-            clients=tuple(
-                replace(each, grant=each.grant.narrowed_by(narrowed[each.client].grant))
-                if each.name in names
-                else each
-                for each in description.clients
-            ),
-        )
+        pairs = list(zip(description.clients, description.narrowed_by(other).clients, strict=True))
+        names = [each.name for each, less in pairs if each != less and each.client in untouched]
+        clients = tuple(less if each.client in untouched else each for each, less in pairs)
+        description = replace(description, clients=clients)
         if names:
             click.echo(
                 f"Number {other.serial} was signed on another machine, without number "

@@ -449,6 +449,20 @@ def test_who_did_not_know_of_it_gives_no_right_back(tmp_path: Path, seed: int) -
     assert grants(machine).write
 
 
+def test_nor_any_share_of_the_room(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, BEFORE)
+    less = made_from(BEFORE, client_share=20)
+    for each in (less, *IGNORANT):
+        machine.tell(signed(each))
+    assert IGNORANT[-1].client_share == 50
+    assert machine.membership.share_of(CLIENT) == 0.2
+    assert machine.membership.share_of(DESK.client) == 0.5
+    clients = IGNORANT[-1].narrowed_by(less).clients
+    machine.tell(signed(made_from(IGNORANT[-1], less, clients=clients)))
+    assert machine.membership.share_of(CLIENT) == 0.2
+    assert machine.membership.others.signed == ()
+
+
 def test_must_fail_where_numbers_say_who_knew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,12 @@ def test_who_is_a_client_gets_all_keys_and_who_was_one_none_that_come_later() ->
     assert [each.number for each in THIRD.epochs] == [1, 2]
 
 
+def test_a_volume_key_that_was_handed_on_is_not_replaced_by_another_file() -> None:
+    later = begun(SECOND, b"w" * 32)
+    assert epoch_keys_in(later, ALICE)[FIRST_EPOCH] == VOLUME_KEY
+    assert epoch_keys_in(begun(FIRST, b"w" * 32), ALICE)[FIRST_EPOCH] == b"w" * 32
+
+
 def test_what_a_revoked_client_has_opens_nothing_of_the_next_description() -> None:
     """With all of its keys, and the whole description."""
     keys = epoch_keys_in(SECOND, BOB)

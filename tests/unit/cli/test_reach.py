@@ -21,7 +21,8 @@ from bftfs import cluster
 from bftfs.cli import reach, signed_elsewhere
 from bftfs.cli.main import program
 from bftfs.cli.reach import NodeAccess
-from bftfs.cluster import ClientEntry
+from bftfs.cluster import ClientEntry, ClusterDescription
+from bftfs.credentials import Grant
 from bftfs.crypto.keys import Identity, read_identity, write_identity, write_volume_key
 from bftfs.data_directory import DataDirectory
 from bftfs.envelope import (
@@ -618,6 +619,31 @@ def test_a_right_that_was_taken_elsewhere_stays_taken(
     assert machines.there("sign").return_value == 0
     assert may_write() == {True}
     assert all(not each.others.signed for each in machines.memberships)
+
+
+def test_each_of_several_that_were_not_known_takes_what_it_takes() -> None:
+    made = cluster.create(["unix:/a"], t=0, b=0, draw=os.urandom)
+    entry = ClientEntry("laptop", LAPTOP.public_key, Grant((1, 2), gids=(3,)))
+    before = made.description.with_client(entry)
+
+    def fork(**changes: Any) -> ClusterDescription:
+        follows = {"follows": known.follows, "follows_from": known.follows_from}
+        changed = replace(before, clients=(replace(entry, **changes),))
+        return replace(changed, serial=before.serial + 1, **follows)
+
+    known = before.following(())
+    forks = [
+        fork(grant=Grant((1, 2), gids=(3,), write=False)),
+        fork(grant=Grant((1,), gids=(3,))),
+        fork(share=10),
+    ]
+    latest = replace(fork(), serial=9)
+    assert not any(map(latest.knows_of, forks))
+    [merged] = signed_elsewhere._narrowed(latest, latest, [before, *forks]).clients
+    assert merged.grant == Grant((1,), gids=(3,), write=False)
+    assert merged.share == 10
+    by_hand = replace(latest, clients=(replace(entry, grant=Grant((2,))),))
+    assert signed_elsewhere._narrowed(by_hand, latest, forks) == by_hand
 
 
 def test_what_was_made_from_an_older_one_is_not_signed(machines: TwoMachines) -> None:
