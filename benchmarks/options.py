@@ -17,11 +17,12 @@ from benchmarks import report, result
 from benchmarks.disturbance import Disturbance
 from benchmarks.errors import BenchmarkError
 from benchmarks.machine import FileSystem
-from benchmarks.processes import WatchedProcess, processes_of
+from benchmarks.processes import WatchedProcess, nodes_of, processes_of
 from benchmarks.result import Parameter, Result, Setting, TargetDescription
 from benchmarks.session import Session
 from benchmarks.workspace import Target, targets
 from bftfs.cluster import Durability
+from bftfs.data_directory import NodeDirectory
 
 Decorator: TypeAlias = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -54,6 +55,7 @@ class Common:
     repeat: int
     json: Path | None
     watched: tuple[WatchedProcess, ...]
+    nodes: tuple[NodeDirectory, ...]  # whose traffic is counted
     disturbances: tuple[str, ...]
 
 
@@ -134,9 +136,11 @@ def common_options(repeat: int) -> Decorator:
             **own: object,
         ) -> None:
             watched = tuple(WatchedProcess.parse(text) for text in pid)
+            nodes: tuple[NodeDirectory, ...] = ()
             if cluster is not None:
                 watched += processes_of(cluster)
-            command(Common(directory, against, repeat, json, watched, during), **own)
+                nodes = nodes_of(cluster)
+            command(Common(directory, against, repeat, json, watched, nodes, during), **own)
 
         options: tuple[Decorator, ...] = (
             click.argument("directory", metavar="DIR", type=_DIRECTORY),
@@ -157,7 +161,8 @@ def common_options(repeat: int) -> Decorator:
                 "--cluster",
                 metavar="DATA",
                 type=click.Path(exists=True, file_okay=False, path_type=Path),
-                help="Record those of the nodes and mounts of the local cluster in DATA.",
+                help="Record those of the nodes and mounts of the local cluster in DATA, and the"
+                " requests and bytes that its nodes got.",
             ),
             click.option(
                 "--during",
@@ -185,6 +190,7 @@ def measure(
     """Run a scenario in directories; print and write its result; exit with 1 if anything failed."""
     session = Session(
         watched=common.watched,
+        nodes=common.nodes,
         disturbances=[Disturbance.parse(text, phases) for text in common.disturbances],
         announce=_announce,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.errors import BenchmarkError
 from bftfs.cli.processes import mount_processes, pid_in
-from bftfs.data_directory import DataDirectory
+from bftfs.data_directory import DataDirectory, NodeDirectory
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _MEMORY_FIELDS = ("VmRSS", "RssAnon", "RssFile", "VmHWM")
@@ -54,14 +54,17 @@ class WatchedProcess:
         return cls(name, int(number), stat.start_ticks)
 
 
+def nodes_of(data: Path) -> tuple[NodeDirectory, ...]:
+    """The nodes of the local cluster in the directory `data`, running or not."""
+    nodes = map(DataDirectory(data.absolute()).node, itertools.count())
+    return tuple(itertools.takewhile(lambda node: node.path.is_dir(), nodes))
+
+
 def processes_of(data: Path) -> tuple[WatchedProcess, ...]:
     """The nodes and the mounts of the local cluster in the directory `data`."""
     directory = DataDirectory(data.absolute())
     found = []
-    for number in itertools.count():
-        node = directory.node(number)
-        if not node.path.is_dir():
-            break
+    for number, node in enumerate(nodes_of(data)):
         pid = pid_in(node.pid)
         if pid is not None:
             found.append(WatchedProcess.parse(f"node{number}={pid}"))

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from benchmarks.disturbance import Disturbance, DisturbanceRun, PhaseDisturber
 from benchmarks.errors import PhaseError, WorkloadError
+from benchmarks.exposition import TrafficWatch
 from benchmarks.measurement import Latencies, Measure, Sample
 from benchmarks.processes import ProcessWatch, WatchedProcess
+from bftfs.data_directory import NodeDirectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,12 @@ class Session:
         self,
         *,
         watched: Sequence[WatchedProcess] = (),
+        nodes: Sequence[NodeDirectory] = (),
         disturbances: Sequence[Disturbance] = (),
         announce: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._watched = watched
+        self._nodes = nodes  # whose traffic is counted
         self._disturbances = disturbances
         self.announce = announce
         self._started = time.perf_counter()
@@ -88,6 +92,7 @@ class Session:
         An error of the operating system and `WorkloadError` are recorded as a failure, and the
         caller gets `PhaseError`.
         """
+        traffic = TrafficWatch(self._nodes)
         watch = ProcessWatch(self._watched)
         disturber = self._disturber(place, name, work)
         phase = Phase(disturber)
@@ -105,6 +110,8 @@ class Session:
         if error is not None:
             self.fail(place, name, str(error))
             raise PhaseError(str(error)) from error
+        if self._nodes:
+            phase.details |= traffic.finish(amount)
         sample = Sample(
             target=place.target,
             variant=place.variant,

@@ -461,11 +461,13 @@ class Connections:
         if connection.socket is None:
             return
         output = connection.output
+        unsent = output.size
         try:
             output.write(connection.socket)
         except OSError as error:
             self.close(connection, error.strerror or "lost")
             return
+        self._tally.bytes_sent += unsent - output.size
         takes_replies = output.size <= UNSENT_BYTES
         interest = (_OUT if output.size else 0) | (_IN if takes_replies else 0)
         if interest != connection.interest:

@@ -58,6 +58,7 @@ class LoopTally:
     commit_s: float = counter("Time spent in commits.", name="commit_seconds")
     faults: int = counter("Requests that failed because of a bug in the node.")
     bytes_received: int = counter("Bytes received.", name="received_bytes")
+    bytes_sent: int = counter("Bytes of replies sent.", name="sent_bytes")
 
 
 @dataclass(slots=True, eq=False)
