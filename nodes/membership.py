@@ -45,7 +45,7 @@ from bftfs import cluster
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription, SignedDescription, signature_path
 from bftfs.credentials import Grant
-from bftfs.crypto.digest import Body, Digest
+from bftfs.crypto.digest import Body, Digest, cluster_digest
 from bftfs.durable_files import replace_file
 from bftfs.envelope import (
     DescriptionReply,
@@ -365,9 +365,9 @@ class LiveMembership:
     def _heed(self, signed: SignedDescription) -> None:
         """Give nobody what a description takes that is not taken over."""
         described, before = signed.description, self.others.signed
+        self._note_read(described)
         if described.cluster_id != self.latest.cluster_id:
             return
-        self._note_read(described)
         self.others.add(signed)
         if self._revoked.add(described) or self.others.signed != before:
             self.on_change()
@@ -479,7 +479,12 @@ class LiveMembership:
             )
 
     def offer(self, encoded: bytes, signature: bytes, *, by: NodeId) -> None:
-        """Use a peer's description if it is signed, and later."""
+        """Use a peer's description if it is signed, and later; unless it was read before.
+
+        To read one of 3 MiB takes a second, in which nobody is served.
+        """
+        if not self.lacks(cluster_digest(encoded)):
+            return
         try:
             self.take(encoded, signature)
         except UsageError as mistake:

@@ -11,8 +11,8 @@ folder tells so; the peers do.
    administrator, and later than its own. So one peer that has heard of a revocation is enough, and
    liars can only make the node read what is of no use, a few descriptions a minute each.
    The same holds of another one with the same serial, and of older ones that a peer keeps because
-   they take rights that the latest one does not take (`nodes.membership`, rule 2): each is read
-   once.
+   they take rights that the latest one does not take (`nodes.membership`, rule 2). Each is read
+   once, whatever a liar calls it.
 2. A serial is believed without the description only if at least b + 1 peers report it or a later
    one, because b of them may lie. Then the node says that its own is old.
 

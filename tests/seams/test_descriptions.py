@@ -604,6 +604,34 @@ def test_a_node_keeps_few_others(tmp_path: Path) -> None:
     )
 
 
+def read_of_replays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many descriptions a node reads while a peer sends it two that are older, ten times."""
+    machine = Machine(tmp_path, made_from(NARROWED))
+    elsewhere = signed(replace(BEFORE, cluster_id=b"e" * 16))
+    read: list[bytes] = []
+    verified = cluster.verified
+    monkeypatch.setattr(
+        cluster, "verified", lambda *a, **more: (read.append(a[0]), verified(*a, **more))[1]
+    )
+    for _ in range(10):
+        for each in (signed(BEFORE), elsewhere):
+            machine.hear(each)
+    return len(read)
+
+
+def test_what_a_peer_sends_again_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_of_replays(tmp_path, monkeypatch) == 2
+
+
+def test_must_fail_where_what_was_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveMembership, "lacks", lambda *_: True)
+    assert read_of_replays(tmp_path, monkeypatch) == 20
+
+
 # --- what is sent -----------------------------------------------------------------------------
 
 
