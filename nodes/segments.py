@@ -41,9 +41,10 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from zlib import crc32
 
 from blake3 import blake3
@@ -87,6 +88,9 @@ _RANGE = Struct("!IQQ")
 _PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+Result = TypeVar("Result")
 
 
 class SegmentLost(Exception):
@@ -376,7 +380,7 @@ class Segments:
 
     def flush(self) -> Flush:
         """What brings all records since the last checkpoint to stable storage."""
-        return Flush([os.dup(self._file(number)) for number in self._lengths])
+        return Flush([self._taken(partial(os.dup, self._file(number))) for number in self._lengths])
 
     # --- what lies in them -------------------------------------------------------------------
 
@@ -549,8 +553,9 @@ class Segments:
     def _made(self) -> int:
         """The file of the segment that is appended to, which may be new."""
         path = self._path(self.number)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
-        sync_directory(self._directory)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        file = self._taken(lambda: os.open(path, flags, _MODE))
+        self._taken(lambda: sync_directory(self._directory))
         self._note_disk_bytes(self.number, os.fstat(file))
         return self._keep(self.number, file)
 
@@ -568,9 +573,22 @@ class Segments:
             self._files.move_to_end(number)
             return file
         try:
-            return self._keep(number, os.open(self._path(number), os.O_RDWR | os.O_CLOEXEC))
+            file = self._taken(lambda: os.open(self._path(number), os.O_RDWR | os.O_CLOEXEC))
         except FileNotFoundError:
             return None
+        return self._keep(number, file)
+
+    def _taken(self, opens: Callable[[], Result]) -> Result:
+        """The result of what needs a descriptor. If connections have taken all that the process
+        may have, one of ours is given up for it.
+        """
+        while True:
+            try:
+                return opens()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or len(self._files) < 2:
+                    raise
+                os.close(self._files.popitem(last=False)[1])
 
     def _keep(self, number: int, file: int) -> int:
         before = self._files.pop(number, None)

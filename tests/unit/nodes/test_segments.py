@@ -199,6 +199,40 @@ def test_more_segments_than_files_that_are_kept_open(
     store.close()
 
 
+def test_descriptors_that_connections_have_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as the process may have: the store does with those that it has."""
+    store = opened(tmp_path)
+    values = {b"%d" % number: os.urandom(100 * KIB) for number in range(6)}
+    for key, value in values.items():
+        put(store, fragment(key, value))
+    most = len(store.segments._files)
+    assert most > 1
+    open_file, copy = os.open, os.dup
+
+    def full(take: Callable[..., int], *arguments: Any) -> int:
+        if len(store.segments._files) >= most:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return take(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_files, "FILES_OPEN", most)
+        patch.setattr(os, "open", lambda *arguments: full(open_file, *arguments))
+        patch.setattr(os, "dup", lambda *arguments: full(copy, *arguments))
+        put(store, fragment(b"0", b"new" * 10 * KIB))
+        before = store.segments.number
+        for _ in range(3):
+            put(store, fragment(b"5", values[b"5"]))
+        assert store.segments.number > before
+        store.sync()
+        store.segments.flush().run()
+        for key in list(values)[1:]:
+            assert get(store, key) == values[key]
+    assert get(store, b"0") == b"new" * 10 * KIB
+    store.close()
+
+
 # --- giving room back ------------------------------------------------------------------------
 
 
