@@ -248,11 +248,13 @@ class ReadWriteClient:
         bound = min(bounds, default=None)
         session = self._session
 
-        def attempt(silences: int) -> Conversation[FoundVersion]:
+        if permit is None:
+            return await BlockRead(session, block, bound, who).run()
+
+        def attempt(number: int) -> Conversation[FoundVersion]:
+            silences = session.silences + number - 1
             return BlockRead(session, block, bound, who, silences=silences).run()
 
-        if permit is None:
-            return await attempt(0)
         return await while_nodes_disagree(
             session, attempt, permit, subject=f"read of block {block.hex()}"
         )

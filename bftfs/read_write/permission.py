@@ -13,7 +13,10 @@ better now, and the write is sent again. Readers do the same.
 
 Each attempt bears one silence more than the one before. Nodes that are far away answer later than a
 liar that is near, and all silences are bounded: if they did not become more, no attempt would last
-until the others have answered, and the liar would have it all made again for ever.
+until the others have answered, and the liar would have it all made again for ever. A client's next
+read begins with one silence more than the last one needed that was refused by some: a question for
+each block would use up the barriers that the reader has at the file's inode, and others with keys
+for reading could leave it without any more.
 
 **Why nobody gets past the nodes by that.** The answer only ends a write, or has it sent again; what
 a node takes, it judges itself, as before. [docs/threat-model.md, G4]
@@ -70,9 +73,9 @@ async def while_nodes_disagree(
 ) -> Result:
     """What an attempt comes to, which is made again as often as nodes disagree and `ask` permits.
 
-    An attempt is given its number, from 1 on: it bears as many silences before it says that nodes
-    disagree, and more than the one before. Raises what `ask` raises, or QuorumUnavailable if total
-    patience runs out.
+    An attempt is given its number, from 1 on: it bears at least as many silences before it says
+    that nodes disagree, and more than the one before. Raises what `ask` raises, or
+    QuorumUnavailable if total patience runs out.
     """
     began_us = now_us = await Now()
     for number in count(1):

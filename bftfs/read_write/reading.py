@@ -125,6 +125,8 @@ class BlockRead:
             while isinstance(decision := descent.decide(), Usable):
                 version = await self._use(descent.responses, decision)
                 if version is not None:
+                    if self._forbidding:  # the next one need not find out again how far others are
+                        self._session.silences = lapses + 1
                     return version
                 descent.pass_over(decision.timestamp)
             if decision is None:

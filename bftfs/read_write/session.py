@@ -50,6 +50,8 @@ class Session:
         self.by_fragment = nodes_by_fragment(thresholds.N)
         self.validated = ValidatedVersions(limits.VALIDATED_VERSIONS)
         self.lives = Lives()
+        # What the first attempt of a read bears: more than the last one needed that a node refused.
+        self.silences = 1
         self._first_lives = (0,) * thresholds.N
 
     def told(self, lives: Told) -> Told | None:

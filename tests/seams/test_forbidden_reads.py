@@ -17,15 +17,17 @@ import pytest
 
 from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.coding.erasure import ErasureCode
-from bftfs.conversation import Receive, Send
+from bftfs.conversation import Pause, Receive, Send
 from bftfs.credentials import Credentials, Grant
 from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.inode_authority import InodeAuthority
 from bftfs.identifiers import BlockId, NodeId, ObjectId
 from bftfs.query_update.accepting import Accepting
+from bftfs.query_update.effort import BackOff
 from bftfs.read_write.messages import AuthoredRequest, ReadReply, ReadRequest
 from bftfs.read_write.placement import fragment_index
+from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import version_key
 from bftfs.server.step import Ready
 from bftfs.simulation.world import SECOND_US
@@ -40,6 +42,7 @@ from tests.seams.disputes import (
     without_asking,
 )
 from tests.seams.world import (
+    BLOCK_BYTES,
     READERS_GRANT,
     STRANGER,
     STRANGERS_GRANT,
@@ -382,6 +385,82 @@ def test_must_fail_where_no_read_bears_more_silences_than_the_first(
 ) -> None:
     no_patience(monkeypatch)
     assert read_beside_a_liar(1, 1, distance_us) == []
+
+
+def read_file_from_afar(readers: int = 0, blocks: int = 30) -> tuple[int, int]:
+    """A liar and some other nodes are near; blocks read within a minute, and questions asked.
+
+    Other readers ask the inode all the time, as fast as they can.
+    """
+    world = World()
+    root, reader = world.user("root"), world.user("stranger", STRANGER, grant=READERS_GRANT)
+    root.format()
+    identifier = root.make("shared", "x" * (blocks * BLOCK_BYTES), mode=0o644)
+    world.run_for(605 * SECOND_US)
+    layout = root.attributes(identifier).layout
+    assert layout is not None
+    refusing(0, kind=Hiding)(world)
+    far_away(world, range(3, world.sizes.n), 80_000)
+    read, asked = [], []
+
+    async def permit(forbidding: Nodes) -> None:
+        asked.append(forbidding)
+        await reader.files._metadata.permit_reading(identifier, STRANGER, forbidding)
+
+    async def read_all() -> None:
+        for number in range(blocks):
+            block = layout.block(identifier, number)
+            read.append(await reader.blocks.read(block, STRANGER, permit=permit))
+
+    async def ask_for_ever(user: User) -> None:
+        while True:
+            await user.files._metadata.permit_reading(identifier, STRANGER, NOBODY)
+
+    for number in range(readers):
+        user = world.user(f"other {number}", STRANGER, grant=READERS_GRANT)
+        world.start(user.host, ask_for_ever(user))
+    if readers:
+        world.run_for(20 * SECOND_US)
+    world.start(reader.host, read_all())
+    world.run_for(60 * SECOND_US)
+    return len(read), len(asked)
+
+
+def each_finds_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No read knows how many silences the one before has needed."""
+    always = property(lambda _: 1, lambda *_: None)
+    monkeypatch.setattr(Session, "silences", always, raising=False)
+
+
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody backs off for long."""
+    monkeypatch.setattr(BackOff, "pause", lambda _: Pause(50_000))
+
+
+def test_who_is_far_from_others_asks_once_and_not_for_each_block() -> None:
+    assert read_file_from_afar() == (30, 1)
+
+
+def test_must_fail_where_each_read_finds_out_again_how_far_others_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    each_finds_out_again(monkeypatch)
+    assert read_file_from_afar() == (30, 30)
+
+
+def test_other_readers_keep_nobody_from_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_pauses(monkeypatch)
+    read, asked = read_file_from_afar(readers=2)
+    assert read == 30
+    assert asked <= 2
+
+
+def test_must_fail_where_other_readers_use_up_the_questions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without_pauses(monkeypatch)
+    each_finds_out_again(monkeypatch)
+    assert read_file_from_afar(readers=2)[0] < 30
 
 
 def test_who_permits_himself_gets_no_further() -> None:
