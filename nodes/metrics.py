@@ -42,6 +42,10 @@ from nodes.membership import RESTART, LiveMembership
 ASKING_PATIENCE_S = 5.0  # for one HTTP request: one thread serves all of them
 LIVE_PATIENCE_S = 5.0  # for the node's loop to turn
 
+# Told as 0 until they happen: Prometheus sees no increase in a counter's first value.
+REFUSALS = ("EAGAIN", "EDQUOT", "EIO", "ENODATA", "ENOSPC")
+OFFENCES = ("InvalidAuthenticator", "MalformedMessage", "OtherVersion", "ProtocolViolation")
+
 _PLAIN = "text/plain"
 
 
@@ -73,8 +77,9 @@ class NodeCollector(Collector):
         """All metrics of the node."""
         tally, health = self.tally, self.health()
         requests = {kind.__name__: count for kind, count in tuple(tally.requests.items())}
-        refused = {errno.errorcode.get(c, str(c)): n for c, n in tuple(tally.refused.items())}
-        closed = dict(tuple(tally.closed.items()))
+        refused = dict.fromkeys(REFUSALS, 0)
+        refused |= {errno.errorcode.get(c, str(c)): n for c, n in tuple(tally.refused.items())}
+        closed = dict.fromkeys(OFFENCES, 0) | dict(tuple(tally.closed.items()))
         for name, text, label, counts in (
             ("bftfs_requests", "Requests that were stepped, by message.", "message", requests),
             ("bftfs_refused", "Requests that were refused, by error.", "error", refused),
