@@ -16,7 +16,7 @@ from typing import NewType
 NodeId = NewType("NodeId", int)  # position of a storage node in the cluster description, 0 … n-1
 ClientId = NewType("ClientId", bytes)  # 16 bytes: digest of the client's public key
 ObjectId = NewType("ObjectId", bytes)  # 16 bytes: type, placement, 14 bytes drawn at creation
-BlockId = NewType("BlockId", bytes)  # 32 bytes: inode's ObjectId, incarnation (8), block number (8)
+BlockId = NewType("BlockId", bytes)  # 32 bytes: ObjectId, incarnation (8), slot (1), number (7)
 EpochId = NewType("EpochId", bytes)  # 16 bytes: 8 drawn, 8 that only the administrator can add
 FragmentIndex = NewType("FragmentIndex", int)  # 0 … N-1; read_write/placement.py says whose
 
@@ -24,6 +24,7 @@ CLIENT_ID_BYTES = 16
 OBJECT_ID_BYTES = 16
 BLOCK_ID_BYTES = 32
 EPOCH_ID_BYTES = 16
+_NUMBER_BITS = 56
 
 FIRST_EPOCH = EpochId(bytes(EPOCH_ID_BYTES))  # that of the volume key with which a cluster begins
 
@@ -53,9 +54,16 @@ def placement_of(identifier: ObjectId) -> int:
     return identifier[1]
 
 
-def block_id(inode: ObjectId, *, incarnation: int, number: int) -> BlockId:
-    """The data-item that holds block `number` of `inode`, in one incarnation of its contents."""
-    return BlockId(inode + incarnation.to_bytes(8, "big") + number.to_bytes(8, "big"))
+WHOLE = 0  # the slot of a whole block; the others are those of patches
+
+
+def block_id(inode: ObjectId, *, incarnation: int, number: int, slot: int = WHOLE) -> BlockId:
+    """The data-item that holds block `number` of `inode`, in one incarnation of its contents.
+
+    With a `slot`, the one that holds a patch of that block.
+    """
+    place = slot << _NUMBER_BITS | number
+    return BlockId(inode + incarnation.to_bytes(8, "big") + place.to_bytes(8, "big"))
 
 
 def inode_of(block: BlockId) -> ObjectId:
@@ -69,5 +77,10 @@ def incarnation_of(block: BlockId) -> int:
 
 
 def block_number_of(block: BlockId) -> int:
-    """The block's position in its file, in blocks."""
-    return int.from_bytes(block[24:32], "big")
+    """The block's position in its file, in blocks; of a patch, that of the block it lies on."""
+    return int.from_bytes(block[25:32], "big")
+
+
+def slot_of(block: BlockId) -> int:
+    """Which patch of a block it is; WHOLE for the block itself."""
+    return block[24]

@@ -147,6 +147,9 @@ VERSIONS_SHOWN = 65_536  # versions of one file; if it has more, all of its bloc
 SCRUB_EVERY_US = 7 * 24 * 3600 * SECOND_US  # pause between two passes of scrubbing
 VOUCHED_VERSIONS = 256  # written and not covered yet, whose vouchers a client keeps
 BLOCKS_PER_COVER = 1_000  # that one update of an inode names
+PATCHES = 8  # that lie on one block; beyond that, it is written whole
+PATCHES_PER_COVER = 128  # that one update of an inode names
+PATCH_EXTENTS = 32  # ranges of bytes in one patch
 COVERED_WITHIN_US = 24 * 3600 * SECOND_US  # a version that is older is not named any more
 FILE_BYTES = 1 << 44  # a file ends at 16 TiB
 LAYOUT_RANGES = 128  # incarnation ranges of one file; beyond that, truncation merges two
@@ -173,5 +176,6 @@ assert LISTING_BYTES <= ANSWER_BYTES < FRAME_METADATA_BYTES
 assert SYNC_PAGE_BYTES + STATE_VALUE_BYTES < FRAME_METADATA_BYTES
 assert BLOCKS_PER_COVER < DELTA_ENTRIES
 assert COVERED_WITHIN_US < DETECTION_WINDOW_US  # until then nobody's later versions displace it
+assert PATCHES_PER_COVER <= BLOCKS_PER_COVER  # which bounds both together
 assert 80 * BLOCKS_PER_COVER < OPERATION_BYTES  # as they are encoded, with numbers, times, bases
 assert OPERATION_BYTES >= XATTR_VALUE_BYTES + XATTR_NAME_BYTES + 4 * KIB

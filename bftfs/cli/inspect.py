@@ -23,9 +23,11 @@ from bftfs.cli.options import json_option
 from bftfs.cli.plain_console import plain_console
 from bftfs.data_directory import DEFAULT_CLIENT
 from bftfs.errors import UsageError
+from bftfs.filesystem.block_names import PAGE, BlockName
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.registry import GET_ATTRIBUTES
 from bftfs.filesystem.time_names import format_time_name
+from bftfs.identifiers import WHOLE, ObjectId
 from bftfs.limits import SECOND_US
 from bftfs.printable import as_word, printable
 from bftfs.query_update import inspection as object_inspection
@@ -125,7 +127,8 @@ def inspected(
         ),
         in_flight=_IN_FLIGHT,
     )
-    numbers, count, block_bytes = range(0), 0, 0
+    parts: list[tuple[int, int]] = []
+    count, block_bytes = 0, 0
     layout = located.attributes.layout
     found: list[BlockReport] = []
     if layout is not None:
@@ -133,12 +136,13 @@ def inspected(
         count = -(-located.attributes.size // block_bytes)
         first, last = chosen or (0, min(count, _BLOCKS) - 1)
         numbers = range(first, min(last + 1, count))
+        parts = list(_parts(session, located.identifier, numbers))
         found = session.network.perform_many(
             (
                 block_inspection.inspect(
-                    peers, thresholds, layout.block(located.identifier, number), session.who
+                    peers, thresholds, layout.block(located.identifier, *part), session.who
                 )
-                for number in numbers
+                for part in parts
             ),
             in_flight=_IN_FLIGHT,
         )
@@ -158,10 +162,23 @@ def inspected(
             _object(name, report) for (name, _), report in zip(steps, objects, strict=True)
         ],
         "blocks": [
-            _block(session, number, report) for number, report in zip(numbers, found, strict=True)
+            _block(session, *part, report) for part, report in zip(parts, found, strict=True)
         ],
         "scrubbed_claims": _scrubs(session, peers),
     }
+
+
+def _parts(
+    session: CommandSession, identifier: ObjectId, numbers: range
+) -> Iterator[tuple[int, int]]:
+    """The numbers and slots of these blocks and of their patches, as the inode names them."""
+    named: dict[int, BlockName] = {}
+    for first in range(numbers.start - numbers.start % PAGE, numbers.stop, PAGE):
+        named |= session.perform(session.files.block_names(identifier, first, session.who))
+    for number in numbers:
+        yield number, WHOLE
+        if number in named:
+            yield from ((number, patch.slot) for patch in named[number].patches)
 
 
 def _scrubs(session: CommandSession, peers: Peers) -> dict[str, str | None]:
@@ -195,10 +212,11 @@ def _object(name: str, report: ObjectReport) -> dict[str, Any]:
     }
 
 
-def _block(session: CommandSession, number: int, report: BlockReport) -> dict[str, Any]:
+def _block(session: CommandSession, number: int, slot: int, report: BlockReport) -> dict[str, Any]:
     version = report.version
     return {
         "number": number,
+        "patch": slot or None,
         "block": report.block.hex(),
         "hole": version is None,
         "version": None if version is None else format_time_name(version.time),
@@ -254,7 +272,7 @@ def _print(report: dict[str, Any]) -> None:
             f"since: by then {report['b'] + 1} nodes had verified it, as they claim, and no more "
             f"than {report['b']} of them lie."
         )
-    shown, count = len(report["blocks"]), report["blocks_in_all"]
+    shown, count = len({row["number"] for row in report["blocks"]}), report["blocks_in_all"]
     if shown < count:
         console.print(f"{shown} of {count} blocks are shown; --blocks FIRST-LAST shows others")
     for line in sentences(report):
@@ -281,7 +299,7 @@ def _blocks_table(report: dict[str, Any], nodes: list[str]) -> Table:
     table = Table(*columns, box=SIMPLE)
     for row in report["blocks"]:
         table.add_row(
-            str(row["number"]),
+            label(row),
             "hole" if row["hole"] else _shown(row["version"]),
             row["written_by"] or "",
             *map(_cell, row["nodes"]) if not row["hole"] else [""] * report["n"],
@@ -289,6 +307,11 @@ def _blocks_table(report: dict[str, Any], nodes: list[str]) -> Table:
             _survives(row["survives"]),
         )
     return table
+
+
+def label(row: dict[str, Any]) -> str:
+    """What a row of the blocks' table is about."""
+    return f"{row['number']}" + (f" patch {row['patch']}" if row["patch"] else "")
 
 
 def _shown(text: str | None) -> str:
@@ -323,7 +346,7 @@ def _passed_over(report: dict[str, Any]) -> Iterator[str]:
         for each in row["passed_over"]:
             what = "is poisonous" if each["poisonous"] else f"is at {each['hosts']} nodes only"
             yield (
-                f"block {row['number']}: readers pass over the version that {each['written_by']} "
+                f"block {label(row)}: readers pass over the version that {each['written_by']} "
                 f"wrote at {_shown(each['version'])}: it {what}"
             )
 
@@ -331,7 +354,7 @@ def _passed_over(report: dict[str, Any]) -> Iterator[str]:
 def _reasons(report: dict[str, Any]) -> Iterator[str]:
     """The reasons for degradation, each once, with the objects and blocks concerned."""
     places = [(f"object {as_word(row['name'])}", row) for row in report["objects"]]
-    places += [(f"block {row['number']}", row) for row in report["blocks"]]
+    places += [(f"block {label(row)}", row) for row in report["blocks"]]
     where: dict[str, list[str]] = {}
     for place, row in places:
         for reason in row["reasons"]:

@@ -73,6 +73,7 @@ LIFE_DIGEST = _tagged(b"bftfs.life")(b"")
 _run = _tagged(b"bftfs.run")
 _voucher = _tagged(b"bftfs.voucher")
 _vouched = _tagged(b"bftfs.vouched")
+_patched = _tagged(b"bftfs.patched")
 _replica_history = _tagged(b"bftfs.history")
 _deduction = _tagged(b"bftfs.deduction")
 _link = _tagged(b"bftfs.link")
@@ -109,6 +110,11 @@ def voucher_digest(*, block: BlockId, timestamp: bytes) -> Digest:
 def vouched_digest(versions: Iterable[bytes]) -> Digest:
     """The input of a voucher's MACs: a node hosts all of these, blocks with timestamps."""
     return _vouched(b"".join(versions))
+
+
+def patched_digest(verifiers: Iterable[bytes]) -> Digest:
+    """What stands for every byte of a block with patches: of all their verifiers, in order."""
+    return _patched(b"".join(verifiers))
 
 
 def replica_history_digest(*, object: ObjectId, encoded: bytes) -> Digest:  # noqa: A002

@@ -26,7 +26,14 @@ import msgspec
 from msgspec import Meta
 
 from bftfs import limits
-from bftfs.identifiers import BlockId, ObjectId, block_id, block_number_of, incarnation_of
+from bftfs.identifiers import (
+    WHOLE,
+    BlockId,
+    ObjectId,
+    block_id,
+    block_number_of,
+    incarnation_of,
+)
 from bftfs.query_update.object_type import Record
 from bftfs.wire.codec import UserField
 
@@ -53,9 +60,10 @@ class Layout(Record, frozen=True):
             return ranges[0][1]
         return ranges[bisect_right(ranges, number, key=lambda entry: entry[0]) - 1][1]
 
-    def block(self, inode: ObjectId, number: int) -> BlockId:
-        """The data-item that holds block `number` of `inode`."""
-        return block_id(inode, incarnation=self.incarnation(number), number=number)
+    def block(self, inode: ObjectId, number: int, slot: int = WHOLE) -> BlockId:
+        """The data-item that holds block `number` of `inode`, or a patch of it."""
+        incarnation = self.incarnation(number)
+        return block_id(inode, incarnation=incarnation, number=number, slot=slot)
 
     def has(self, block: BlockId) -> bool:
         """True if the block is valid in this layout: no cut has given it a later incarnation."""

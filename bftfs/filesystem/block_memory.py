@@ -59,6 +59,13 @@ class DirtyBlock:
             grown += self.cost - before
         return grown
 
+    def add(self, newer: DirtyBlock, *, stop: int | None = None) -> None:
+        """Put the bytes of another one over these; those before `stop`, if it is given."""
+        for start, data in zip(newer._starts, newer._pieces, strict=True):
+            piece = data if stop is None else data[: max(0, stop - start)]
+            if len(piece):
+                self.write(start, piece)
+
     def _splice(self, start: int, stop: int, data: Buffer) -> None:
         starts, pieces = self._starts, self._pieces
         first = bisect_left(starts, start)

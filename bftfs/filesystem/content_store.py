@@ -24,7 +24,7 @@ from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.block_memory import BlockCache, Buffer
-from bftfs.filesystem.block_names import BlockName
+from bftfs.filesystem.block_names import Part
 from bftfs.filesystem.contents import Contents, Failure, OpenFile, Sharing
 from bftfs.filesystem.epochs import Sealing
 from bftfs.filesystem.file_blocks import BlockReader, BlockWriter
@@ -150,11 +150,16 @@ class ContentStore:
         """Up to `size` bytes from `offset` on; fewer at the end of the file."""
         return await self._reader.read(file, offset, size)
 
-    async def version(
-        self, identifier: ObjectId, number: int, name: BlockName, who: Credentials
-    ) -> bytes:
-        """A named version of a block. Raises what `BlockReader.version` raises."""
-        return await self._reader.version(identifier, number, name, who)
+    async def require_part(
+        self,
+        identifier: ObjectId,
+        incarnation: int,
+        number: int,
+        part: Part,
+        who: Credentials,
+    ) -> None:
+        """Read a part of a block. Raises what `BlockReader.version` raises."""
+        await self._reader.require_part(identifier, incarnation, number, part, who)
 
     async def open_named(self, identifier: ObjectId, flags: int, who: Credentials) -> OpenFile:
         """A handle on the file as the nodes have it now, with the names of its first blocks."""

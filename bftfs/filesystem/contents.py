@@ -21,7 +21,8 @@ Blocks that this mount alone writes get their times from its clock, without aski
 
 A block that programs wrote in part is merged on the version that the inode names (its base). If it
 names another one when the block is covered, the update is refused, and the extents that programs
-here wrote are merged on that one. Appended bytes are put behind the end of the file as it is known,
+here wrote are merged on that one. The same holds of patches (`patches`), which lie on that version.
+Appended bytes are put behind the end of the file as it is known,
 and if that has moved when they are covered, behind the new one; what programs write into them goes
 with them. (docs/decisions/0033-shared-blocks.md; tests/unit/filesystem/test_shared_files.py)
 
@@ -38,6 +39,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import starmap
 from typing import Final, NamedTuple
 
 import msgspec
@@ -50,7 +52,7 @@ from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent
 from bftfs.filesystem.block_names import PAGE, BlockName, base_of, decode_name
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND, ROOT, without_set_id_bits
-from bftfs.identifiers import ObjectId
+from bftfs.identifiers import WHOLE, ObjectId
 from bftfs.lock import Lock
 from bftfs.query_update.client import EarlierAttempt
 from bftfs.read_write.timestamp import BlockTimestamp
@@ -59,6 +61,7 @@ UNCOVERED_BLOCKS: Final = limits.BLOCKS_PER_COVER  # of one file, before they ar
 APPENDED_BLOCKS: Final = 64  # …and with appended bytes: these may have to be written elsewhere
 IMAGES_BYTES: Final = 2 * limits.MIB  # of a file's uncovered blocks, to be merged again if need be
 PAGES_OF_NAMES: Final = 64  # of one file
+PATCHES_KNOWN: Final = 1_024  # of one file: which bytes they have
 NAMES_OF_CLOSED: Final = 32  # of a file that nobody has open, of which there may be thousands
 UNPLACED: Final = -1  # no size: what was appended is to be put elsewhere, or may be
 
@@ -78,8 +81,10 @@ class Pushed(NamedTuple):
 
     incarnation: int
     timestamp: BlockTimestamp
-    is_unasked: bool  # its time is that of this mount's clock: the nodes were not asked for theirs
+    is_unasked: bool  # its time is that of this mount's clock, which may be too early
     base: bytes | None  # of which version the other bytes are (`CoveredBlock.base`)
+    slot: int = WHOLE
+    under: BlockName | None = None  # what it lies on, if it is a patch
 
 
 class Uncovered(NamedTuple):
@@ -87,12 +92,15 @@ class Uncovered(NamedTuple):
 
     pushed: Pushed
     extents: tuple[Extent, ...]  # that programs here wrote
-    image: Buffer | None  # the block, if it is at hand
+    image: Buffer | DirtyBlock | None  # the block, or the patch, if it is at hand
 
     @property
     def name(self) -> BlockName:
         """The version, as the inode is to name it."""
-        return BlockName(self.pushed.incarnation, self.pushed.timestamp)
+        incarnation, timestamp, _, _, slot, under = self.pushed
+        if under is not None:
+            return under.patched(slot, timestamp)
+        return BlockName(incarnation, timestamp)
 
 
 class Cover(NamedTuple):
@@ -148,11 +156,14 @@ class KnownNames:
             elif self._has_all:
                 self._add_page(number // PAGE, {number: name})
 
-    def limit(self, number: int, valid: int) -> None:
-        """The file has grown past a block that had so many bytes of it, and was not named anew."""
+    def limit(self, number: int, valid: int, *, but: int = WHOLE) -> None:
+        """The file has grown past a block that had so many bytes of it, and was not named anew.
+
+        Only the patch in the slot `but` was.
+        """
         name = self.get(number)
         if name is not None:
-            self.put({number: name.within(valid)})
+            self.put({number: name.within(valid, (but,))})
 
     def _add_page(self, index: int, names: dict[int, BlockName]) -> None:
         self._pages[index] = names
@@ -177,8 +188,12 @@ class Contents:
 
         self.dirty: dict[int, DirtyBlock] = {}
         self.pushing: dict[int, Buffer] = {}
+        self.patching: dict[int, DirtyBlock] = {}  # patches on their way to the nodes
         self.uncovered: dict[int, Uncovered] = {}
         self.names = KnownNames()  # as of `version`
+        # Patches of this mount: by number of the block and slot, their timestamps and extents.
+        self.laid: OrderedDict[tuple[int, int], tuple[BlockTimestamp, tuple[Extent, ...]]]
+        self.laid = OrderedDict()
         self.appends: tuple[Extent, ...] = ()  # what was appended and is not covered, in the file…
         self.appended_to = 0  # …and the size that nodes told when it was put there
         self.moves = 0  # how often it was put elsewhere, since another mount was faster
@@ -271,6 +286,19 @@ class Contents:
             or block.pushed.incarnation != self.layout.incarnation(number)
         ]
 
+    def slot_for(self, number: int, name: BlockName, written: DirtyBlock) -> int:
+        """The slot for a patch on the named version; WHOLE if none is left.
+
+        That of one of whose bytes none would show any more, if this mount knows of any.
+        """
+        used = set()
+        for patch in name.patches:
+            timestamp, extents = self.laid.get((number, patch.slot), (None, ()))
+            if timestamp == patch.timestamp and all(starmap(written.covers, extents)):
+                return patch.slot
+            used.add(patch.slot)
+        return next((each for each in range(1, limits.PATCHES + 1) if each not in used), WHOLE)
+
     def name(self, number: int) -> BlockName | None:
         """The version of a block that is shown to this mount's programs; None if there is none.
 
@@ -361,14 +389,14 @@ class Contents:
         extents: tuple[Extent, ...],
         layout: Layout,
         version: Pushed,
-        image: Buffer,
+        image: Buffer | DirtyBlock,
     ) -> None:
         """Take note of a block that the nodes hold now, of which `extents` were written."""
         before = self.uncovered.get(number)
         if before is not None:
             extents = united((*before.extents, *extents))
-        kept = sum(len(block.image) for block in self.uncovered.values() if block.image is not None)
-        is_kept = version.base is not None and kept + len(image) <= IMAGES_BYTES
+        kept = sum(_bytes_of(block.image) for block in self.uncovered.values())
+        is_kept = version.base is not None and kept + _bytes_of(image) <= IMAGES_BYTES
         self.uncovered[number] = Uncovered(version, extents, image if is_kept else None)
         if layout is not self.layout or (
             version.is_unasked and self.sharing is not Sharing.EXCLUSIVE
@@ -415,7 +443,11 @@ class Contents:
     def covered(self, cover: Cover, size: int, kept: Iterable[int]) -> None:
         """A cover took effect, and left the size; `kept` are to be written and covered again."""
         for number in cover.names.keys() - set(kept):
-            del self.uncovered[number]
+            block = self.uncovered.pop(number)
+            if block.pushed.slot != WHOLE:
+                self.laid[number, block.pushed.slot] = block.pushed.timestamp, block.extents
+                if len(self.laid) > PATCHES_KNOWN:
+                    self.laid.popitem(last=False)
         if cover.arguments.appended_to is not None:
             self.appends = without(self.appends, ((0, cover.arguments.end),))
             self.appended_to = size
@@ -450,6 +482,12 @@ class Contents:
         """Let every handle report `failure` once."""
         self.failures += 1
         self.failure = failure
+
+
+def _bytes_of(image: Buffer | DirtyBlock | None) -> int:
+    if isinstance(image, DirtyBlock):
+        return image.cost
+    return 0 if image is None else len(image)
 
 
 @dataclass(slots=True, eq=False)

@@ -12,13 +12,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from bftfs import limits
 from bftfs.clock_skew import is_ahead
 from bftfs.conversation import Draw, Event, Now, Pause, Spawn, Together, Wait
 from bftfs.credentials import Credentials
-from bftfs.errors import AdmissionRefused, FileSystemError, OperationFailed
+from bftfs.errors import (
+    AdmissionRefused,
+    FileSystemError,
+    MalformedMessage,
+    NoLongerKept,
+    OperationFailed,
+    VersionUnrecoverable,
+)
 from bftfs.filesystem import inode
 from bftfs.filesystem.attributes import INCARNATION_GAP, NO_CHANGES, Attributes, spans
 from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent, Load, part
@@ -27,16 +34,19 @@ from bftfs.filesystem.block_names import (
     PAGE,
     BlockName,
     CoveredBlock,
+    Part,
     base_of,
     covered,
+    covered_patch,
 )
-from bftfs.filesystem.contents import Contents, Cover, OpenFile, Pushed, Sharing
+from bftfs.filesystem.contents import Contents, Cover, OpenFile, Pushed, Sharing, Uncovered
 from bftfs.filesystem.epochs import Sealing
 from bftfs.filesystem.inode import BlockPage, NamedBlocks
 from bftfs.filesystem.metadata import Metadata
 from bftfs.filesystem.options import Options
+from bftfs.filesystem.patches import PatchExtent, composed, decode_patch, encode_patch, pays
 from bftfs.filesystem.registry import MERGE, REWRITE, TRUNCATE, WRITE
-from bftfs.identifiers import BlockId, ObjectId, block_id, block_number_of
+from bftfs.identifiers import WHOLE, BlockId, ObjectId, block_id, block_number_of, slot_of
 from bftfs.limits import STEPS_AHEAD_US
 from bftfs.query_update.client import EarlierAttempt
 from bftfs.query_update.object_type import Record
@@ -48,7 +58,16 @@ OVERTAKEN_ATTEMPTS: Final = 1_000  # at one of which each attempt has made way f
 BACK_OFF_US: Final = 1_000  # bound of the first random pause between these; it doubles…
 BACK_OFF_DOUBLINGS: Final = 2  # …so often: shorter than the time for which who succeeds steps back
 
+Sealed = tuple[BlockId, bytes | None]  # a data-item, and what nodes have of it
 Base = tuple[Buffer, bytes | None]  # of a block that is written: bytes, and `CoveredBlock.base`
+
+
+class _Patch(NamedTuple):
+    """A patch on its way to the nodes."""
+
+    slot: int
+    under: BlockName  # what it lies on
+    written: DirtyBlock  # by programs
 
 
 class _Covered(Enum):
@@ -150,7 +169,7 @@ class BlockReader:
             if block is None:
                 block = cache.get(inode, number)
             if block is not None:
-                return block
+                return with_patch_on_its_way(contents, number, block)
             if not contents.valid_bytes(number):
                 return b""
             load = cache.load(inode, number)
@@ -163,7 +182,7 @@ class BlockReader:
                 load = await self._load(contents, number, who)
             block = cache.result(load)
             if block is not None:
-                return block
+                return with_patch_on_its_way(contents, number, block)
 
     async def _load(self, contents: Contents, number: int, who: Credentials) -> Load:
         """Read a block from the nodes into the cache. Requires: its name is known."""
@@ -179,17 +198,14 @@ class BlockReader:
 
     async def _shown(
         self, contents: Contents, number: int, load: Load, who: Credentials
-    ) -> bytes | None:
+    ) -> Buffer | None:
         """The version of a block that programs see; None if that has changed meanwhile."""
         identifier, name = contents.identifier, contents.name(number)
-        permit = partial(self.permissions.permit_reading, identifier, who)
         # The past does not change: what is named in it is asked for at once.
         if not self.options.is_past and number not in contents.uncovered:
-            block = contents.layout.block(identifier, number)
-            version = await self.blocks.read(block, who, permit=permit)
-            if is_named(version.timestamp, name, contents.attributes):
-                plaintext = await self.sealing.open(block, version.item)
-                return plaintext if name is None else plaintext[: name.valid]
+            block = await self._if_there(contents, number, name, who)
+            if block is not None:
+                return block
             # Another mount has written it, and has covered that since, or not yet, or never will.
             await self.refresh(contents, who, number)
             if number in contents.pushing or not contents.knows_name(number):
@@ -199,6 +215,23 @@ class BlockReader:
         if name is not None:
             return await self.version(identifier, number, name, who)
         return await self._unnamed(contents, number, who)
+
+    async def _if_there(
+        self, contents: Contents, number: int, name: BlockName | None, who: Credentials
+    ) -> Buffer | None:
+        """A block by its name, as far as that is known; None if that is perhaps not the latest."""
+        if name is not None and name.patches:
+            try:
+                return await self.version(contents.identifier, number, name, who)
+            except (FileSystemError, NoLongerKept, VersionUnrecoverable):
+                return None
+        block = contents.layout.block(contents.identifier, number)
+        permit = partial(self.permissions.permit_reading, contents.identifier, who)
+        version = await self.blocks.read(block, who, permit=permit)
+        if not is_named(version.timestamp, name, contents.attributes):
+            return None
+        plaintext = await self.sealing.open(block, version.item)
+        return plaintext if name is None else plaintext[: name.valid]
 
     async def _unnamed(self, contents: Contents, number: int, who: Credentials) -> bytes:
         """A block without a name, which a program before there were names may have written."""
@@ -218,6 +251,7 @@ class BlockReader:
             await self.refresh(contents, who, number)
         size = contents.attributes.size - number * contents.layout.block_bytes
         name = contents.named(number)
+        block: Buffer
         if name is None:
             block = await self._unnamed(contents, number, who)
         else:
@@ -226,27 +260,62 @@ class BlockReader:
 
     async def version(
         self, identifier: ObjectId, number: int, name: BlockName, who: Credentials
-    ) -> bytes:
+    ) -> Buffer:
         """The plaintext of a named version of a block of a file.
 
         EIO if the nodes do not have it: whoever had it named has not written it, or not in a way
         that can be read. What was there before is not shown in its place: it is part of no version
         since.
         """
-        block, item = await self.sealed_version(identifier, number, name, who)
-        plaintext = await self.sealing.open(block, item)
-        return plaintext[: name.valid]
+        sealed = await self.sealed_version(identifier, number, name, who)
+        return await self.opened(number, name, sealed)
+
+    async def opened(self, number: int, name: BlockName, sealed: Sequence[Sealed]) -> Buffer:
+        """The plaintext of what `sealed_version` gives. Raises what `version` raises."""
+        opened = [await self.sealing.open(block, item) for block, item in sealed]
+        if len(opened) == 1:
+            return opened[0][: name.valid]
+        extents = map(partial(self._extents, number), name.parts(), opened)
+        limits_of_parts = (name.valid, *(patch.valid for patch in name.patches))
+        return composed(zip(extents, limits_of_parts, strict=True))
 
     async def sealed_version(
         self, identifier: ObjectId, number: int, name: BlockName, who: Credentials
-    ) -> tuple[BlockId, bytes | None]:
-        """The block, and a named version of it as nodes have it. Raises what `version` raises."""
-        block = block_id(identifier, incarnation=name.incarnation, number=number)
+    ) -> list[Sealed]:
+        """A named version of a block as nodes have it, and its patches. Raises as `version`."""
+        reads = tuple(
+            partial(self._sealed_part, identifier, name.incarnation, number, part, who)
+            for part in name.parts()
+        )
+        return [await reads[0]()] if len(reads) == 1 else list(await Together(reads))
+
+    async def _sealed_part(
+        self, identifier: ObjectId, incarnation: int, number: int, part: Part, who: Credentials
+    ) -> Sealed:
+        slot, timestamp = part
+        block = block_id(identifier, incarnation=incarnation, number=number, slot=slot)
         permit = partial(self.permissions.permit_reading, identifier, who)
-        version = await self.blocks.written(block, name.timestamp, who, permit=permit)
-        if version.timestamp != name.timestamp:
+        found = await self.blocks.written(block, timestamp, who, permit=permit)
+        if found.timestamp != timestamp:
             raise FileSystemError(errno.EIO, f"block {number} was named and never written")
-        return block, version.item
+        return block, found.item
+
+    async def require_part(
+        self, identifier: ObjectId, incarnation: int, number: int, part: Part, who: Credentials
+    ) -> None:
+        """Read a named version of a block, or one patch. Raises what `version` raises."""
+        sealed = await self._sealed_part(identifier, incarnation, number, part, who)
+        self._extents(number, part, await self.sealing.open(*sealed))
+
+    @staticmethod
+    def _extents(number: int, part: Part, plaintext: bytes) -> list[PatchExtent]:
+        """Those of a patch; of a whole block, it."""
+        if part[0] == WHOLE:
+            return [(0, memoryview(plaintext))]
+        try:
+            return decode_patch(plaintext)
+        except MalformedMessage as fault:
+            raise FileSystemError(errno.EIO, f"block {number}: {fault}") from fault
 
     # --- reading ahead -----------------------------------------------------------------------
 
@@ -291,6 +360,12 @@ class BlockReader:
             pass  # a reader of the block will meet the failure itself
         finally:
             self.prefetching_bytes -= contents.layout.block_bytes
+
+
+def with_patch_on_its_way(contents: Contents, number: int, block: Buffer) -> Buffer:
+    """A block with the patch that this mount is writing to the nodes, if it is."""
+    patch = contents.patching.get(number)
+    return block if patch is None else patch.over(block)
 
 
 def is_named(timestamp: BlockTimestamp, name: BlockName | None, attributes: Attributes) -> bool:
@@ -428,8 +503,22 @@ class BlockWriter:
 
     async def _push_batch(self, contents: Contents, numbers: list[int]) -> None:
         """Write some dirty blocks. Those that fail are dirty again."""
-        who, layout = contents.writer, contents.layout
+        who = contents.writer
         assert who is not None, "a dirty block has a writer"
+        for number in numbers:
+            is_whole = contents.dirty[number].covers(0, contents.layout.block_bytes)
+            if not is_whole and not contents.knows_name(number):
+                await self.reader.refresh(contents, who, number)
+        patches = {number: patch for number in numbers if (patch := self._patch(contents, number))}
+        wholes = [number for number in numbers if number not in patches]
+        if patches:
+            await self._push_patches(contents, patches, who)
+        if wholes:
+            await self._push_blocks(contents, wholes, who)
+
+    async def _push_blocks(self, contents: Contents, numbers: list[int], who: Credentials) -> None:
+        """Write dirty blocks whole."""
+        layout = contents.layout
         bases = await self._bases(contents, numbers, who)
         extents: dict[int, tuple[Extent, ...]] = {}
         for number in numbers:
@@ -464,6 +553,75 @@ class BlockWriter:
             self.cache.put(contents.identifier, number, block)
             version = Pushed(layout.incarnation(number), timestamp, not is_asking, bases[number][1])
             contents.pushed(number, extents[number], layout, version, block)
+        self.progress.announce()
+
+    # --- patches -----------------------------------------------------------------------------
+
+    def _patch(self, contents: Contents, number: int) -> _Patch | None:
+        """Take what is dirty of a block, to be written as a patch; None if that does not pay.
+
+        One that was written and is not covered yet is written again, with all that is new.
+        """
+        uncovered, dirty = contents.uncovered.get(number), contents.dirty[number]
+        under, written = None, DirtyBlock()
+        if uncovered is not None:
+            under, slot = uncovered.pushed.under, uncovered.pushed.slot
+            if not isinstance(uncovered.image, DirtyBlock):
+                return None
+            written.add(uncovered.image)
+        elif contents.knows_name(number):
+            under = contents.named(number)
+        if under is None or under.incarnation != contents.layout.incarnation(number):
+            return None
+        written.add(dirty, stop=_stop_in(contents, number))
+        if uncovered is None:
+            slot = contents.slot_for(number, under, written)
+        block_bytes = contents.layout.block_bytes
+        length = max(written.stop, contents.attributes.size - number * block_bytes)
+        if slot == WHOLE or not pays(
+            written, min(length, block_bytes), self.options.patch_saves_bytes
+        ):
+            return None
+        dirty = self._taken(contents, number)
+        self.dirty_bytes += written.cost - dirty.cost
+        contents.patching[number] = written
+        return _Patch(slot, under, written)
+
+    async def _push_patches(
+        self, contents: Contents, patches: Mapping[int, _Patch], who: Credentials
+    ) -> None:
+        """Write patches to the nodes. Their times are not asked for: nobody is shown them by these.
+
+        They are later than what they lie on, and the update that names them is refused if that is
+        not the latest.
+        """
+        layout, identifier = contents.layout, contents.identifier
+        try:
+            items = [
+                await self.sealing.seal(
+                    layout.block(identifier, number, patch.slot), encode_patch(patch.written)
+                )
+                for number, patch in patches.items()
+            ]
+            is_asking = is_ahead(contents.version, await Now())
+            timestamps = await self._write_blocks(contents, items, who, is_asking=is_asking)
+        except BaseException:
+            for number, patch in patches.items():
+                del contents.patching[number]
+                self.dirty_bytes -= patch.written.cost
+                self._redirty(contents, number, patch.written, patch.written.extents())
+            raise
+        for (number, (slot, under, written)), timestamp in zip(
+            patches.items(), timestamps, strict=True
+        ):
+            del contents.patching[number]
+            self.dirty_bytes -= written.cost
+            block = self.cache.get(identifier, number)
+            self.cache.drop(identifier, number)
+            if block is not None:
+                self.cache.put(identifier, number, written.over(block))
+            version = Pushed(under.incarnation, timestamp, False, base_of(under), slot, under)
+            contents.pushed(number, written.extents(), layout, version, written)
         self.progress.announce()
 
     def _taken(self, contents: Contents, number: int) -> DirtyBlock:
@@ -511,13 +669,21 @@ class BlockWriter:
             await self.reader.refresh(contents, who, number)
 
     def _redirty(
-        self, contents: Contents, number: int, block: Buffer, extents: tuple[Extent, ...]
+        self,
+        contents: Contents,
+        number: int,
+        block: Buffer | DirtyBlock,
+        extents: tuple[Extent, ...],
     ) -> None:
         """Make extents of a block dirty again, beneath newer writes."""
         newer = contents.dirty.get(number)
         dirty = contents.dirty[number] = DirtyBlock()
         for start, stop in extents:
-            self.dirty_bytes += dirty.write(start, part(block, start, stop))
+            if isinstance(block, DirtyBlock):
+                piece = block.read(b"", start, stop)
+            else:
+                piece = part(block, start, stop)
+            self.dirty_bytes += dirty.write(start, piece)
         if newer is not None:
             self.dirty_bytes -= newer.cost
             for start, stop in newer.extents():
@@ -606,7 +772,7 @@ class BlockWriter:
         """Make what programs wrote of uncovered blocks dirty again."""
         for number in numbers:
             block = contents.uncovered[number]
-            image = block.image
+            image: Buffer | DirtyBlock | None = block.image
             if image is None:
                 image = await self.reader.version(contents.identifier, number, block.name, who)
             del contents.uncovered[number]
@@ -726,7 +892,7 @@ class BlockWriter:
         finally:
             contents.push_stop = None
         assert contents.writer is not None, "what is unsaved has a writer"
-        blocks = dict(islice(sorted(contents.uncovered.items()), limits.BLOCKS_PER_COVER))
+        blocks = _covered_together(contents.uncovered)
         is_last = len(blocks) == len(contents.uncovered)
         # Bytes that were written since the blocks were pushed are covered another time.
         end = contents.pushed_end
@@ -741,8 +907,14 @@ class BlockWriter:
             tuple(
                 covered(number, block.pushed.timestamp, block.pushed.base)
                 for number, block in blocks.items()
+                if block.pushed.under is None
             ),
             contents.appended_to if is_appending else None,
+            tuple(
+                covered_patch(number, block.pushed.slot, block.pushed.timestamp, block.pushed.base)
+                for number, block in blocks.items()
+                if block.pushed.under is not None
+            ),
         )
         return Cover(
             arguments,
@@ -814,10 +986,8 @@ class BlockWriter:
 
         At a time not before that of the blocks that were written for it.
         """
-        versions = [
-            (block_id(contents.identifier, incarnation=name[0], number=number), name.timestamp)
-            for number, name in names.items()
-        ]
+        versions = [_latest(contents.identifier, number, name) for number, name in names.items()]
+        versions.sort(key=lambda version: slot_of(version[0]) != WHOLE)  # as the method lists them
         answer: inode.ContentsChanged = await self.metadata.update(
             (contents.identifier,),
             method,
@@ -832,10 +1002,14 @@ class BlockWriter:
         contents.adopt(answer.attributes, ours_after=answer.before)
         if contents.version == answer.attributes.contents:
             number, valid = divmod(size, contents.layout.block_bytes)
-            if size < answer.attributes.size and valid and number not in names:
-                contents.names.limit(number, valid)
-                self.cache.drop(contents.identifier, number)
             contents.names.put(names)
+            if size < answer.attributes.size and valid:
+                name = names.get(number)
+                if name is None:
+                    contents.names.limit(number, valid)
+                    self.cache.drop(contents.identifier, number)
+                elif name.patches:
+                    contents.names.limit(number, valid, but=name.latest[0])
         return answer
 
     # --- sealing again ---------------------------------------------------------------------------
@@ -875,10 +1049,11 @@ class BlockWriter:
             await self.reader.refresh(contents, who, number)
         name = contents.name(number)
         if name is not None:
-            block, item = await self.reader.sealed_version(contents.identifier, number, name, who)
-            if item is None or self.sealing.is_present(item):
+            sealed = await self.reader.sealed_version(contents.identifier, number, name, who)
+            items = [item for _, item in sealed if item is not None]
+            if all(map(self.sealing.is_present, items)):
                 return None
-            plaintext: Buffer = (await self.sealing.open(block, item))[: name.valid]
+            plaintext = await self.reader.opened(number, name, sealed)
         elif not contents.attributes.unnamed_until_us:
             return None  # a hole
         else:  # what a program may have written that named no blocks
@@ -1015,6 +1190,24 @@ def _stop_in(contents: Contents, number: int) -> int:
     if contents.push_stop is None:
         return block_bytes
     return max(0, min(block_bytes, contents.push_stop - number * block_bytes))
+
+
+def _covered_together(uncovered: Mapping[int, Uncovered]) -> dict[int, Uncovered]:
+    """The first of these blocks, as many as one update names."""
+    together, patches = {}, 0
+    for number, block in islice(sorted(uncovered.items()), limits.BLOCKS_PER_COVER):
+        patches += block.pushed.under is not None
+        if patches > limits.PATCHES_PER_COVER:
+            break
+        together[number] = block
+    return together
+
+
+def _latest(identifier: ObjectId, number: int, name: BlockName) -> tuple[BlockId, BlockTimestamp]:
+    """What was written of a block that goes by this name since."""
+    slot, timestamp = name.latest
+    block = block_id(identifier, incarnation=name.incarnation, number=number, slot=slot)
+    return block, timestamp
 
 
 def _bounds(extents: Sequence[Extent]) -> Extent:

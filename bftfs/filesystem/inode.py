@@ -61,7 +61,10 @@ from bftfs.filesystem.block_names import (
     PAGE,
     CoveredBlock,
     CoveredField,
+    CoveredPatch,
+    CoveredPatches,
     grow,
+    lay_patches,
     name_blocks,
     names_in,
 )
@@ -86,6 +89,7 @@ from bftfs.filesystem.objects import (
     time_ns,
     without_set_id_bits,
 )
+from bftfs.identifiers import WHOLE
 from bftfs.query_update.object_type import Caller, ChangesAsked, MutableState, Record, Refusal
 from bftfs.read_write.timestamp import BlockTimestamp, digest_of
 from bftfs.retention import KEEP_ALL, POLICY_BYTES, parse_policy
@@ -488,9 +492,10 @@ def get_blocks(states: States, arguments: BlockPage, caller: Caller) -> NamedBlo
 class Writing(Record, frozen=True):
     """Blocks were written up to byte `end`, while the layout's newest incarnation was `newest`.
 
-    `blocks` are the versions that were written. An `end` of 0 leaves the size as it is. `mtime_ns`
-    is the time of the last write; `changes` are changes of attributes that programs made meanwhile.
-    With bytes that programs have appended, `appended_to` is the size at which they were put.
+    `blocks` are the versions that were written, `patches` what was written of others. An `end` of 0
+    leaves the size as it is. `mtime_ns` is the time of the last write; `changes` are changes of
+    attributes that programs made meanwhile. With bytes that programs have appended, `appended_to`
+    is the size at which they were put.
     """
 
     end: SizeField
@@ -499,6 +504,7 @@ class Writing(Record, frozen=True):
     changes: Changes
     blocks: CoveredField = ()
     appended_to: SizeField | None = None
+    patches: CoveredPatches = ()
 
 
 class Truncation(Record, frozen=True):
@@ -610,12 +616,15 @@ def write(states: States, arguments: Writing, caller: Caller) -> ContentsChanged
     size = subject.attributes.size
     if not is_appended_at_end(arguments, size):
         raise Refusal(OVERTAKEN)
-    behind = name_blocks(
-        subject.state, layout, arguments.blocks, caller, size=max(size, arguments.end)
-    )
+    blocks, patches, state = arguments.blocks, arguments.patches, subject.state
+    if len(blocks) + len(patches) > limits.BLOCKS_PER_COVER:
+        raise Refusal(errno.EINVAL)
+    in_file = max(size, arguments.end)
+    behind = name_blocks(state, layout, blocks, caller, size=in_file)
+    behind += lay_patches(state, layout, patches, caller, size=in_file)
     _contents_changed(subject, caller, min(arguments.mtime_ns, time_ns(caller)))
     if arguments.end > size:
-        grow(subject.state, layout, size, arguments.blocks, behind)
+        grow(state, layout, size, blocks, behind, patches)
         subject.change(size=arguments.end)
     if arguments.changes:
         apply_changes(subject, arguments.changes, caller)
@@ -686,17 +695,28 @@ def blocks_written(
 ) -> Digest | None:
     """The digest that nodes have to vouch for: of all blocks that the caller's update has named."""
     inode = states[0]
-    blocks = arguments.shortened if isinstance(arguments, Truncation) else arguments.blocks
     layout = Subject.existing(inode).attributes.layout
+    blocks = named_by(arguments)
     if not blocks or layout is None:
         return None
     return digest_of(
         (
-            layout.block(inode.object, block.number),
+            layout.block(inode.object, block.number, slot),
             BlockTimestamp(block.time_us, caller.client, block.verifier),
         )
-        for block in blocks
+        for slot, block in blocks
     )
+
+
+def named_by(
+    arguments: Writing | Truncation | Merging | Rewriting,
+) -> list[tuple[int, CoveredBlock | CoveredPatch]]:
+    """What an update names, each with its slot: versions of blocks, and patches."""
+    blocks = arguments.shortened if isinstance(arguments, Truncation) else arguments.blocks
+    named: list[tuple[int, CoveredBlock | CoveredPatch]] = [(WHOLE, block) for block in blocks]
+    if isinstance(arguments, Writing):
+        named += [(patch.slot, patch) for patch in arguments.patches]
+    return named
 
 
 def may_write_blocks(inode: MutableState, who: Principal) -> int:

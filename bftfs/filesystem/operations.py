@@ -35,7 +35,7 @@ from bftfs.filesystem.attributes import (
     Changes,
 )
 from bftfs.filesystem.block_memory import Buffer
-from bftfs.filesystem.block_names import BlockName
+from bftfs.filesystem.block_names import BlockName, Part, decode_name
 from bftfs.filesystem.capacity import Capacity, ClusterCapacity
 from bftfs.filesystem.content_store import ContentStore
 from bftfs.filesystem.contents import Contents, OpenFile
@@ -52,6 +52,7 @@ from bftfs.filesystem.directory import (
 )
 from bftfs.filesystem.epochs import EpochFollower, Sealing
 from bftfs.filesystem.inode import (
+    BlockPage,
     ExtendedName,
     ExtendedSetting,
     apply_changes,
@@ -711,11 +712,23 @@ class FileSystem:
             await self._note_access(file.identifier, file.who)
         return await self._contents.read(file, offset, size)
 
-    async def version(
-        self, identifier: ObjectId, number: int, name: BlockName, who: Credentials
-    ) -> bytes:
-        """A version of a block that the file's inode has named. EIO if nodes do not have it."""
-        return await self._contents.version(identifier, number, name, who)
+    async def block_names(
+        self, identifier: ObjectId, first: int, who: Credentials
+    ) -> dict[int, BlockName]:
+        """The names of a page of a file's blocks, as a quorum has them now, by their numbers."""
+        found = await self._metadata.blocks(identifier, BlockPage(first, 0), who)
+        return {number: decode_name(stored) for number, stored in found.blocks or ()}
+
+    async def require_part(
+        self,
+        identifier: ObjectId,
+        incarnation: int,
+        number: int,
+        part: Part,
+        who: Credentials,
+    ) -> None:
+        """Read a part of a block that the file's inode has named. EIO if that cannot be done."""
+        await self._contents.require_part(identifier, incarnation, number, part, who)
 
     async def seal_again(self, file: OpenFile, first: int, stop: int) -> int:
         """Write those of the blocks in [first, stop) again, as they are, that are sealed with keys

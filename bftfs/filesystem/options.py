@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bftfs.limits import MIB, SECOND_US
+from bftfs.limits import KIB, MIB, SECOND_US
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Options:
     read_ahead_bytes: int = 8 * MIB  # of one sequential reader
     prefetch_bytes: int = 16 * MIB  # of all readers together, on their way
     cache_bytes: int = 32 * MIB  # clean blocks
+    patch_saves_bytes: int = 4 * KIB  # by a patch instead of a whole block, or none is written
 
     def __post_init__(self) -> None:
         if self.write_behind_bytes > self.dirty_bytes:

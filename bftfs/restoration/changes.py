@@ -31,9 +31,9 @@ from msgspec.msgpack import decode
 
 from bftfs import limits
 from bftfs.errors import FileSystemError, NoLongerKept, VersionUnrecoverable
-from bftfs.filesystem.block_names import BlockName, CoveredBlock
+from bftfs.filesystem.block_names import CoveredBlock, CoveredPatch
 from bftfs.filesystem.file_history import UNSEEN, Change, in_batches
-from bftfs.filesystem.inode import Merging, Rewriting, Truncation, Writing
+from bftfs.filesystem.inode import Merging, Rewriting, Truncation, Writing, named_by
 from bftfs.filesystem.operations import FoundObject
 from bftfs.filesystem.registry import (
     CREATE,
@@ -57,6 +57,7 @@ from bftfs.identifiers import (
     block_number_of,
     inode_of,
     kind_of,
+    slot_of,
 )
 from bftfs.query_update.history import LogicalTimestamp
 from bftfs.read_write.authorship import Authored
@@ -423,7 +424,8 @@ async def _add_uncovered(log: ChangeLog, view: Viewpoint, below: set[ObjectId]) 
     }
     for version in written:
         identifier = inode_of(version.block)
-        is_named = (block_number_of(version.block), version.time_us) in named.get(identifier, ())
+        part = block_number_of(version.block), slot_of(version.block), version.time_us
+        is_named = part in named.get(identifier, ())
         if not is_named and not _is_covered_unnamed(version, covers.get(identifier, ())):
             log.uncovered.setdefault(identifier, []).append(version)
 
@@ -439,49 +441,48 @@ def _is_covered_unnamed(version: Authored, covers: Iterable[Change]) -> bool:
     )
 
 
-def _named_by(change: Change) -> list[tuple[int, int]]:
-    """The versions of blocks that a change has named: their numbers and times."""
-    return [(block.number, block.time_us) for block in _blocks_of(change)]
+def _named_by(change: Change) -> list[tuple[int, int, int]]:
+    """The versions of blocks that a change has named: their numbers, slots and times."""
+    return [(block.number, slot, block.time_us) for slot, block in _blocks_of(change)]
 
 
-def _blocks_of(change: Change) -> tuple[CoveredBlock, ...]:
-    """The versions of blocks that a change has named."""
+def _blocks_of(change: Change) -> list[tuple[int, CoveredBlock | CoveredPatch]]:
+    """The versions of blocks that a change has named, and their slots."""
     kind = _NAMING.get(change.operation.method)
-    if kind is None:
-        return ()
-    arguments = decode(change.operation.arguments, type=kind)
-    blocks: tuple[CoveredBlock, ...] = (
-        arguments.shortened if isinstance(arguments, Truncation) else arguments.blocks
-    )
-    return blocks
+    return [] if kind is None else named_by(decode(change.operation.arguments, type=kind))
 
 
 async def unreadable(log: ChangeLog, view: Viewpoint) -> dict[LogicalTimestamp, int]:
     """How many of the blocks that each change of the client has named cannot be read."""
     named = [
-        (identifier, change, block)
+        (identifier, change, slot, block)
         for identifier in log.touched()
         for change in log.changes[identifier]
         if log.by_client(change) and kind_of(identifier) == ObjectKind.INODE
-        for block in _blocks_of(change)
+        for slot, block in _blocks_of(change)
     ]
     readable = await in_batches([partial(_is_readable, view, *each) for each in named])
     return Counter(
-        change.timestamp for (_, change, _), can in zip(named, readable, strict=True) if not can
+        change.timestamp for (_, change, *_), can in zip(named, readable, strict=True) if not can
     )
 
 
 async def _is_readable(
-    view: Viewpoint, identifier: ObjectId, change: Change, block: CoveredBlock
+    view: Viewpoint,
+    identifier: ObjectId,
+    change: Change,
+    slot: int,
+    block: CoveredBlock | CoveredPatch,
 ) -> bool:
     """True if nodes have the version that a change has named, or have collected it."""
     layout = None if change.attributes is None else change.attributes.layout
     if layout is None:
         return True
     timestamp = BlockTimestamp(block.time_us, change.client, block.verifier)
-    name = BlockName(layout.incarnation(block.number), timestamp)
+    incarnation = layout.incarnation(block.number)
     try:
-        await view.files.version(identifier, block.number, name, view.who)
+        part = slot, timestamp
+        await view.files.require_part(identifier, incarnation, block.number, part, view.who)
     except NoLongerKept:
         return True
     except VersionUnrecoverable:

@@ -14,8 +14,8 @@ remove a version that somebody needs.
    nothing.
 2. Retention keeps states of the file system at certain times. An object's version is kept if it was
    the state at a time to keep. A block's version is kept if a kept version of its inode names it
-   (`filesystem.block_names`), or is dated so that it might. So size and blocks still belong
-   together after other versions are removed.
+   (`filesystem.block_names`), or is dated so that it might; of a patch, if one names it. So size
+   and blocks still belong together after other versions are removed.
 3. What is named is there. So a version that may still be named is kept as well, though others have
    written to the block since, and though the window is shorter: its author may have the nodes'
    vouchers that they host it, and an update that names it may lie at a few nodes for any time
@@ -68,6 +68,7 @@ from bftfs.filesystem.volume import record_of, times_of_snapshots
 from bftfs.identifiers import (
     BLOCK_ID_BYTES,
     OBJECT_ID_BYTES,
+    WHOLE,
     BlockId,
     NodeId,
     ObjectId,
@@ -76,6 +77,7 @@ from bftfs.identifiers import (
     incarnation_of,
     inode_of,
     kind_of,
+    slot_of,
 )
 from bftfs.query_update.history import ZERO, LogicalTimestamp, client_of, time_of
 from bftfs.query_update.messages import (
@@ -314,22 +316,25 @@ def kept_names(
     block off. What is named now may have been deleted since, or cut off.
     """
     key, incarnation = key_of_block(block_number_of(block)), incarnation_of(block)
+    slot = slot_of(block)
     prefix = past_prefix(replica.object, key)
     rows = replica.view.scan(Table.PAST, prefix, prefix + after_keys(NUMBER_BYTES))
     stored = tuple(islice(rows, limits.VERSIONS_SHOWN + 1))
     if len(stored) > limits.VERSIONS_SHOWN:
         return None
-    names = set()
-    for at, row in stored:
+    names: set[BlockTimestamp] = set()
+    for past_key, row in stored:
         name = decode_name(row[NUMBER_BYTES:])
         if name.incarnation == incarnation and shown.may_show(
-            block, _number(row), _number(at[-NUMBER_BYTES:])
+            block, _number(row), _number(past_key[-NUMBER_BYTES:])
         ):
-            names.add(name.timestamp)
+            names.update(timestamp for at, timestamp in name.parts() if at == slot)
     now = name_at(replica.workspace, block_number_of(block))
     if now is not None and now.incarnation == incarnation:
-        is_alive = shown.keeps(block)(now.timestamp.time, None)
-        names |= {now.timestamp} if is_alive else set()
+        shows = shown.keeps(block)
+        names.update(
+            timestamp for at, timestamp in now.parts() if at == slot and shows(timestamp.time, None)
+        )
     return frozenset(names)
 
 
@@ -353,7 +358,7 @@ def may_be_named(replica: Replica, block: BlockId, timestamp: BlockTimestamp) ->
     if incarnation <= layout.newest and incarnation != layout.incarnation(number):
         return False
     name = name_at(state, number)
-    return name is None or name[:2] < (incarnation, timestamp)
+    return name is None or (name.incarnation, name.latest[1]) < (incarnation, timestamp)
 
 
 class KeptVersions:
@@ -367,7 +372,8 @@ class KeptVersions:
         self._replica = replica
         self._block = block
         self._is_alive = shown.alive is not None
-        self._shows = shown.keeps(block)
+        # Whole blocks may have no name, and are shown by their times; patches have one or nothing.
+        self._shows = shown.keeps(block) if slot_of(block) == WHOLE else None
         self._names = kept_names(replica, block, shown)
 
     def keeps(self, key: bytes, until_us: int | None) -> bool:
@@ -375,7 +381,9 @@ class KeptVersions:
 
         `until_us` is the time of the oldest later version that this node has verified.
         """
-        if self._names is None or self._shows(block_time_of(key), until_us):
+        if self._names is None:
+            return True
+        if self._shows is not None and self._shows(block_time_of(key), until_us):
             return True
         timestamp = block_timestamp_of(key)
         return timestamp in self._names or (

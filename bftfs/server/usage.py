@@ -23,12 +23,14 @@ from bftfs.filesystem.objects import ATTRIBUTES_KEY
 from bftfs.filesystem.volume import times_of_snapshots
 from bftfs.identifiers import (
     BLOCK_ID_BYTES,
+    WHOLE,
     BlockId,
     ClientId,
     ObjectId,
     block_number_of,
     incarnation_of,
     inode_of,
+    slot_of,
 )
 from bftfs.query_update.history import time_of
 from bftfs.query_update.object_type import Refusal
@@ -121,11 +123,16 @@ class _File:
         attributes = self._attributes
         if attributes is None or attributes.layout is None:
             return until_us
-        number, incarnation = block_number_of(block), incarnation_of(block)
+        number, incarnation, slot = block_number_of(block), incarnation_of(block), slot_of(block)
         head_us = time_of(self._replica.head)
         layout = attributes.layout
         is_cut = incarnation <= layout.newest and incarnation != layout.incarnation(number)
         if not attributes.links or is_cut:
             return head_us if until_us is None else min(until_us, head_us)
         name = name_at(self._replica.workspace, number)
-        return None if name is not None and name.names(incarnation, timestamp) else until_us
+        if name is not None and name.names(incarnation, timestamp, slot):
+            return None
+        # A patch ceases to be shown when its block is written whole, or the patch itself again.
+        if until_us is None and name is not None and timestamp < name.latest[1] and slot != WHOLE:
+            return name.latest[1].time
+        return until_us

@@ -104,7 +104,7 @@ def _block(row: dict[str, Any]) -> RowShown:
         for node in row["nodes"]
     ]
     return RowShown(
-        str(row["number"]),
+        f"{row['number']} patch {row['patch']}" if row["patch"] else str(row["number"]),
         row["version"],
         row["written_by"],
         row["verified_since"],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bftfs import limits
 from tests.end_to_end.cluster import Cluster, bftfs
-from tests.end_to_end.expectations import BLOCK, eventually, payload
+from tests.end_to_end.expectations import BLOCK, assert_contents, eventually, evict, payload
 
 
 def inspected(*words: str | Path, code: int = 0) -> dict:  # type: ignore[type-arg]
@@ -71,6 +71,33 @@ def test_a_file_with_and_without_one_node(directory: Path, cluster: Cluster) -> 
         assert "5 silent" in shown or "2 silent" in shown
     finally:
         cluster.up()
+
+
+def test_a_small_write_into_a_large_block_is_a_patch(
+    directory: Path, cluster: Cluster, playground: Path
+) -> None:
+    file = directory / "database"
+    expected = bytearray(payload(3 * BLOCK))
+    file.write_bytes(expected)
+    with file.open("r+b", buffering=0) as opened:
+        for number in range(3):
+            page = payload(4096, number)
+            opened.seek(BLOCK + 8192 * number)
+            opened.write(page)
+            expected[BLOCK + 8192 * number : BLOCK + 8192 * number + 4096] = page
+            os.fsync(opened.fileno())
+    rows = inspected(file)["blocks"]
+    assert [(row["number"], row["patch"]) for row in rows] == [
+        (0, None),
+        (1, None),
+        *((1, patch) for patch in (1, 2, 3)),
+        (2, None),
+    ]
+    assert "1 patch 3" in bftfs("inspect", file)
+    evict(file)
+    assert_contents(file, bytes(expected))
+    with cluster.mount(playground / "other") as other:
+        assert_contents(other / file.relative_to(cluster.mountpoint), bytes(expected))
 
 
 def test_mistakes_are_named(directory: Path, cluster: Cluster) -> None:

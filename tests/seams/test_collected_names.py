@@ -292,3 +292,67 @@ def test_must_fail_where_a_walk_goes_by_what_the_file_was(monkeypatch: pytest.Mo
         lambda replica, horizon_us: shown_by(replica.object, replica.view, horizon_us),
     )
     assert hosting_after_deletion(monkeypatch) == list(range(1, 6))
+
+
+# --- patches -------------------------------------------------------------------------------------
+
+
+class Patched(NamedTuple):
+    """A file of one block, with a patch that has been replaced since, and one that has not."""
+
+    world: World
+    identifier: ObjectId
+    hosts: Any
+
+
+def patched(*, is_written_whole: bool) -> Patched:
+    """The first patch is replaced by one with the same bytes; then, perhaps, both by the whole."""
+    world = World(collection=CollectionPlan(WINDOW_US), volume=VOLUME)
+    user = world.user("user")
+    user.format()
+    identifier = user.make("file", "." * BLOCK_BYTES)
+    mount = user.filesystem(Options(patch_saves_bytes=0))
+    file = user.run(mount.open(identifier, os.O_RDWR, user.who))
+    timestamps = []
+    for content in (b"first", b"patch"):
+        mount.write(file, 0, content, now_ns=world.now_us * 1000)
+        user.run(mount.synchronize(file))
+        name = file.contents.name(0)
+        timestamps.append(name.patches[0].timestamp)
+        assert [patch.slot for patch in name.patches] == [1]
+        world.run_for(SECOND_US)
+    if is_written_whole:
+        mount.write(file, 0, b"n" * BLOCK_BYTES, now_ns=world.now_us * 1000)
+    user.run(mount.release(file))
+    block = file.contents.layout.block(identifier, 0, 1)
+    return Patched(
+        world,
+        identifier,
+        lambda: [len(world.hosting(block, timestamp)) for timestamp in timestamps],
+    )
+
+
+def test_a_patch_goes_that_another_has_replaced_and_the_named_one_stays() -> None:
+    case = patched(is_written_whole=False)
+    assert case.hosts() == [6, 6]
+    case.world.run_for(WINDOW_US + 3 * limits.COLLECT_EVERY_US)
+    assert case.hosts() == [0, 6]
+    assert case.world.user("reader").read(case.identifier)[:6] == "patch."
+
+
+def test_patches_go_when_their_block_was_written_whole() -> None:
+    """Nothing of them would ever be shown again: they do not wait for later patches."""
+    case = patched(is_written_whole=True)
+    assert case.hosts() == [6, 6]
+    case.world.run_for(WINDOW_US + 3 * limits.COLLECT_EVERY_US)
+    assert case.hosts() == [0, 0]
+    assert set(case.world.user("reader").read(case.identifier)) == {"n"}
+
+
+def test_must_fail_where_a_patch_goes_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_collection, "kept_names", lambda *_: frozenset())
+    case = patched(is_written_whole=False)
+    case.world.run_for(WINDOW_US + 3 * limits.COLLECT_EVERY_US)
+    assert case.hosts() == [0, 0]
+    with pytest.raises(NoLongerKept):
+        case.world.user("reader").read(case.identifier)

@@ -87,7 +87,13 @@ def remove_binding_to_values(monkeypatch: pytest.MonkeyPatch) -> None:
 def ignore_bases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inodes name what was merged on any version of a block, and appended at any size."""
     monkeypatch.setattr(block_names, "is_merged_on_latest", lambda *_: True)
+    lay_patches_on_any_version(monkeypatch)
     monkeypatch.setattr(inode, "is_appended_at_end", lambda *_: True)
+
+
+def lay_patches_on_any_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inodes name patches that were written for any version of their block."""
+    monkeypatch.setattr(block_names, "is_laid_on_latest", lambda *_: True)
 
 
 def believe_claims_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId
+from bftfs.identifiers import BLOCK_ID_BYTES, WHOLE, BlockId, NodeId, slot_of
 from bftfs.limits import CLOCK_SKEW_US
 from bftfs.read_write.timestamp import beginning_of, time_of, version_key
 from bftfs.read_write.version_row import VERIFIED
@@ -34,6 +34,7 @@ from tests.simulation.mutants import attacked, hunt
 WINDOW_US = 10 * SECOND_US
 ALL_SHORT = CollectionPlan(WINDOW_US)
 MIX = FileMix(names=2, contents=0.6, directories=0.2, private=0.0, past=0.1)
+SHARED = replace(MIX, shared=0.7)  # with patches
 CLIENTS = (ClientPlan(width=2, think_us=(0, 2 * SECOND_US)),) * 2
 
 
@@ -43,6 +44,7 @@ def collected(
     *,
     plan: CollectionPlan = ALL_SHORT,
     loses: bool = False,
+    files: FileMix = MIX,
     **more: Any,
 ) -> Iterator[Configuration]:
     """Clients take their time, so that in a short run much becomes old."""
@@ -53,7 +55,7 @@ def collected(
             operations=60,
             verification=VerificationSettings(),
             collection=plan,
-            files=MIX,
+            files=files,
             **more,
         )
         faults = FaultPlan(network=configuration.faults.network, crash_every_us=5 * SECOND_US)
@@ -71,6 +73,7 @@ def about_retention(finding: str) -> bool:
     [
         ("files", {"node": "past-liar", "client": "half-multi-object"}),
         ("files", {"loses": True}),
+        ("files", {"node": "past-liar", "files": SHARED}),
         ("objects", {"node": "sync-liar", "client": "partial-updater"}),
         ("objects", {"loses": True}),
     ],
@@ -175,6 +178,19 @@ def test_must_fail_a_collector_that_takes_a_block_too_many(monkeypatch: pytest.M
     monkeypatch.setattr(ShownBlocks, "keeps", too_few)
     monkeypatch.setattr(file_collection, "kept_names", lambda *_: frozenset())
     assert hunt(collected("files"), lambda finding: about_retention(finding) and "block" in finding)
+
+
+def test_must_fail_a_collector_that_takes_patches_that_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = file_collection.kept_names
+
+    def of_wholes(replica: Any, block: BlockId, shown: ShownBlocks) -> Any:
+        return names(replica, block, shown) if slot_of(block) == WHOLE else frozenset()
+
+    monkeypatch.setattr(file_collection, "kept_names", of_wholes)
+    found = partial(hunt, collected("files", files=SHARED))
+    assert found(lambda finding: about_retention(finding) and "block" in finding)
 
 
 def test_must_fail_a_collector_that_takes_what_there_is_room_for(

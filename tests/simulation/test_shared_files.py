@@ -11,7 +11,7 @@ from bftfs.filesystem.file_blocks import BlockWriter
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.scenario import run
 from bftfs.simulation.workloads.files import FileMix
-from tests.simulation.mutants import attacked, hunt, ignore_bases
+from tests.simulation.mutants import attacked, hunt, ignore_bases, lay_patches_on_any_version
 
 MIX = FileMix(names=2, contents=0.1, directories=0.1, private=0.0, shared=0.9)
 
@@ -50,3 +50,11 @@ def test_nodes_that_do_not_look_what_was_merged_on_which_version(
     """Must fail."""
     ignore_bases(monkeypatch)
     assert hunt(contended(range(2)), lambda finding: finding.startswith("shared: "))
+
+
+def test_nodes_that_do_not_look_for_which_version_a_patch_was_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Must fail."""
+    lay_patches_on_any_version(monkeypatch)
+    assert hunt(contended(range(4)), lambda finding: finding.startswith("shared: "))

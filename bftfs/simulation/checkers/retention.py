@@ -5,6 +5,7 @@ and verified anywhere, not by what the node's collector has made of them:
 
 - a version of an object that was the truth goes only once an established one has superseded it,
   with a time that was older than the window by the clock of that node;
+- an acknowledged patch goes only if no such version names it;
 - an acknowledged version of a block goes only if no version of its inode that was the truth at a
   moment of the window shows it: a newer one was verified that was covered by then, or the file was
   deleted;
@@ -18,16 +19,22 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from bftfs.filesystem.attributes import Attributes, decode_attributes
+from bftfs.filesystem.block_names import decode_name, key_of_block
 from bftfs.filesystem.objects import ATTRIBUTES_KEY
 from bftfs.identifiers import (
     BLOCK_ID_BYTES,
     OBJECT_ID_BYTES,
+    WHOLE,
     BlockId,
     NodeId,
     ObjectId,
+    block_number_of,
+    incarnation_of,
     inode_of,
+    slot_of,
 )
 from bftfs.query_update.history import LogicalTimestamp, time_of
+from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.simulation.checkers.candidates import (
@@ -124,12 +131,13 @@ class RetentionRecord(CommitRecord):
     def is_required(self, key: bytes, horizon_us: int) -> bool:
         """True if a reader who asks for a time from then on may want this version of a block."""
         block, time_us = BlockId(key[:BLOCK_ID_BYTES]), block_time_of(key)
+        if slot_of(block) != WHOLE:
+            return self._is_named(block, timestamp_of(key), horizon_us)
         # Of two versions of one microsecond, too, one is the newer: its key comes first.
         newer = [block_time_of(each) for each in self._verified.get(block, ()) if each < key]
         alive = False
         for attributes in self._shown_from(inode_of(block), horizon_us):
-            layout = attributes.layout
-            alive = attributes.links > 0 and layout is not None and layout.has(block)
+            alive = _has(attributes, block)
             if (
                 alive
                 and time_us <= attributes.contents
@@ -137,6 +145,24 @@ class RetentionRecord(CommitRecord):
             ):
                 return True
         return alive and not newer
+
+    def _is_named(self, block: BlockId, timestamp: BlockTimestamp, horizon_us: int) -> bool:
+        """True if a version of the inode that is shown from then on names this patch."""
+        inode, slot = inode_of(block), slot_of(block)
+        attributes: Attributes | None = None
+        is_part = False
+        for version in self._chain(inode):
+            found = self.candidates.contents.get((inode, version))
+            delta = {} if found is None else dict(found.delta)
+            if time_of(version) > horizon_us and is_part and _has(attributes, block):
+                return True  # the version before was the truth until then
+            encoded = delta.get(ATTRIBUTES_KEY)
+            if encoded is not None:
+                attributes = decode_attributes(encoded)
+            stored = delta.get(key_of_block(block_number_of(block)))
+            if stored is not None:
+                is_part = decode_name(stored).names(incarnation_of(block), timestamp, slot)
+        return is_part and _has(attributes, block)
 
     def _shown_from(self, inode: ObjectId, horizon_us: int) -> Iterator[Attributes]:
         """The version of an inode at `horizon_us`, and all later ones."""
@@ -160,6 +186,12 @@ class RetentionRecord(CommitRecord):
     def _chain(self, identifier: ObjectId) -> list[LogicalTimestamp]:
         accepted = self.candidates.accepted.get(identifier, {})
         return chain_of(accepted, established=self.established)
+
+
+def _has(attributes: Attributes | None, block: BlockId) -> bool:
+    """True if a file that is not deleted has the block."""
+    layout = None if attributes is None else attributes.layout
+    return attributes is not None and attributes.links > 0 and bool(layout and layout.has(block))
 
 
 def _named(identifier: ObjectId, version: LogicalTimestamp) -> str:

@@ -80,6 +80,7 @@ from bftfs.simulation.world import SECOND_US, START_US
 PASTS = 4  # times at which the auditor looks at the tree as it was, and one more
 WALKS = 4  # of the tree, at most, until two of them agree
 PAUSE_US = 300_000  # between a file's creation and the first write to it, at most
+PATCH_SAVES_BYTES = 64  # small blocks are patched as well
 LISTED = 12  # objects whose versions it lists
 INTRUSIONS = 8  # of a client's changes, at most, are taken back
 Path = tuple[bytes, ...]  # of names, from the root on
@@ -494,7 +495,9 @@ class FileSession:
                 None,
                 root=workload.root,
                 volume=workload.volume,
-                options=Options(strict=strict, access_times=False),
+                options=Options(
+                    strict=strict, access_times=False, patch_saves_bytes=PATCH_SAVES_BYTES
+                ),
             )
             for strict in (True, False, True)
         )

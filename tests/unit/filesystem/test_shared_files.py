@@ -25,7 +25,14 @@ from tests.unit.filesystem.world import ALICE, ROOT_ID, World
 
 BLOCK = limits.BLOCK_BYTES_MIN
 RECORD = 24
-MODES = ({}, {"strict": True}, {"cache_bytes": 0}, {"write_behind_bytes": BLOCK})
+MODES = (
+    {},
+    {"strict": True},
+    {"cache_bytes": 0},
+    {"write_behind_bytes": BLOCK},
+    {"patch_saves_bytes": 0},
+    {"patch_saves_bytes": 0, "write_behind_bytes": 64},
+)
 
 
 @pytest.fixture

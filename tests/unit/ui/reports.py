@@ -49,6 +49,7 @@ def _block(number: int) -> dict[str, Any]:
         parts[1:5] = Fragment.LACKING, Fragment.FALSE, Fragment.SILENT, Fragment.REFUSED
     return {
         "number": number,
+        "patch": None,
         "hole": is_hole,
         "version": None if is_hole else VERSION,
         "written_by": None if is_hole else "honest",
