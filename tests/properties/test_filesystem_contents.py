@@ -36,6 +36,7 @@ class Contents(RuleBasedStateMachine):
                 "batches_in_flight": st.sampled_from([1, 3]),
                 "read_ahead_bytes": st.sampled_from([0, 3 * BLOCK]),
                 "strict": st.booleans(),
+                "patch_saves_bytes": st.sampled_from([0, BLOCK]),
             }
         ),
     )

@@ -96,10 +96,15 @@ class History:
 
 
 @settings(max_examples=300, deadline=None)
-@given(operations, st.integers(0, 1 << 32), st.booleans())
-def test_two_mounts(done: list[tuple[object, ...]], seed: int, is_strict: bool) -> None:
+@given(operations, st.integers(0, 1 << 32), st.booleans(), st.sampled_from([0, BLOCK]))
+def test_two_mounts(
+    done: list[tuple[object, ...]], seed: int, is_strict: bool, patch_saves_bytes: int
+) -> None:
     world = World(seed=seed)
-    both = [world.mount(strict=is_strict), world.mount(write_behind_bytes=BLOCK)]
+    both = [
+        world.mount(strict=is_strict, patch_saves_bytes=patch_saves_bytes),
+        world.mount(write_behind_bytes=BLOCK, patch_saves_bytes=patch_saves_bytes),
+    ]
     _, first = world.run(both[0].create(ROOT_ID, b"file", 0o666, ALICE))
     files = [first, world.run(both[1].open(first.identifier, os.O_RDWR, ALICE))]
     random = world.host.random
