@@ -853,6 +853,7 @@ class BlockWriter:
     async def _attempt(self, contents: Contents, cover: Cover) -> _Covered:
         """One attempt at an update that covers blocks."""
         arguments, who = cover.arguments, cover.who
+        version, size = contents.version, contents.attributes.size
         try:
             answer = await self._update(
                 contents, WRITE, arguments, who, cover.names, cover.attempts
@@ -878,6 +879,9 @@ class BlockWriter:
                 raise
             return _Covered.NOT_ALL
         contents.cover = None
+        if answer.before == version and contents.appended_to == size:
+            # What was appended meanwhile was put behind all that this mount has covered now.
+            contents.appended_to = answer.attributes.size
         return self._covered(contents, cover, answer)
 
     async def _next_cover(self, contents: Contents) -> Cover:

@@ -117,6 +117,30 @@ def test_appends_of_two_mounts_are_all_kept(world: World, size: int, mode: dict[
     assert seen(world, identifier) == found + b"<last>"
 
 
+@pytest.mark.parametrize("beyond", [0, 3 * BLOCK])
+def test_what_is_appended_while_its_mount_lets_the_file_grow_stays_where_it_is(
+    world: World, beyond: int
+) -> None:
+    """Though a program writes behind it before that is covered: nobody else was there."""
+    mount = world.mount()
+    identifier = made(world, mount, b"x" * 100)
+    file = opened(world, mount, identifier)
+    put(world, mount, file, 100, b"y" * 100)
+    world.objects.latency = lambda: 1_000
+    covering = world.host.start(mount.flush(file))
+    assert not covering
+    put(world, mount, file, None, b"<appended>")
+    world.objects.latency = lambda: 0
+    world.host.settle()
+    assert covering == [None]
+    expected = (b"x" * 100 + b"y" * 100 + b"<appended>").ljust(beyond, b"\0")
+    if beyond:
+        put(world, mount, file, beyond, b"z")
+        expected += b"z"
+    world.run(mount.release(file))
+    assert seen(world, identifier) == expected
+
+
 def test_a_short_block_that_others_append_to_is_no_whole_one(world: World) -> None:
     """A mount that overwrites all that a block has, as it knows it, overwrites no more."""
     one, other = world.mount(), world.mount()
