@@ -124,7 +124,7 @@ class ContentStore:
         """Close a handle that nothing was written to."""
         file.contents.handles -= 1
         if not file.contents.handles:
-            file.contents.names.closed()
+            file.contents.closed()
 
     async def release(self, file: OpenFile) -> None:
         """Close a handle. Bytes that cannot be written are dropped with the last one."""
@@ -140,7 +140,7 @@ class ContentStore:
                 if not contents.handles:
                     self._writer.discard(contents)
         if not contents.handles:
-            contents.names.closed()
+            contents.closed()
         if failure is not None:
             raise failure
 

@@ -62,7 +62,7 @@ APPENDED_BLOCKS: Final = 64  # …and with appended bytes: these may have to be 
 IMAGES_BYTES: Final = 2 * limits.MIB  # of a file's uncovered blocks, to be merged again if need be
 PAGES_OF_NAMES: Final = 64  # of one file
 PATCHES_KNOWN: Final = 1_024  # of one file: which bytes they have
-NAMES_OF_CLOSED: Final = 32  # of a file that nobody has open, of which there may be thousands
+NAMES_OF_CLOSED: Final = 32  # and patches, of a file that nobody has open; there may be thousands
 UNPLACED: Final = -1  # no size: what was appended is to be put elsewhere, or may be
 
 Failure = FileSystemError | OperationFailed
@@ -254,6 +254,12 @@ class Contents:
             self.drop_blocks(0)
             self.is_kernel_current = False
             self.sharing = Sharing.OVERTAKEN
+
+    def closed(self) -> None:
+        """No program has the file open any more: forget what takes much room."""
+        self.names.closed()
+        if len(self.laid) > NAMES_OF_CLOSED:
+            self.laid.clear()
 
     def drop_blocks(self, first: int) -> None:
         """Forget clean blocks from `first` on."""

@@ -15,7 +15,7 @@ from bftfs import limits
 from bftfs.crypto.cipher import BlockCipher
 from bftfs.crypto.digest import Digest
 from bftfs.errors import FileSystemError, MalformedMessage, QuorumUnavailable
-from bftfs.filesystem import inode, registry
+from bftfs.filesystem import contents, inode, registry
 from bftfs.filesystem.attributes import NO_CHANGES, Layout
 from bftfs.filesystem.block_memory import DirtyBlock
 from bftfs.filesystem.block_names import (
@@ -360,6 +360,18 @@ def test_a_patch_replaces_those_of_which_nothing_would_show(world: World) -> Non
     assert slots(world) == [1, 2, 1, 2, 1]
     expected = b"three".ljust(49, b"\0") + b"fifties"
     assert seen(world, file.identifier) == expected.ljust(BLOCK, b"\0")
+
+
+def test_of_closed_files_little_is_remembered(world: World) -> None:
+    mount = patching(world)
+    blocks = contents.NAMES_OF_CLOSED + 1
+    file = opened(world, mount, made(world, mount, bytes(blocks * BLOCK)))
+    for number in range(blocks):
+        put(world, mount, file, number * BLOCK, b"x")
+    world.run(mount.synchronize(file))
+    assert len(file.contents.laid) == blocks
+    world.run(mount.release(file))
+    assert not file.contents.laid
 
 
 def test_a_large_write_writes_the_block(world: World) -> None:
