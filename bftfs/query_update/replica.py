@@ -72,6 +72,7 @@ class ObjectRow(Value, frozen=True):
     history: bytes
     authenticator: bytes
     collected_us: _Natural = 0  # versions that no time from here on shows may be gone [design §8]
+    unswept_us: _Natural = 0  # collection up to here may have left values that no version sees
 
 
 class Version(Value, frozen=True):

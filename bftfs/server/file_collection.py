@@ -779,14 +779,19 @@ class Collector:
         for key in keys:
             name = ObjectId(bytes(key))
             replica = Replica(view, name)
+            is_sweep_due = 0 < replica.row.unswept_us <= horizon_us
             if (
-                (
-                    short
-                    or any(not policy.is_keep_all for policy in self._policies(replica, horizon_us))
+                is_sweep_due
+                or (
+                    (
+                        short
+                        or any(
+                            not policy.is_keep_all for policy in self._policies(replica, horizon_us)
+                        )
+                    )
+                    and _has_superseded(replica, horizon_us)
                 )
-                and _has_superseded(replica, horizon_us)
-                and scope.is_about(replica)
-            ):
+            ) and scope.is_about(replica):
                 listed.append(name)
                 latest = replica.history.latest
                 if replica.row.established < latest and time_of(latest) <= horizon_us:

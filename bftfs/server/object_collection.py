@@ -10,7 +10,9 @@ answers about the past as if a removed version had not existed.
 A value goes with the version that has overwritten it, if only removed versions see it. But that one
 may have gone before: one that a snapshot kept goes last. What has overwritten its values is not
 known any more then, and so a walk that removes such a version ends with a sweep over all
-overwritten values of the object.
+overwritten values of the object. That a sweep is due is stored with the removal
+(`ObjectRow.unswept_us`), and until one has ended, each walk makes one: also after a crash, or when
+a walk has ended early.
 
 **Why it is safe.** Only versions below the latest one known to be established are removed, and
 replica histories are not touched: whatever can still be repaired, or asked for again by its client,
@@ -18,8 +20,10 @@ stays. A version is removed with all of its rows or not at all. `file_collection
 decides that a version is old enough. Tests: `tests/unit/query_update/test_collected.py`,
 `tests/simulation/test_collection.py`.
 
-**Concurrency.** One walk through an object takes several steps. What it remembers between them is
-about the chain below the established version, which does not change.
+**Concurrency.** One walk through an object takes several steps. Between them the object may be made
+anew from what peers have, with other numbers and with versions that this server had removed; and
+while the disk is full, what a step has written may be lost. So a step looks whether versions are
+missing where the walk remembers a gap, and ends the walk if not; the next one begins anew.
 """
 
 from __future__ import annotations
@@ -103,7 +107,9 @@ class ObjectWalk:
         # Where versions are missing: the numbers of those before and after, which stay.
         self._before: list[int] = []
         self._after: list[int] = []
-        self._swept = b""  # up to here; empty: no sweep is needed so far
+        self._gaps: list[tuple[LogicalTimestamp, LogicalTimestamp]] = []  # the same, timestamps
+        self._swept = name + FIRST_KEY  # up to here
+        self._taken = b""  # a key that the last step of the sweep has removed
 
     def step(self, view: StorageView) -> list[Write]:
         """Look at some versions; return the writes that remove those that may go."""
@@ -114,7 +120,10 @@ class ObjectWalk:
         if replica.row.collected_us < self._horizon_us:
             self.done = True  # the batch with the object's row was lost
             return writes
-        floor = replica.row.floor
+        if not self._is_as_left(replica):
+            self.done = True
+            return writes
+        floor, unswept_us = replica.row.floor, replica.row.unswept_us
         prefix = self.object
         keys = islice(
             view.keys(Table.VERSION, prefix + self._cursor + b"\0", prefix + _BEYOND),
@@ -133,10 +142,12 @@ class ObjectWalk:
             if not version.number:
                 self._dead.append(timestamp)
                 continue
-            gone, changed = self._decide(view, replica, timestamp, version)
+            gone, changed = self._decide(view, replica, timestamp)
             writes += changed
             if gone:
                 floor = max(floor, timestamp)
+                if self._held is not None and version.parent != self._held[0]:
+                    unswept_us = max(unswept_us, self._horizon_us)
             self._held = (timestamp, version)
             writes += self._bury()
             if time_of(timestamp) > self._horizon_us:
@@ -146,50 +157,74 @@ class ObjectWalk:
             self.done = seen < limits.COLLECT_ROWS
         if self.done and self._held is not None and self._held[1].parent != self._kept:
             writes += self._forget_unseen(view, self._held[1])
-            self._note_gap(self._held[1])
-        if floor != replica.row.floor:
-            row = msgspec.structs.replace(replica.row, floor=floor)
+            self._note_gap(*self._held)
+        row = msgspec.structs.replace(replica.row, floor=floor, unswept_us=unswept_us)
+        if row != replica.row:
             writes.append(Write(Table.OBJECT, self.object, encode(row)))
-        if self.done and self._swept:
+        if self.done and unswept_us:
             self.done, self._is_sweeping = False, True
         return writes
 
-    def _note_gap(self, after: Version) -> None:
+    def _is_as_left(self, replica: Replica) -> bool:
+        """Look at `_held` again. False if this walk's memory is not true any more."""
+        if self._held is None:
+            return True
+        timestamp, old = self._held
+        version = replica.version(timestamp)
+        if version is None or not _is_gap(
+            replica, self._kept, self._kept_number, timestamp, old.number
+        ):
+            return False
+        self._held = (timestamp, version)
+        return True
+
+    def _note_gap(self, after: LogicalTimestamp, version: Version) -> None:
         """Versions are missing between the one that was kept last and this one, which stays."""
         self._before.append(self._kept_number)
-        self._after.append(after.number)
+        self._after.append(version.number)
+        self._gaps.append((self._kept, after))
 
     def _sweep(self, view: StorageView) -> list[Write]:
         """Look at some overwritten values; return the writes that remove those that none sees."""
+        replica = Replica(view, self.object)
         end = self.object + _BEYOND
         rows = tuple(islice(view.scan(Table.PAST, self._swept, end), limits.COLLECT_ROWS))
-        writes = [
-            Write(Table.PAST, key, None)
+        found = {
+            key: self._gap_with(_number(row[:NUMBER_BYTES]), _number(key[-NUMBER_BYTES:]))
             for key, row in rows
-            if self._is_unseen(_number(row[:NUMBER_BYTES]), _number(key[-NUMBER_BYTES:]))
-        ]
-        if len(rows) < limits.COLLECT_ROWS:
-            self.done = True
-        else:
+        }
+        unseen = {key: gap for key, gap in found.items() if gap is not None}
+        is_lost = self._taken and view.get(Table.PAST, self._taken) is not None
+        if is_lost or not all(self._is_there(replica, gap) for gap in set(unseen.values())):
+            self.done = True  # and a sweep stays due
+            return []
+        writes = [Write(Table.PAST, key, None) for key in unseen]
+        self._taken = next(iter(unseen), b"")
+        if len(rows) == limits.COLLECT_ROWS:
             self._swept = rows[-1][0] + b"\0"
+        elif unseen:
+            self._swept = end  # one more step, which finds these removed
+        else:
+            self.done = True
+            if 0 < replica.row.unswept_us <= self._horizon_us:
+                row = msgspec.structs.replace(replica.row, unswept_us=0)
+                writes.append(Write(Table.OBJECT, self.object, encode(row)))
         return writes
 
-    def _is_unseen(self, since: int, until: int) -> bool:
-        """True if all versions [since, until) that saw a value are missing."""
+    def _gap_with(self, since: int, until: int) -> int | None:
+        """The gap in which all versions [since, until) that saw a value were, if there is one."""
         position = bisect_left(self._before, since) - 1
-        return position >= 0 and until <= self._after[position]
+        return position if position >= 0 and until <= self._after[position] else None
+
+    def _is_there(self, replica: Replica, gap: int) -> bool:
+        """True if the versions are still missing that were when the walk noted the gap."""
+        (kept, after), number = self._gaps[gap], self._before[gap]
+        return _is_gap(replica, kept, number, after, self._after[gap])
 
     def _decide(
-        self,
-        view: StorageView,
-        replica: Replica,
-        successor: LogicalTimestamp,
-        following: Version,
+        self, view: StorageView, replica: Replica, successor: LogicalTimestamp
     ) -> tuple[bool, list[Write]]:
-        """True if `_held`, which `successor` supersedes, is removed; and the writes for that.
-
-        `following` is the successor's row.
-        """
+        """True if `_held`, which `successor` supersedes, is removed; and the writes for that."""
         if self._held is None:
             return False, []
         timestamp, version = self._held
@@ -200,12 +235,10 @@ class ObjectWalk:
             time_of(timestamp), time_of(successor)
         ):
             if version.parent != self._kept:
-                self._note_gap(version)
+                self._note_gap(timestamp, version)
             self._kept, self._kept_number = timestamp, version.number
             return False, writes
         self.removed += 1
-        if following.parent != timestamp:
-            self._swept = self.object + FIRST_KEY
         writes += self._hand_on(view, timestamp, version)
         writes.append(Write(Table.VERSION, self.object + timestamp, None))
         if self._kept == version.parent and self._kept != ZERO:
@@ -266,6 +299,31 @@ class ObjectWalk:
                 Write(Table.REQUEST, timestamp, None),
             )
         ]
+
+
+def _is_gap(
+    replica: Replica,
+    before: LogicalTimestamp,
+    before_number: int,
+    after: LogicalTimestamp,
+    after_number: int,
+) -> bool:
+    """True if both versions have these numbers, and none of the chain is between them.
+
+    `before` may be ZERO, the number of which is 0.
+    """
+    if before != ZERO and not _has_number(replica, before, before_number):
+        return False
+    name = replica.object
+    between = replica.view.keys(Table.VERSION, name + before + b"\0", name + after)
+    return _has_number(replica, after, after_number) and all(
+        _has_number(replica, LogicalTimestamp(key[len(name) :]), 0) for key in between
+    )
+
+
+def _has_number(replica: Replica, timestamp: LogicalTimestamp, number: int) -> bool:
+    version = replica.version(timestamp)
+    return version is not None and version.number == number
 
 
 def _number(stored: bytes) -> int:

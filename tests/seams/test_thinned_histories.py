@@ -6,6 +6,7 @@ have gone long before.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import cache
 from random import Random
 from typing import Any
@@ -15,11 +16,13 @@ import pytest
 
 from bftfs.filesystem.file_history import History
 from bftfs.identifiers import ObjectId
-from bftfs.query_update.history import LogicalTimestamp, time_of
+from bftfs.query_update.history import ZERO, Candidate, LogicalTimestamp, history_of, time_of
 from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.past_state import state_at
-from bftfs.query_update.replica import NUMBER_BYTES, Replica
+from bftfs.query_update.replica import NUMBER_BYTES, Link, Reach, Replica, link_of
+from bftfs.server import object_collection
 from bftfs.server.object_collection import ObjectWalk, establish
+from bftfs.server.object_rebuilding import Past, replacement
 from bftfs.simulation.deployment import CollectionPlan
 from bftfs.simulation.disk import Disk, Tables
 from bftfs.simulation.world import SECOND_US
@@ -35,9 +38,9 @@ def rows(view: StorageView, table: Table, name: ObjectId) -> int:
     return len(list(view.keys(table, name, name + _END)))
 
 
-def left_of_a_snapshot() -> set[tuple[int, int]]:
+def left_of_a_snapshot(disturb: Callable[[World], None] = lambda _: None) -> set[tuple[int, int]]:
     """The versions of blocks and the overwritten values that nodes have of a file with one block,
-    when a snapshot of it was deleted, of which several changes came after."""
+    when a snapshot of it was deleted, of which several changes came after; and `disturb` then."""
     world = World(collection=CollectionPlan(WINDOW_US), volume=VOLUME)
     root = world.user("root")
     root.format()
@@ -52,6 +55,7 @@ def left_of_a_snapshot() -> set[tuple[int, int]]:
     assert hosted == {2}, "that of the snapshot, and the present one"
     root.run(history.delete_snapshot(b"kept", root.who))
     root.put(identifier, "last")
+    disturb(world)
     world.run_for(4 * WINDOW_US)
     return {
         (rows(node.disk, Table.BLOCK, identifier), rows(node.disk, Table.PAST, identifier))
@@ -183,9 +187,204 @@ def test_must_fail_without_sweeps_values_stay_that_nobody_sees(
 def test_must_fail_sweeps_that_know_the_first_gap_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep that takes what some version sees is found."""
 
-    def careless(walk: ObjectWalk, since: int, until: int) -> bool:
-        return bool(walk._before) and walk._before[0] < since and until <= walk._after[-1]
+    def careless(walk: ObjectWalk, since: int, until: int) -> int | None:
+        return 0 if walk._before and walk._before[0] < since and until <= walk._after[-1] else None
 
-    monkeypatch.setattr(ObjectWalk, "_is_unseen", careless)
+    monkeypatch.setattr(ObjectWalk, "_gap_with", careless)
     with pytest.raises(AssertionError):
         list(map(thin_out, SEEDS))
+
+
+# --- what happens between two steps ---------------------------------------------------------------
+
+
+def nodes_end_before_their_sweeps(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], None]:
+    """All nodes crash when they have removed versions of a file, and are about to sweep."""
+    sweep = ObjectWalk._sweep
+
+    def disturb(world: World) -> None:
+        waiting: set[int] = set()
+
+        def wait(walk: ObjectWalk, _view: Any) -> list[Write]:
+            waiting.add(id(walk))
+            return []
+
+        monkeypatch.setattr(ObjectWalk, "_sweep", wait)
+        world.run_until(lambda: len(waiting) == world.sizes.n, within_us=4 * WINDOW_US)
+        for node in world.nodes:
+            node.crash(down_us=None)
+        monkeypatch.setattr(ObjectWalk, "_sweep", sweep)
+        for node in world.nodes:
+            node.start()
+
+    return disturb
+
+
+def test_a_sweep_that_a_crash_prevented_is_made_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert left_of_a_snapshot(nodes_end_before_their_sweeps(monkeypatch)) == {(1, 0)}
+
+
+def test_must_fail_where_a_sweep_is_due_in_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = nodes_end_before_their_sweeps(monkeypatch)
+
+    def crash_and_forget(world: World) -> None:
+        crash(world)
+        for node in world.nodes:
+            for key, _ in tuple(node.disk.scan(Table.OBJECT, b"", _END)):
+                forget_sweep(node.disk, ObjectId(bytes(key)))
+
+    assert left_of_a_snapshot(crash_and_forget) == {(2, 2)}
+
+
+def forget_sweep(disk: Disk, name: ObjectId) -> None:
+    row = msgspec.structs.replace(Replica(disk, name).row, unswept_us=0)
+    disk.apply([Write(Table.OBJECT, name, encode(row))])
+
+
+class Thinning:
+    """Passes over a file that was changed in many ways, with something between their steps."""
+
+    def __init__(self, seed: int) -> None:
+        draw = Random(seed)
+        self.tables, self.name = busy_file()
+        self.disk = Disk()
+        self.disk.put_back(self.tables)
+        self.disk.apply(establish(self.name, Replica(self.disk, self.name).head, self.disk, 0))
+        self.full = states(self.disk, self.name)
+        self.chain = [link_of(each, self._version(each)) for each in self.full]
+        times = [time_of(timestamp) for timestamp in self.full]
+        self.horizon_us = times[-2]
+        self.kept_us = frozenset(draw.sample(times[2:-6], 2))
+        self.steps = 0
+
+    def _version(self, timestamp: LogicalTimestamp) -> Any:
+        return Replica(self.disk, self.name).version(timestamp)
+
+    def one_pass(
+        self,
+        kept_us: Iterable[int] = (),
+        *,
+        disturb: Callable[[list[Write]], bool] = lambda _: True,
+        at: int = -1,
+    ) -> None:
+        """In place of what step `at` writes, `disturb` happens; if it returns False, the pass
+        ends."""
+        row = Replica(self.disk, self.name).row
+        row = msgspec.structs.replace(row, collected_us=self.horizon_us)
+        self.disk.apply([Write(Table.OBJECT, self.name, encode(row))])
+
+        def keeps(since_us: int, until_us: int | None) -> bool:
+            return until_us is None or until_us > self.horizon_us or since_us in kept_us
+
+        walk = ObjectWalk(self.name, keeps, horizon_us=self.horizon_us)
+        self.steps = 0
+        while not walk.done:
+            writes = walk.step(self.disk)
+            if self.steps != at:
+                self.disk.apply(writes)
+            elif not disturb(writes):
+                return
+            self.steps += 1
+
+    def crash(self, writes: list[Write]) -> bool:
+        self.disk.apply(writes)
+        return False
+
+    def lose(self, _writes: list[Write]) -> bool:
+        """The disk is full: the batch is lost, and the walk goes on."""
+        return True
+
+    def rebuild(self, writes: list[Write]) -> bool:
+        """The object is made anew from peers that have all of its past."""
+        return self._rebuilt(writes, 0)
+
+    def rebuild_latest(self, writes: list[Write]) -> bool:
+        """The object is made anew from peers that have some of its past: numbers are less."""
+        return self._rebuilt(writes, 3)
+
+    def _rebuilt(self, writes: list[Write], missing: int) -> bool:
+        self.disk.apply(writes)
+        links = self.chain[missing:]
+        base = self.chain[missing - 1].timestamp if missing else ZERO
+        made = Disk()
+        if missing:
+            replica = Replica(made, self.name)
+            replica.install(base, iter(self.full[base]))
+            stand_at(made, replica, base)
+        for link in links:
+            learn(made, self.name, link)
+        past = Past(tuple(reversed(links)), base, ())
+        row = Replica(self.disk, self.name).row
+        self.disk.apply(replacement(self.disk, row, self.name, past, made))
+        return True
+
+    def check(self) -> None:
+        """What is there shows what it did."""
+        after = states(self.disk, self.name)
+        assert all(self.full[timestamp] == state for timestamp, state in after.items())
+
+
+def learn(disk: Disk, name: ObjectId, link: Link) -> None:
+    replica = Replica(disk, name)
+    replica.learn((link,))
+    assert replica.reach(link.timestamp) is Reach.KNOWN
+    replica.move_to(link.timestamp)
+    stand_at(disk, replica, link.timestamp)
+
+
+def stand_at(disk: Disk, replica: Replica, version: LogicalTimestamp) -> None:
+    replica.report(history_of((Candidate(version, ZERO),), initial=False), b"", established=version)
+    disk.apply(replica.writes)
+
+
+def disturbed(seed: int, how: str, at: int, *, forgets: bool = False) -> int | None:
+    """What no version sees after a disturbed pass and a whole one; None if it had ended before."""
+    thinning = Thinning(seed)
+    thinning.one_pass(thinning.kept_us)
+    thinning.one_pass(disturb=getattr(thinning, how), at=at)
+    if thinning.steps < at:
+        return None
+    thinning.check()
+    if forgets:
+        forget_sweep(thinning.disk, thinning.name)
+    thinning.one_pass()
+    thinning.check()
+    return unseen(thinning.disk, thinning.name)
+
+
+def disturbed_at_every_step(how: str, *, forgets: bool = False) -> int:
+    left = 0
+    for seed in range(3):
+        at = 0
+        while (found := disturbed(seed, how, at, forgets=forgets)) is not None:
+            left += found
+            at += 1
+        assert at > 3, "steps of both kinds"
+    return left
+
+
+@pytest.mark.parametrize("how", ["crash", "lose", "rebuild", "rebuild_latest"])
+@pytest.mark.parametrize("rows_in_step", [1, 7])
+def test_whatever_happens_at_any_step_nothing_is_lost_and_nothing_stays(
+    rows_in_step: int, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bftfs.limits.COLLECT_ROWS", rows_in_step)
+    assert disturbed_at_every_step(how) == 0
+
+
+def test_must_fail_where_a_crash_at_a_step_forgets_the_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bftfs.limits.COLLECT_ROWS", 7)
+    assert disturbed_at_every_step("crash", forgets=True)
+
+
+@pytest.mark.parametrize("how", ["lose", "rebuild", "rebuild_latest"])
+def test_must_fail_walks_that_rely_on_their_memory(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take values that versions see which are there again, or still."""
+    monkeypatch.setattr("bftfs.limits.COLLECT_ROWS", 7)
+    monkeypatch.setattr(object_collection, "_is_gap", lambda *_: True)
+    with pytest.raises(AssertionError):
+        disturbed_at_every_step(how)
