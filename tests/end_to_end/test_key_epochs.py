@@ -61,20 +61,20 @@ class Machine:
 
 
 def sealed(path: Path) -> list[tuple[BlockId, bytes]]:
-    """The blocks of a file as their fragments give them, before they are opened."""
+    """The blocks of a file, and their patches, as their fragments give them: not opened yet."""
     with session_at(str(path)) as session:
         located = session.locate(str(path))
         reader = session.files._contents._reader
         file = session.perform(session.files.open(located.identifier, os.O_RDONLY, session.who))
         blocks = -(-located.attributes.size // file.contents.layout.block_bytes)
-        found = []
+        found: list[tuple[BlockId, bytes]] = []
         for number in range(blocks):
             name = file.contents.name(number)
             assert name is not None
             read = reader.sealed_version(located.identifier, number, name, session.who)
-            block, item = session.perform(read)
-            assert item is not None
-            found.append((block, item))
+            for block, item in session.perform(read):
+                assert item is not None
+                found.append((block, item))
         return found
 
 
