@@ -13,6 +13,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.options import (
     Commands,
     Common,
+    Decorator,
     NodeCommon,
     Size,
     common_options,
@@ -50,6 +51,19 @@ _CHARTS: dict[str, Callable[[Result], Sequence[charts.Chart]]] = {
     healing.NAME: lambda shown: healing.charts(shown.samples),
     **dict.fromkeys(charts.TITLES, charts.phases),
 }
+
+
+def _faults_option(*default: str) -> Decorator:
+    """The systems to measure, by the faults that they tolerate."""
+    return click.option(
+        "--faults",
+        metavar="T[,B]",
+        multiple=True,
+        default=default,
+        show_default=True,
+        help="Faults to tolerate, B of them lies (by default all); on the fewest nodes;"
+        " repeatable.",
+    )
 
 
 @click.group(cls=Commands)
@@ -145,14 +159,7 @@ def stream_command(common: Common, size: int, random_writes: int) -> None:
 
 @main.command("counter")
 @node_options(repeat=3)
-@click.option(
-    "--faults",
-    metavar="T[,B]",
-    multiple=True,
-    default=("0", "1", "2", "3", "4", "5"),
-    show_default=True,
-    help="Faults to tolerate, B of them lies (by default all); on the fewest nodes; repeatable.",
-)
+@_faults_option("0", "1", "2", "3", "4", "5")
 @click.option(
     "--in-flight",
     type=click.IntRange(1, 1024),
@@ -198,14 +205,7 @@ def metadata_command(common: NodeCommon, operations: int) -> None:
 
 @main.command(postmark.NAME)
 @node_options(repeat=1)
-@click.option(
-    "--faults",
-    metavar="T[,B]",
-    multiple=True,
-    default=("0", "1", "2", "3", "4", "5"),
-    show_default=True,
-    help="Faults to tolerate, B of them lies (by default all); on the fewest nodes; repeatable.",
-)
+@_faults_option("0", "1", "2", "3", "4", "5")
 @click.option(
     "--files",
     type=click.IntRange(1, 1_000_000),
@@ -255,14 +255,7 @@ def contention_command(common: NodeCommon, seconds: float) -> None:
 
 @main.command("blocks")
 @node_options(repeat=3)
-@click.option(
-    "--faults",
-    metavar="T[,B]",
-    multiple=True,
-    default=("1", "2", "3", "4"),
-    show_default=True,
-    help="Faults to tolerate, B of them lies (by default all); on the fewest nodes; repeatable.",
-)
+@_faults_option("1", "2", "3", "4")
 @click.option(
     "--size",
     "sizes",
@@ -427,14 +420,7 @@ def fragility_command(common: NodeCommon, seconds: float, adversaries: tuple[str
 
 @main.command("verification")
 @node_options(repeat=1, durability=Durability.INTERVAL)
-@click.option(
-    "--faults",
-    metavar="T[,B]",
-    multiple=True,
-    default=("1", "2", "3", "4", "5"),
-    show_default=True,
-    help="Faults to tolerate, B of them lies (by default all); on the fewest nodes; repeatable.",
-)
+@_faults_option("1", "2", "3", "4", "5")
 @click.option(
     "--policy",
     "policies",

@@ -6,13 +6,12 @@ It reads lines "WORKLOAD SECONDS" and answers each as `benchmarks.victim` does. 
 is the shared one; an isolated client uses the counter of its own number.
 """
 
-import argparse
 import time
 from collections import Counter
 from pathlib import Path
 
 from benchmarks.deployment import ROOT
-from benchmarks.victim import Work, connected, obey
+from benchmarks.victim import Work, client_arguments, connected, obey
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
@@ -85,11 +84,7 @@ class Contender:
 
 def main() -> None:
     """Run the program."""
-    parser = argparse.ArgumentParser(description="A client of counters.")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--client", required=True)
-    parser.add_argument("--number", type=int, required=True)
-    arguments = parser.parse_args()
+    arguments = client_arguments("A client of counters.")
     contender = Contender(arguments.data, arguments.client, arguments.number)
     obey(contender.prepare, contender.work)
 

@@ -59,7 +59,7 @@ _COUNTED = {
 
 
 def _traffic(node: NodeDirectory) -> dict[str, float]:
-    """What a node counts, over all labels; nothing if it does not answer."""
+    """The counted figures of a node, each summed over its labels; empty if it does not answer."""
     found: dict[str, float] = {}
     with suppress(WorkloadError):
         for name, value in figures(node).items():

@@ -136,6 +136,30 @@ class Session:
             f" {sample.value:,.5g} {sample.measure}"
         )
 
+    def cite(
+        self,
+        source: str,
+        place: Place,
+        phase: str,
+        measure: Measure,
+        *,
+        seconds: float = 1,
+        amount: float = 1,
+    ) -> None:
+        """Put a source's figure, `amount` in `seconds`, beside the last sample."""
+        self.samples.append(
+            Sample(
+                target=source,
+                variant=place.variant,
+                phase=phase,
+                round=place.round,
+                measure=measure,
+                seconds=seconds,
+                amount=amount,
+                started_s=self.samples[-1].started_s,
+            )
+        )
+
     def _disturber(self, place: Place, phase: str, work: float) -> PhaseDisturber | None:
         if not place.disturbed or not self._disturbances:
             return None

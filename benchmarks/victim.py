@@ -201,13 +201,18 @@ class Victim:
         return self._objects.update(objects, method, arguments, self._credentials)
 
 
-def main() -> None:
-    """Run the program."""
-    parser = argparse.ArgumentParser(description="A correct client.")
+def client_arguments(description: str) -> argparse.Namespace:
+    """The `data`, `client` and `number` with which a correct client's program was started."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--client", required=True)
     parser.add_argument("--number", type=int, required=True)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the program."""
+    arguments = client_arguments("A correct client.")
     victim = Victim(arguments.data, arguments.client, arguments.number)
     obey(victim.prepare, victim.work)
 

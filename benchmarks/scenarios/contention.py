@@ -29,6 +29,7 @@ SOURCE = "source, Table 4.2"
 SYSTEM = System(t=1, b=1)
 
 _OTHERS = 4
+_MEASURE = Measure.MICROSECONDS_PER_OPERATION
 # Mean response times in µs, by the number of contending clients. [Q/U Table 4.2]
 _SOURCE_US: Mapping[tuple[str, str], Mapping[int, int]] = {
     (FETCH, ISOLATED): {0: 320, 1: 331, 2: 329, 3: 326},
@@ -101,7 +102,7 @@ def _record(session: Session, place: Place, kind: str, works: Sequence[Work]) ->
                 variant=place.variant,
                 phase=phase,
                 round=place.round,
-                measure=Measure.MICROSECONDS_PER_OPERATION,
+                measure=_MEASURE,
                 seconds=sum(latencies) / 1e6,
                 amount=len(latencies),
                 started_s=0,
@@ -109,18 +110,8 @@ def _record(session: Session, place: Place, kind: str, works: Sequence[Work]) ->
                 details={"standard_deviation_us": round(statistics.pstdev(latencies))},
             )
         )
-        session.samples.append(
-            Sample(
-                target=SOURCE,
-                variant=place.variant,
-                phase=phase,
-                round=place.round,
-                measure=Measure.MICROSECONDS_PER_OPERATION,
-                seconds=_SOURCE_US[kind, where][contending] / 1e6,
-                amount=1,
-                started_s=0,
-            )
-        )
+        source_us = _SOURCE_US[kind, where][contending]
+        session.cite(SOURCE, place, phase, _MEASURE, seconds=source_us / 1e6)
 
 
 def _check(

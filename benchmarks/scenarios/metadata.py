@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.deployment import ROOT, Client, Deployment, System, client_of, deployed
 from benchmarks.errors import PhaseError
-from benchmarks.measurement import Measure, Sample
+from benchmarks.measurement import Measure
 from benchmarks.session import Place, Session
 from bftfs import limits
 from bftfs.cluster import Durability
@@ -31,6 +31,8 @@ from bftfs.query_update.object_type import Record
 
 SOURCE = "source, Table 4.3"
 SYSTEM = System(t=1, b=1)
+
+_MEASURE = Measure.MICROSECONDS_PER_OPERATION
 
 # Mean latencies in µs of the source's metadata service with b = 1. [Q/U Table 4.3]
 _SOURCE_US = {
@@ -67,8 +69,9 @@ def run(session: Session, target: str, below: Path | None, parameters: Parameter
         for number in range(parameters.repeat):
             operations = namespace.table_4_3(parameters.operations, prefix=b"%d-" % number)
             for name, conversations in operations.items():
-                _measure(session, Place(target, number), name, deployment, client, conversations)
-                _cite(session, number, name)
+                place = Place(target, number)
+                _measure(session, place, name, deployment, client, conversations)
+                session.cite(SOURCE, place, name, _MEASURE, seconds=_SOURCE_US[name] / 1e6)
 
 
 def _measure(
@@ -83,26 +86,11 @@ def _measure(
         session,
         place,
         name,
-        Measure.MICROSECONDS_PER_OPERATION,
+        _MEASURE,
         count=len(conversations),
         asked=deployment.description.query_update.q,
     ) as phase:
         client.perform(conversations, latencies_ns=phase.latencies_ns)
-
-
-def _cite(session: Session, number: int, name: str) -> None:
-    session.samples.append(
-        Sample(
-            target=SOURCE,
-            variant="",
-            phase=name,
-            round=number,
-            measure=Measure.MICROSECONDS_PER_OPERATION,
-            seconds=_SOURCE_US[name] / 1e6,
-            amount=1,
-            started_s=session.samples[-1].started_s,
-        )
-    )
 
 
 class Namespace:

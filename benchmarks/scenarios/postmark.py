@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.deployment import Client, Deployment, System, client_of, deployed
 from benchmarks.errors import PhaseError, WorkloadError
-from benchmarks.measurement import Measure, Sample
+from benchmarks.measurement import Measure
 from benchmarks.scenarios.metadata import Namespace
 from benchmarks.session import Place, Session
 from bftfs.cluster import Durability
@@ -37,6 +37,7 @@ TRANSACTIONS = "transactions"
 _SOURCE_PER_SECOND = (129, 114, 102, 93, 84, 76)
 _SMALLEST_BYTES, _LARGEST_BYTES = 500, 10_000  # of a file, and of an append: PostMark's own choice
 _SEED = 42
+_MEASURE = Measure.OPERATIONS_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,7 @@ def _measure(
     step: Callable[[], None],
 ) -> None:
     asked = deployment.description.query_update.q
-    measure = Measure.OPERATIONS_PER_SECOND
-    with deployment.operations(session, place, name, measure, count=count, asked=asked):
+    with deployment.operations(session, place, name, _MEASURE, count=count, asked=asked):
         for _ in range(count):
             step()
 
@@ -88,18 +88,8 @@ def _measure(
 def _cite(session: Session, place: Place, system: System) -> None:
     if system.t != system.b or system.b >= len(_SOURCE_PER_SECOND):
         return
-    session.samples.append(
-        Sample(
-            target=SOURCE,
-            variant=place.variant,
-            phase=TRANSACTIONS,
-            round=place.round,
-            measure=Measure.OPERATIONS_PER_SECOND,
-            seconds=1,
-            amount=_SOURCE_PER_SECOND[system.b],
-            started_s=session.samples[-1].started_s,
-        )
-    )
+    per_second = _SOURCE_PER_SECOND[system.b]
+    session.cite(SOURCE, place, TRANSACTIONS, _MEASURE, amount=per_second)
 
 
 class _Pool:

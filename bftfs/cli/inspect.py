@@ -310,7 +310,7 @@ def _blocks_table(report: dict[str, Any], nodes: list[str]) -> Table:
 
 
 def label(row: dict[str, Any]) -> str:
-    """What a row of the blocks' table is about."""
+    """The first cell of a row of the blocks' table: a block's number, and its patch if any."""
     return f"{row['number']}" + (f" patch {row['patch']}" if row["patch"] else "")
 
 

@@ -132,7 +132,7 @@ def _signed_here(directory: DataDirectory, mine: ClusterDescription) -> list[Sig
 
 
 def _knowing(made_from: ClusterDescription, seen: Iterable[ClusterDescription]) -> dict[str, Any]:
-    """What a description says of those that its signer knew of: this one, and `seen`."""
+    """The fields by which a description names those that its signer knew: this one, and `seen`."""
     known = made_from.following(seen)
     return {"follows": known.follows, "follows_from": known.follows_from}
 

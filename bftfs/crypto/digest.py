@@ -113,7 +113,7 @@ def vouched_digest(versions: Iterable[bytes]) -> Digest:
 
 
 def patched_digest(verifiers: Iterable[bytes]) -> Digest:
-    """What stands for every byte of a block with patches: of all their verifiers, in order."""
+    """A digest of a block with patches: of the verifiers of all its parts, in their order."""
     return _patched(b"".join(verifiers))
 
 

@@ -180,7 +180,7 @@ def united(extents: Iterable[Extent]) -> tuple[Extent, ...]:
 
 
 def without(extents: Iterable[Extent], others: Iterable[Extent]) -> tuple[Extent, ...]:
-    """What of the extents none of the others covers."""
+    """The bytes of `extents` that are in none of `others`."""
     left = list(extents)
     for start, stop in others:
         left = [

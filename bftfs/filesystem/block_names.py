@@ -147,13 +147,13 @@ class BlockName(NamedTuple):
 
     @property
     def latest(self) -> Part:
-        """What was named last."""
+        """The part that was named last: the last patch, or the whole block."""
         if self.patches:
             return self.patches[-1][:2]
         return WHOLE, self.timestamp
 
     def parts(self) -> Iterator[Part]:
-        """What the block is made up of."""
+        """The whole block's version, then its patches, in the order in which they were named."""
         yield WHOLE, self.timestamp
         for patch in self.patches:
             yield patch.slot, patch.timestamp
@@ -205,7 +205,7 @@ def covered_patch(
 
 
 def base_of(name: BlockName | None) -> bytes:
-    """What a version that was merged on the named one, or a patch on it, gives as its base.
+    """The base that a cover gives for a version, or a patch, that was made on the named version.
 
     A verifier stands for every byte: where another version has the same one, what was merged on the
     one was merged on the other. Of a block with patches, a digest of all verifiers, in their order.

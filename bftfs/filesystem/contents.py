@@ -433,7 +433,7 @@ class Contents:
         return place
 
     def moved(self, place: int) -> None:
-        """What was appended now begins at `place`, nothing of it at the nodes."""
+        """Appended bytes move so that they begin at `place`; nodes have none of them there."""
         length = sum(stop - start for start, stop in self.appends)
         self.appended_to = self.attributes.size
         self.appends = ((place, place + length),)
@@ -443,7 +443,7 @@ class Contents:
         self.is_kernel_current = False
 
     def cut_appends(self, end: int) -> None:
-        """What was appended behind `end` is no more."""
+        """Forget the appended bytes behind `end`: the file was cut there."""
         self.appends = without(self.appends, ((end, self.end + (1 << 62)),))
 
     def covered(self, cover: Cover, size: int, kept: Iterable[int]) -> None:

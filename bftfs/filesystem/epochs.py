@@ -69,7 +69,7 @@ _HOLDERS_KEPT: Final = 8  # epochs of which it is remembered who has got their k
 
 @dataclass(slots=True)
 class _Search:
-    """What nodes have named is asked for: how many questions are under way."""
+    """Nodes are asked for the descriptions that they named: how many questions are under way."""
 
     under_way: int = 0
     progress: Event = field(default_factory=Event)  # announced when one of them ends
@@ -259,7 +259,7 @@ class EpochFollower:
         self._cipher.present = max((present, *shared), key=self._rank)
 
     def _rank(self, epoch: EpochId) -> tuple[int, bool, int, EpochId]:
-        """What is better to seal under is greater. Of two epochs one always is."""
+        """A key to sort epochs by: the greatest is the one to seal under. No two are equal."""
         holders = self._holders.get(epoch, self._revoked)  # of one that is long past: all of them
         serial = self._serials.get(epoch, -1)
         return -len(holders & self._revoked), epoch not in self._earlier, serial, epoch

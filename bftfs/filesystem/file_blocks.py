@@ -71,7 +71,7 @@ class _Patch(NamedTuple):
 
 
 class _Covered(Enum):
-    """What an attempt to cover blocks has come to."""
+    """The outcome of an attempt to cover blocks."""
 
     ALL = 0  # all that nodes held
     NOT_ALL = 1
