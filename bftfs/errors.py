@@ -194,6 +194,13 @@ class FileSystemError(BftfsError):
         return f"{name}: {os.strerror(self.code)}" + (f": {self.subject}" if self.subject else "")
 
 
+class VersionGone(FileSystemError):
+    """The nodes do not have what a client has written any more, and so it cannot be named."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(errno.EIO, f"what was written to {subject} is gone")
+
+
 class UsageError(BftfsError):
     """A user's mistake: a sentence that names the thing, the reason and the next step."""
 

@@ -322,6 +322,15 @@ class Contents:
         is_cut = name is not None and name.incarnation != self.layout.incarnation(number)
         return None if is_cut else name
 
+    def named_within_file(self, number: int) -> BlockName | None:
+        """The same, of whose parts no more counts than belongs to the file now.
+
+        A patch on it may let the file grow, before the inode knows of it.
+        """
+        name = self.named(number)
+        valid = self.attributes.size - number * self.layout.block_bytes
+        return name if name is None or valid >= self.layout.block_bytes else name.within(valid)
+
     def is_outdated(self, number: int) -> bool:
         """True if an uncovered block was merged on another version than the named one."""
         base = self.uncovered[number].pushed.base

@@ -24,6 +24,7 @@ from bftfs.errors import (
     MalformedMessage,
     NoLongerKept,
     OperationFailed,
+    VersionGone,
     VersionUnrecoverable,
 )
 from bftfs.filesystem import inode
@@ -570,7 +571,7 @@ class BlockWriter:
                 return None
             written.add(uncovered.image)
         elif contents.knows_name(number):
-            under = contents.named(number)
+            under = contents.named_within_file(number)
         if under is None or under.incarnation != contents.layout.incarnation(number):
             return None
         written.add(dirty, stop=_stop_in(contents, number))
@@ -862,6 +863,12 @@ class BlockWriter:
             if not cover.attempts:
                 contents.cover = None
             await self._leave_behind(contents, refused)
+            return _Covered.NOT_ALL
+        except VersionGone:
+            # The update has not taken effect: what is at hand of the blocks is written again.
+            contents.cover = None
+            await self.reader.refresh(contents, who)
+            contents.must_ask(cover.names)
             return _Covered.NOT_ALL
         except FileSystemError as refusal:
             contents.cover = None

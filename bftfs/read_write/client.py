@@ -211,7 +211,7 @@ class ReadWriteClient:
 
         What came with the write of a single one is returned first; then the nodes are asked, in
         another way if servers have `refused` some so often. `who` may write them.
-        Raises QuorumUnavailable after `patience_total_us`, FileSystemError if one is gone.
+        Raises QuorumUnavailable after `patience_total_us`, VersionGone if one is.
         """
         remembered = self._vouchers.pop(versions[0], ()) if len(versions) == 1 else ()
         if len(remembered) >= self._session.thresholds.responses and not refused:

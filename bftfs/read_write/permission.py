@@ -14,7 +14,7 @@ better now, and the write is sent again. Readers do the same.
 Each attempt bears one silence more than the one before. Nodes that are far away answer later than a
 liar that is near, and all silences are bounded: if they did not become more, no attempt would last
 until the others have answered, and the liar would have it all made again for ever. A client's next
-read begins with one silence more than the last one needed that was refused by some: a question for
+read begins with one silence more than any needed lately that was refused by some: a question for
 each block would use up the barriers that the reader has at the file's inode, and others with keys
 for reading could leave it without any more.
 

@@ -126,7 +126,7 @@ class BlockRead:
                 version = await self._use(descent.responses, decision)
                 if version is not None:
                     if self._forbidding:  # the next one need not find out again how far others are
-                        self._session.silences = lapses + 1
+                        self._session.bore(lapses, self._began_us)
                     return version
                 descent.pass_over(decision.timestamp)
             if decision is None:

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from bftfs import limits
 from bftfs.asking.ask import Asking
 from bftfs.asking.lives import Lives, Told
-from bftfs.asking.peers import Pace, Peers
+from bftfs.asking.peers import MEMORY_US, Pace, Peers
 from bftfs.asking.quorum import Nodes
 from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import ErasureCode
@@ -50,9 +50,20 @@ class Session:
         self.by_fragment = nodes_by_fragment(thresholds.N)
         self.validated = ValidatedVersions(limits.VALIDATED_VERSIONS)
         self.lives = Lives()
-        # What the first attempt of a read bears: more than the last one needed that a node refused.
+        # What the first attempt of a read bears: more than any needed lately that a node refused.
         self.silences = 1
+        self._silences_until_us = 0
         self._first_lives = (0,) * thresholds.N
+
+    def bore(self, lapses: int, now_us: int) -> None:
+        """Take note of a read that a node refused: the others were silent so often.
+
+        The most is kept that was needed in a while: the next read may be as slow again.
+        """
+        if lapses >= self.silences or now_us >= self._silences_until_us:
+            self.silences = lapses + 1
+        if lapses + 1 == self.silences:
+            self._silences_until_us = now_us + MEMORY_US
 
     def told(self, lives: Told) -> Told | None:
         """The lives that a reply tells; None if no correct node would tell that."""

@@ -15,7 +15,6 @@ helped, the fragments are therefore sent to all nodes.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -24,7 +23,7 @@ from bftfs.asking.ask import ask_all
 from bftfs.conversation import Compute, Delivery, Pause, Together
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import authenticator_bytes
-from bftfs.errors import FileSystemError, QuorumUnavailable
+from bftfs.errors import NoLongerKept, QuorumUnavailable, VersionGone, VersionUnrecoverable
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.messages import VersionName, VouchReply, VouchSetRequest
 from bftfs.read_write.reading import BlockRead
@@ -50,7 +49,7 @@ async def gather(
     lack versions. One of the b may also accuse a correct node, and withhold its own voucher. So
     before a refusal nobody is waited for if there are enough vouchers with those of suspects.
 
-    Raises QuorumUnavailable if total patience runs out, FileSystemError if a version is not there.
+    Raises QuorumUnavailable if total patience runs out, VersionGone if a version is not there.
     """
     thresholds, peers = session.thresholds, session.peers
     request = VouchSetRequest(tuple(VersionName(*version) for version in versions))
@@ -127,9 +126,13 @@ async def _repair_one(
     *,
     everywhere: bool,
 ) -> None:
-    found = await BlockRead(session, block, successor_of(timestamp), who).run()
+    subject = f"block {block.hex()}"
+    try:
+        found = await BlockRead(session, block, successor_of(timestamp), who).run()
+    except (NoLongerKept, VersionUnrecoverable) as gone:
+        raise VersionGone(subject) from gone
     if found.timestamp != timestamp:
-        raise FileSystemError(errno.EIO, f"what was written to block {block.hex()} is gone")
+        raise VersionGone(subject)
     if everywhere and found.item is not None:
         encoded = await Compute(partial(encode, session.code, found.item))
         await repair(session, block, timestamp, encoded)

@@ -387,10 +387,13 @@ def test_must_fail_where_no_read_bears_more_silences_than_the_first(
     assert read_beside_a_liar(1, 1, distance_us) == []
 
 
-def read_file_from_afar(readers: int = 0, blocks: int = 30) -> tuple[int, int]:
+def read_file_from_afar(
+    readers: int = 0, blocks: int = 30, *, fluctuates: bool = False
+) -> tuple[int, int]:
     """A liar and some other nodes are near; blocks read within a minute, and questions asked.
 
-    Other readers ask the inode all the time, as fast as they can.
+    Other readers ask the inode all the time, as fast as they can. If the distance `fluctuates`, the
+    nodes that are far away are near at every other read.
     """
     world = World()
     root, reader = world.user("root"), world.user("stranger", STRANGER, grant=READERS_GRANT)
@@ -410,6 +413,8 @@ def read_file_from_afar(readers: int = 0, blocks: int = 30) -> tuple[int, int]:
     async def read_all() -> None:
         for number in range(blocks):
             block = layout.block(identifier, number)
+            if fluctuates:
+                far_away(world, range(3, world.sizes.n), 1_000 if number % 2 else 80_000)
             read.append(await reader.blocks.read(block, STRANGER, permit=permit))
 
     async def ask_for_ever(user: User) -> None:
@@ -424,6 +429,15 @@ def read_file_from_afar(readers: int = 0, blocks: int = 30) -> tuple[int, int]:
     world.start(reader.host, read_all())
     world.run_for(60 * SECOND_US)
     return len(read), len(asked)
+
+
+def remembers_the_last_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fast read has the slow one before it forgotten."""
+
+    def bore(session: Session, lapses: int, _now_us: int) -> None:
+        session.silences = lapses + 1
+
+    monkeypatch.setattr(Session, "bore", bore)
 
 
 def each_finds_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,9 +462,12 @@ def test_must_fail_where_each_read_finds_out_again_how_far_others_are(
     assert read_file_from_afar() == (30, 30)
 
 
-def test_other_readers_keep_nobody_from_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fluctuates", [False, True])
+def test_other_readers_keep_nobody_from_reading(
+    monkeypatch: pytest.MonkeyPatch, fluctuates: bool
+) -> None:
     without_pauses(monkeypatch)
-    read, asked = read_file_from_afar(readers=2)
+    read, asked = read_file_from_afar(readers=2, fluctuates=fluctuates)
     assert read == 30
     assert asked <= 2
 
@@ -461,6 +478,15 @@ def test_must_fail_where_other_readers_use_up_the_questions(
     without_pauses(monkeypatch)
     each_finds_out_again(monkeypatch)
     assert read_file_from_afar(readers=2)[0] < 30
+
+
+def test_must_fail_where_one_fast_read_has_slow_ones_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    remembers_the_last_read(monkeypatch)
+    assert read_file_from_afar(fluctuates=True) == (30, 15)
+    without_pauses(monkeypatch)
+    assert read_file_from_afar(readers=2, fluctuates=True)[0] < 30
 
 
 def test_who_permits_himself_gets_no_further() -> None:

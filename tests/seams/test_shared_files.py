@@ -5,37 +5,39 @@ The nodes are real. What a mount has closed is there once, whatever became of th
 
 from __future__ import annotations
 
-import errno
 import os
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bftfs.errors import FileSystemError, QuorumUnavailable
+from bftfs.errors import NoLongerKept, QuorumUnavailable, VersionGone
 from bftfs.filesystem import file_blocks
 from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import WRITE
+from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import Update, UpdateReply
+from bftfs.read_write import vouching
 from bftfs.read_write.client import ReadWriteClient
+from bftfs.simulation.deployment import CollectionPlan
 from bftfs.simulation.network import Kind
 from bftfs.simulation.world import SECOND_US
-from tests.seams.world import BLOCK_BYTES, SUPERUSER, TYPES, User, World
+from tests.seams.world import BLOCK_BYTES, SUPERUSER, TYPES, VOLUME, User, World
 
 PATIENCE_US = 20 * SECOND_US  # of a soft mount
 
 
 class Scene:
-    """A file of ten bytes, and two mounts that have it open to append to it."""
+    """A file, and two mounts that have it open to append to it."""
 
-    def __init__(self) -> None:
-        self.world = World()
+    def __init__(self, world: World | None = None, content: str = "0123456789") -> None:
+        self.world = world or World()
         self.user, self.other = self.world.user("user"), self.world.user("other")
         self.user.objects.rounds.patience_total_us = PATIENCE_US
         self.user.format()
-        self.identifier = self.user.make("file", "0123456789")
+        self.identifier = self.user.make("file", content)
         self.mount, self.file = self.opened(self.user)
         self.second, self.theirs = self.opened(self.other)
 
@@ -158,7 +160,7 @@ def test_an_append_is_made_once_although_its_blocks_are_gone_since(
     """Nodes let go of what another mount has replaced: they vouch for it no more."""
 
     async def gone(*_: Any) -> Any:
-        raise FileSystemError(errno.EIO, "what was written is gone")
+        raise VersionGone("what was written")
 
     scene = Scene()
     scene.append(scene.mount, scene.file, b"<mine>")
@@ -173,6 +175,58 @@ def test_an_append_is_made_once_although_its_blocks_are_gone_since(
     scene.append(scene.mount, scene.file, b"<more>")
     scene.user.run(scene.mount.flush(scene.file))
     assert scene.seen() == "0123456789<mine><other><more>"
+
+
+# An overwrite as well: a patch, or a whole block.
+@pytest.mark.parametrize("saves", [0, 1 << 20])
+@pytest.mark.parametrize("arrives", [True, False])
+@pytest.mark.parametrize("keeping", [(0, 1), (0, 1, 2)])
+def test_what_is_appended_is_there_once_although_some_nodes_have_collected_it(
+    keeping: tuple[int, ...], arrives: bool, saves: int
+) -> None:
+    """Its blocks were replaced and are gone at most nodes. Others know the fate of the update."""
+    mount, file, user, reader = collected(keeping, arrives, saves)
+    user.run(mount.flush(file))
+    seen = reader.read(file.identifier)
+    assert seen.startswith("x" * 40)
+    # What took effect was overwritten since; what did not is appended.
+    assert seen[40:] == ("x" * 6 + "<other>" if arrives else "<other><mine>")
+
+
+def test_must_fail_where_collected_blocks_end_an_update_otherwise_than_blocks_that_are_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(vouching, "NoLongerKept", ZeroDivisionError)
+    mount, file, user, _ = collected((0, 1), True, 0)
+    for _ in range(2):  # and so on, for ever
+        with pytest.raises(NoLongerKept):
+            user.run(mount.flush(file))
+
+
+def collected(
+    keeping: tuple[int, ...], arrives: bool, saves: int
+) -> tuple[FileSystem, OpenFile, User, User]:
+    """A mount has missed the answer to its cover; all but some nodes have collected its blocks."""
+    plan = CollectionPlan(600 * SECOND_US, roomy=tuple(map(NodeId, keeping)))
+    scene = Scene(World(collection=plan, volume=VOLUME), "." * 40)
+    mount = scene.user.filesystem(Options(access_times=False, patch_saves_bytes=saves))
+    _, file = scene.opened(scene.user, mount)
+    scene.append(mount, file, b"<mine>")
+    scene.lose(Update, arrives=arrives)
+    with pytest.raises(QuorumUnavailable):
+        scene.user.run(mount.flush(file))
+    size = scene.other.attributes(scene.identifier).size
+    scene.second.write(scene.theirs, 0, b"x" * size, now_ns=scene.world.now_us * 1_000)
+    scene.other.run(scene.second.flush(scene.theirs))
+    scene.append_elsewhere()
+    scene.world.run_for(1_800 * SECOND_US)
+    scene.world.user("third").chmod(scene.identifier, 0o640)
+    scene.world.run_for(1_800 * SECOND_US)
+    pushed = file.contents.uncovered[0].pushed
+    block = file.contents.layout.block(scene.identifier, 0, pushed.slot)
+    assert scene.world.hosting(block, pushed.timestamp) == list(keeping)
+    scene.world.ways.hold(lambda *_: False)
+    return mount, file, scene.user, scene.world.user("reader")
 
 
 def test_must_fail_who_writes_again_what_was_covered(monkeypatch: pytest.MonkeyPatch) -> None:

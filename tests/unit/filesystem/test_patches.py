@@ -504,6 +504,40 @@ def test_what_was_left_behind_the_end_does_not_show_when_a_patch_lets_the_file_g
     assert seen(world, identifier) == expected
 
 
+@pytest.mark.parametrize("slot", [WHOLE, 1])
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_what_was_left_behind_the_end_does_not_show_before_the_file_has_grown(
+    world: World, slot: int, cache_bytes: int
+) -> None:
+    """A patch is at the nodes that lets the file grow, and the inode does not know of it yet."""
+    shown_, expected = uncovered_growth(world, slot, cache_bytes)
+    assert shown_ == [expected, expected]
+
+
+def test_must_fail_where_a_patch_lies_on_more_than_belongs_to_the_file(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents.Contents, "named_within_file", contents.Contents.named)
+    shown_, expected = uncovered_growth(world, WHOLE, 1 << 20)
+    assert expected not in shown_
+
+
+def uncovered_growth(world: World, slot: int, cache_bytes: int) -> tuple[list[bytes], bytes]:
+    """What a mount shows before and after it has covered such a patch, and what it should show."""
+    mount = patching(world)
+    identifier = made(world, mount, b"o" * 100)
+    hidden = b"o" * 100 + b"evil" * 100
+    named(world, identifier, hidden if slot == WHOLE else encode_patch(dirty((0, hidden))), slot)
+    mount = patching(world, cache_bytes=cache_bytes)
+    file = opened(world, mount, identifier)
+    put(world, mount, file, 300, b"end")
+    world.run(mount._contents._writer.push(file.contents, tuple(file.contents.dirty)))
+    assert file.contents.uncovered[0].pushed.under is not None
+    before = shown(world, mount, file)
+    world.run(mount.synchronize(file))
+    return [before, shown(world, mount, file)], b"o" * 100 + bytes(200) + b"end"
+
+
 def test_a_patch_that_is_none_destroys_its_block_and_nothing_else(world: World) -> None:
     mount = patching(world)
     identifier = made(world, mount, b"o" * 2 * BLOCK)
