@@ -271,6 +271,18 @@ class ClusterDescription:
             return True
         return other.as_followed in self.follows
 
+    def replaces(self, other: ClusterDescription) -> bool:
+        """True if it names `other`, and so has everything of it that counts."""
+        return other.as_followed in self.follows and self.has_ends_of(other)
+
+    def has_ends_of(self, other: ClusterDescription) -> bool:
+        """True if it has all epochs of `other`, and calls everybody revoked whom that does."""
+        revoked = {past.client for past in self.past_clients}
+        epochs = {each.epoch for each in self.epochs}
+        return all(past.client in revoked for past in other.past_clients) and all(
+            each.epoch in epochs for each in other.epochs
+        )
+
     def following(self, others: Iterable[ClusterDescription]) -> ClusterDescription:
         """This description, with the same serial, whose signer knows of itself and of `others`."""
         each = (self, *others)

@@ -13,7 +13,8 @@ its clients. Nodes, and whoever stands between them, may show old descriptions, 
    can admit a revoked client, or give anybody more rights, whoever brings it.
 2. What the administrator takes holds until a later description is signed whose signer knew of it:
    each names those that he knew of (`ClusterDescription.follows`). Of a client that several list of
-   which the latest one does not know of the others, the node grants what all of them grant.
+   which the latest one does not know of the others, the node grants what all of them grant. One
+   that another of these names takes nothing beside that.
    What any description calls revoked stays so, if the administrator has signed it: also one that
    is older, or has the number of the latest one and was made on another machine, where somebody did
    not know of the latest. These clients are noted beside the store, and not admitted, whatever
@@ -36,7 +37,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,7 @@ class Others:
     It was signed without knowing of them; or they call clients revoked whom it does not, or list
     key epochs that it does not. Each is kept in files of its own, and shown to whoever asks. If
     there are too many, those with the lowest numbers go; whom they revoke stays noted
-    (`Revocations`).
+    (`Revocations`). One that another kept one follows does not count.
     """
 
     def __init__(self, kept: Path, latest: ClusterDescription) -> None:
@@ -186,8 +187,9 @@ class Others:
     def add(self, *signed: SignedDescription) -> None:
         """Keep these in memory, as far as they count."""
         each = {other.description.digest: other for other in (*self.signed, *signed)}
+        counting = [other for other in each.values() if self._counts(other.description)]
         found = sorted(
-            (other for other in each.values() if self._counts(other.description)),
+            (other for other in counting if not self._is_replaced(other, counting)),
             key=lambda other: other.description.serial,
         )
         self.signed = tuple(found[-OTHER_DESCRIPTIONS:])
@@ -241,17 +243,20 @@ class Others:
         name = f"{self._kept.name}.other.{signed.description.digest[:8].hex()}.toml"
         return self._kept.with_name(name)
 
+    @staticmethod
+    def _is_replaced(signed: SignedDescription, others: Iterable[SignedDescription]) -> bool:
+        """True if a later one of `others` names it: what it takes was known there.
+
+        And has its keys, and revokes whom it revokes. Otherwise somebody who shows a node old
+        descriptions would take rights that were given again, and crowd out what others take.
+        """
+        return any(other.description.replaces(signed.description) for other in others)
+
     def _counts(self, described: ClusterDescription) -> bool:
         latest = self._latest
         if described.cluster_id != latest.cluster_id or described.digest == latest.digest:
             return False
-        named = {past.client for past in latest.past_clients}
-        epochs = {each.epoch for each in latest.epochs}
-        return (
-            not latest.knows_of(described)
-            or any(past.client not in named for past in described.past_clients)
-            or any(each.epoch not in epochs for each in described.epochs)
-        )
+        return not (latest.knows_of(described) and latest.has_ends_of(described))
 
 
 class LiveMembership:

@@ -99,10 +99,11 @@ def edited_description(directory: DataDirectory) -> ClusterDescription:
     else:
         click.echo(
             f"bftfs: it is not known here what {as_word(directory.description)} was made from: who "
-            "was taken out of it is not called revoked, and may have the present key",
+            "was taken out of it is not called revoked, and may have the present key; rights that "
+            "nodes have heard of hold beside it, until you see that it is right and sign it again",
             err=True,
         )
-        signed = replace(signed, follows=(), follows_from=None)
+        signed = replace(signed, follows=(), follows_from=0)  # it knows of nothing
     return with_keys_settled(directory, _without_revoked(signed, seen), seen)
 
 

@@ -20,7 +20,10 @@ able to open what they write from now on; everybody else must.
    then that with the highest serial. So a later description whose signer did not know of a
    revocation brings nobody back to a key that the revoked client has, also no mount that begins
    now: nodes keep the revocation beside it. What has been signed is all that this goes by; so it
-   goes back only where that says that a key is worse than it seemed.
+   goes back only where that says that a key is worse than it seemed. It remembers of a few epochs
+   who has got their keys, of the present one and the best others, and takes it that all revoked
+   clients have got the rest: old descriptions that a node shows, however many, displace none of
+   these.
 5. A writer waits for those descriptions only that more than b nodes name, of which one is correct
    and sends what it names. What fewer name is asked for meanwhile, and counts the next time:
    otherwise one that lies could keep all writers waiting, by naming what it does not send.
@@ -64,7 +67,7 @@ from bftfs.lock import Lock
 CONFIRMED_US: Final = 5 * SECOND_US  # how long an answer counts for what is sealed
 SOUGHT_US: Final = SECOND_US  # between two searches for keys that are not known
 _FETCH_PATIENCE_US: Final = 2 * SECOND_US
-_HOLDERS_KEPT: Final = 8  # epochs of which it is remembered who has got their keys
+_HOLDERS_KEPT: Final = 8  # epochs of which it is remembered who has got their keys: the best
 
 
 @dataclass(slots=True)
@@ -241,7 +244,14 @@ class EpochFollower:
             self._holders[latest] = self._holders.get(latest, frozenset()) | held
             self._serials[latest] = max(described.serial, self._serials.get(latest, 0))
             if len(self._holders) > _HOLDERS_KEPT:
-                del self._holders[min(self._holders, key=self._serials.__getitem__)]
+                del self._holders[min(self._replaceable(), key=self._rank)]
+
+    def _replaceable(self) -> Iterable[EpochId]:
+        """The epochs of which it may be forgotten who has got their keys.
+
+        Not the present one: it would seem to be worse than it is.
+        """
+        return self._holders.keys() - {self._cipher.present}
 
     def _choose(self, claims: Iterable[EpochReply]) -> None:
         """Go on to the best epoch that enough nodes have, unless the present one is better."""

@@ -491,6 +491,68 @@ def test_what_was_followed_narrows_nothing_again(tmp_path: Path, seed: int) -> N
     assert machine.membership.others.signed == ()
 
 
+def crowd(tmp_path: Path, seed: int) -> Machine:
+    """Three machines know nothing of each other. A peer shows all that they have signed.
+
+    The first has narrowed a grant, the second has changed other things many times, and the third
+    has the highest number.
+    """
+    second = [IGNORANT[0]]
+    for share in range(2 * OTHER_DESCRIPTIONS):
+        second.append(made_from(second[-1], client_share=share + 50))
+    third = replace(made_from(BEFORE, client_share=90), serial=second[-1].serial + 1)
+    every = [NARROWED, *second, third]
+    Random(seed).shuffle(every)
+    machine = Machine(tmp_path, BEFORE)
+    for each in every:
+        machine.hear(signed(each))
+    assert machine.membership.latest == third
+    return machine
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_old_descriptions_crowd_nothing_out(tmp_path: Path, seed: int) -> None:
+    assert not grants(crowd(tmp_path, seed)).write
+
+
+def test_must_fail_where_each_old_description_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClusterDescription, "replaces", lambda *_: False)
+    assert grants(crowd(tmp_path, 1)).write, "which the administrator had taken from it"
+
+
+def given_again(tmp_path: Path) -> Machine:
+    """A right was taken, and given again, and another machine knows of neither."""
+    machine = Machine(tmp_path, BEFORE)
+    for each in (NARROWED, made_from(NARROWED, clients=BEFORE.clients), *IGNORANT):
+        machine.hear(signed(each))
+    assert machine.membership.latest == IGNORANT[-1]
+    machine.restart()
+    machine.hear(signed(NARROWED))
+    return machine
+
+
+def test_what_was_given_again_is_not_taken_by_the_old_description(tmp_path: Path) -> None:
+    assert grants(given_again(tmp_path)).write
+
+
+def test_must_fail_where_what_was_followed_takes_rights_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClusterDescription, "replaces", lambda *_: False)
+    assert not grants(given_again(tmp_path)).write
+
+
+def test_what_is_followed_counts_for_what_its_follower_lacks() -> None:
+    """Its signer knew of it, and has taken over neither whom it revokes nor its keys."""
+    ghost = PastClient("ghost", ClientId(bytes(CLIENT_ID_BYTES)), None, 7)
+    revoking = replace(BEFORE, serial=2, past_clients=(ghost,))
+    assert not made_from(revoking, past_clients=()).replaces(revoking)
+    assert made_from(revoking).replaces(revoking)
+    assert not replace(revoking, serial=3).replaces(revoking), "it does not name it"
+
+
 def test_a_description_names_the_latest_that_were_known() -> None:
     other, latest = replace(BEFORE, client_share=7), BEFORE
     assert not latest.knows_of(other)

@@ -529,6 +529,50 @@ def test_must_fail_where_the_latest_description_has_the_epoch(
     assert AFTER in read_by_the_thief(realm, begins)
 
 
+def read_after_a_lying_node_has_shown_old_ones(realm: Realm) -> bool:
+    """Whether the thief reads what a mount writes to which a node shows all that was signed."""
+    knowing, later = ignorant(realm, 0)
+    old = []
+    for _ in range(10):
+        later = realm.begun(later)
+        old.append(realm.signed(later))
+    realm.tell(later)
+    shown = {each.description.digest: each for each in old}
+    offers = count()
+
+    def lie(_storage: Any, _sender: Any, message: Any, _body: Any, _now_us: int) -> Ready:
+        if isinstance(message, EpochRequest):
+            at = next(offers) % (len(old) - OTHER_DESCRIPTIONS + 1)
+            return Ready(EpochReply(later.epoch, tuple(shown)[at : at + OTHER_DESCRIPTIONS]))
+        one = shown.get(message.digest, old[-1])
+        return Ready(DescriptionReply(one.encoded, one.signature))
+
+    realm.answer(0, lie)
+    realm.latest = later  # of which the thief has come by a copy
+    read = set()
+    for number in range(10):
+        realm.world.run_for(CONFIRMED_US)
+        file = realm.root.make(f"file {number}", AFTER)
+        read.add(realm.stolen(file))
+        if epoch_named(realm.sealed(file)) == knowing.epoch:
+            assert realm.stolen(file) is None
+    return AFTER in read
+
+
+def test_no_number_of_old_descriptions_takes_anybody_back(realm: Realm) -> None:
+    assert not read_after_a_lying_node_has_shown_old_ones(realm)
+
+
+def test_must_fail_where_low_numbers_are_forgotten_first(
+    realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lowest(self: EpochFollower) -> Any:
+        return [min(self._holders, key=self._serials.__getitem__)]
+
+    monkeypatch.setattr(EpochFollower, "_replaceable", lowest)
+    assert read_after_a_lying_node_has_shown_old_ones(realm)
+
+
 def begun_for_nothing(realm: Realm) -> bool:
     """Whether a mount seals with the key of before though a new epoch was begun, as nodes know."""
     before = realm.begun(realm.first)

@@ -580,19 +580,66 @@ def test_must_fail_where_nobody_has_noted_what_was_signed(
     assert machines.names == (["laptop"], [])
 
 
+def may_write(machines: TwoMachines) -> set[bool]:
+    """Whether the laptop may write, as each node sees it."""
+    found = (each.principal(LAPTOP.public_key) for each in machines.memberships)
+    return {each.grant.write for each in found if each is not None}
+
+
+def edit(directory: DataDirectory, before: str, after: str) -> None:
+    """By hand."""
+    text = directory.description.read_text()
+    assert before in text
+    directory.description.write_text(text.replace(before, after, 1))
+
+
+def signed_without_knowing_from_what(
+    machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
+) -> Result:
+    """A right is taken. Another machine signs what was made there from it is not known what."""
+    with monkeypatch.context() as alone:
+        alone.setattr(NodeAccess, "_ask", lambda *_: {})
+        machines.there(*ADD_DESK)
+    edit(machines.office.directory, "write = true", "write = false")
+    assert machines.office.bftfs("cluster", "sign").return_value == 0
+    assert may_write(machines) == {False}
+    cluster.as_signed(machines.elsewhere.description).unlink()
+    edit(machines.elsewhere, 'name = "desk"', 'name = "table"')
+    return machines.there("sign")
+
+
+def test_what_was_made_from_is_unknown_and_gives_no_right_back(
+    machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = signed_without_knowing_from_what(machines, monkeypatch)
+    assert "it is not known here what" in done.stderr
+    assert machines.names == (["laptop", "table"], [])
+    assert may_write(machines) == {False}
+    again = machines.there("sign")
+    assert "Only the rights that both grant: laptop." in again.output
+    assert may_write(machines) == {False}
+    edit(machines.elsewhere, "write = false", "write = true")
+    assert machines.there("sign").return_value == 0
+    assert may_write(machines) == {True}, "somebody who knew has given it again"
+
+
+def test_must_fail_where_what_names_nothing_knows_of_all(
+    machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knows_of = ClusterDescription.knows_of
+
+    def as_before(self: ClusterDescription, other: ClusterDescription) -> bool:
+        return not self.follows or knows_of(self, other)
+
+    monkeypatch.setattr(ClusterDescription, "knows_of", as_before)
+    signed_without_knowing_from_what(machines, monkeypatch)
+    assert may_write(machines) == {True}, "which the administrator had taken from it"
+
+
 def test_a_right_that_was_taken_elsewhere_stays_taken(
     machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other machine signs twice without reaching nodes: its number is the higher one."""
-
-    def may_write() -> set[bool]:
-        found = (each.principal(LAPTOP.public_key) for each in machines.memberships)
-        return {each.grant.write for each in found if each is not None}
-
-    def edit(directory: DataDirectory, before: str, after: str) -> None:
-        text = directory.description.read_text()
-        assert before in text
-        directory.description.write_text(text.replace(before, after, 1))
 
     with monkeypatch.context() as alone:
         alone.setattr(NodeAccess, "_ask", lambda *_: {})
@@ -600,24 +647,24 @@ def test_a_right_that_was_taken_elsewhere_stays_taken(
         machines.there("add-client", "tv", "--uid", "1000", "--gid", "1000")
     edit(machines.office.directory, "write = true", "write = false")
     assert machines.office.bftfs("cluster", "sign").return_value == 0
-    assert may_write() == {False}
+    assert may_write(machines) == {False}
 
     told = machines.there("tell")
     assert "only the rights that all of them grant" in told.output
     assert machines.names == (["laptop", "desk", "tv"], [])
-    assert may_write() == {False}
+    assert may_write(machines) == {False}
 
     merged = machines.there("add-client", "phone", "--uid", "1000", "--gid", "1000")
     assert merged.return_value == 0, merged.output
     assert (
         "without number 3 knowing of it. Only the rights that both grant: laptop." in merged.output
     )
-    assert may_write() == {False}
+    assert may_write(machines) == {False}
     assert not any(each.narrowed for each in machines.memberships)
 
     edit(machines.elsewhere, "write = false", "write = true")
     assert machines.there("sign").return_value == 0
-    assert may_write() == {True}
+    assert may_write(machines) == {True}
     assert all(not each.others.signed for each in machines.memberships)
 
 
