@@ -112,6 +112,8 @@ VERIFY_ON_DEMAND = 64  # blocks verified for a client whose writes wait
 VERIFY_EXCUSED_US = SECOND_US  # beyond its limit, a client may add one version in this time
 ABANDONED_US = 2 * CLOCK_SKEW_US  # age at which no correct node takes a version from its author
 KEYS_IN_INVENTORY = 1_024  # versions that one reply lists to a healing node
+FRAGMENTS_IN_REPLY = 128  # of as many versions, which one reply brings to a healing node…
+FRAGMENTS_BYTES = 2 * MIB  # …and their bytes, unless a single one is larger
 AUTHORED_INODES = 256  # inodes whose block versions one request asks for…
 AUTHORED_ROWS = 1_024  # …and versions that a node looks at for one request
 OBJECTS_IN_CATALOGUE = 512  # objects that one reply lists to a healing server
@@ -123,8 +125,10 @@ CLAIM_PATIENCE_US = SECOND_US // 2  # how long a server asks another which life 
 CLAIM_AGAIN_US = SECOND_US  # …and does not ask again if it did not answer
 RUN_EVERY_US = 600 * SECOND_US  # how long a run of a node lasts (bftfs/server/runs.py)
 RUN_AGAIN_US = SECOND_US // 4  # pause after an attempt to begin one that failed
-HEAL_RATE_BYTES = 32 * MIB  # rebuilt per second at most…
-HEAL_AT_ONCE = 8  # …this many versions or objects at a time; 1 while clients are busy
+HEAL_RATE_BYTES = 128 * MIB  # rebuilt per second at most…
+HEAL_AT_ONCE = 8  # …this many objects at a time; 1 while clients are busy
+HEAL_BUSY_BYTES = 64 * KIB  # of versions rebuilt at a time while clients are busy…
+HEAL_STEP_BYTES = 512 * KIB  # …and made and stored at a time while they are not
 VERSIONS_ATTESTED = 256  # versions that one request of scrubbing asks a peer about
 LINKS_IN_CHAIN_PAGE = 256  # versions in one page of an object's chain…
 CHAIN_PAGE_BYTES = 256 * KIB  # …and their bytes
@@ -172,6 +176,7 @@ PARKED_BYTES_SURE = 1 * MIB  # …and each principal may have so much, whatever 
 
 assert BARRIER_STEPS * BARRIER_STEP_US >= CLOCK_SKEW_US  # what one client may have left, at once
 assert BLOCK_BYTES_MAX + 4 * KIB <= FRAME_BODY_BYTES
+assert FRAGMENTS_BYTES <= FRAME_BODY_BYTES
 assert LISTING_BYTES <= ANSWER_BYTES < FRAME_METADATA_BYTES
 assert SYNC_PAGE_BYTES + STATE_VALUE_BYTES < FRAME_METADATA_BYTES
 assert BLOCKS_PER_COVER < DELTA_ENTRIES

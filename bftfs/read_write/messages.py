@@ -17,7 +17,7 @@ from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.credentials import NOBODY
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import BLOCK_ID_BYTES
-from bftfs.read_write.timestamp import TIMESTAMP_BYTES, BlockTimestamp
+from bftfs.read_write.timestamp import TIMESTAMP_BYTES, VERSION_KEY_BYTES, BlockTimestamp
 from bftfs.wire.codec import (
     AuthenticatorField,
     BlockField,
@@ -38,6 +38,9 @@ CrossChecksumField: TypeAlias = Annotated[
 ]
 GroupsField: TypeAlias = Annotated[tuple[UserField, ...], Meta(max_length=limits.GROUPS)]
 VersionKeyField: TypeAlias = Annotated[bytes, Meta(max_length=BLOCK_ID_BYTES + TIMESTAMP_BYTES + 1)]
+ExactKeyField: TypeAlias = Annotated[
+    bytes, Meta(min_length=VERSION_KEY_BYTES, max_length=VERSION_KEY_BYTES)
+]
 HistoryLengthField: TypeAlias = Annotated[int, Meta(ge=0, le=limits.HISTORY_IN_REPLY)]
 
 
@@ -202,6 +205,32 @@ class InventoryReply(Message, frozen=True, tag=0x45):
     life: LifeField = 0  # the latest of the asking node that this one has stored
 
 
+class FragmentsRequest(Message, frozen=True, tag=0x38):
+    """From node to node: your fragments of these versions, which are named by their keys."""
+
+    keys: Annotated[
+        tuple[ExactKeyField, ...], Meta(min_length=1, max_length=limits.FRAGMENTS_IN_REPLY)
+    ]
+
+
+class HostedPart(Value, frozen=True):
+    """What the node has of one version; without cross-checksum: nothing.
+
+    `size` is that of its fragment.
+    """
+
+    cross_checksum: CrossChecksumField
+    size: Annotated[int, Meta(ge=0, le=limits.FRAME_BODY_BYTES)]
+
+
+class FragmentsReply(Message, frozen=True, tag=0x48):
+    """Of the first of these versions, at least of one; the body is their fragments, in order."""
+
+    parts: Annotated[
+        tuple[HostedPart, ...], Meta(min_length=1, max_length=limits.FRAGMENTS_IN_REPLY)
+    ]
+
+
 class AuthoredRequest(Message, frozen=True, tag=0x36):
     """Which versions of blocks of these inodes has `author`, or anybody, written since then?
 
@@ -235,8 +264,16 @@ Request: TypeAlias = (
     | VouchSetRequest
     | Notice
     | InventoryRequest
+    | FragmentsRequest
     | AuthoredRequest
 )
 Reply: TypeAlias = (
-    TimeReply | WriteReply | ReadReply | VouchReply | InventoryReply | AuthoredReply | Refused
+    TimeReply
+    | WriteReply
+    | ReadReply
+    | VouchReply
+    | InventoryReply
+    | FragmentsReply
+    | AuthoredReply
+    | Refused
 )

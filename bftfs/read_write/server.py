@@ -42,6 +42,9 @@ from bftfs.read_write.authorship import authored, last_block
 from bftfs.read_write.messages import (
     AuthoredRequest,
     Below,
+    FragmentsReply,
+    FragmentsRequest,
+    HostedPart,
     InventoryReply,
     InventoryRequest,
     Listed,
@@ -80,6 +83,8 @@ from bftfs.thresholds import ReadWriteThresholds
 _END = b"\xff" * TIMESTAMP_BYTES
 
 _NODE = Role.NODE  # a member of a class takes longer to find
+
+_NO_PART = HostedPart(CrossChecksum(b""), 0)
 
 _GONE = Refused(errno.ESTALE, "the file was deleted, and its contents are no longer kept")
 _FORGOTTEN = Refused(errno.ENODATA, "this node is rebuilding its store")
@@ -215,6 +220,7 @@ class ReadWriteServer:
             VouchRequest: self._vouch,
             VouchSetRequest: self._vouch_for_all,
             InventoryRequest: self._inventory,
+            FragmentsRequest: self._fragments,
             AuthoredRequest: self._authored,
         }
 
@@ -485,6 +491,31 @@ class ReadWriteServer:
         )
         reply = InventoryReply(keys, more, same, remembers, life)
         return Ready(reply, writes=writes, uses_reserve=True)
+
+    def _fragments(
+        self, view: StorageView, sender: Sender, message: FragmentsRequest, *_: Any
+    ) -> Ready:
+        """The fragments that are here, of as many versions as fit in one reply.
+
+        Each proves itself, also where this node rebuilds its own store.
+        """
+        if sender.role is not Role.NODE:
+            return Ready(reply=Refused(errno.EPERM, "whole sets of fragments are for nodes"))
+        parts: list[HostedPart] = []
+        fragments: list[bytes] = []
+        volume = 0
+        for key in message.keys:
+            row = view.get(Table.BLOCK, key)
+            fragment = None if row is None else view.get(Table.FRAGMENT, key)
+            if row is None or fragment is None:
+                parts.append(_NO_PART)
+                continue
+            volume += len(fragment)
+            if fragments and volume > limits.FRAGMENTS_BYTES:
+                break
+            parts.append(HostedPart(version_row.checksum_of(row), len(fragment)))
+            fragments.append(fragment)
+        return Ready(FragmentsReply(tuple(parts)), b"".join(fragments))
 
     # --- authors ----------------------------------------------------------------------------
 

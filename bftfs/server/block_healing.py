@@ -31,38 +31,41 @@ even if liars answer first. **Tests.** `tests/unit/server/test_healing.py`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from bftfs import limits
-from bftfs.asking.ask import Asking
+from bftfs.asking.ask import ask_all
+from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
 from bftfs.coding.cross_checksum import CrossChecksum
-from bftfs.conversation import Compute, Delivery, Now, Pause, Send, Together
-from bftfs.crypto.digest import LIFE_DIGEST, AuthenticatorKeys, inventory_digest, life_of
-from bftfs.errors import QuorumUnavailable
+from bftfs.coding.erasure import Buffer
+from bftfs.conversation import Compute, Delivery, Now, Pause
+from bftfs.crypto.digest import LIFE_DIGEST, AuthenticatorKeys, Body, inventory_digest, life_of
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId
 from bftfs.read_write import version_row
 from bftfs.read_write.messages import (
+    Below,
+    FragmentsReply,
+    FragmentsRequest,
+    HostedPart,
     InventoryReply,
     InventoryRequest,
+    Listed,
     ReadReply,
-    ReadRequest,
 )
 from bftfs.read_write.placement import fragment_index, rotation_of
-from bftfs.read_write.responses import Responses, note_verdict
+from bftfs.read_write.responses import ReplyVerdict, Responses, note_verdict
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import (
     VERSION_KEY_BYTES,
     VERSIONS_END,
-    BlockTimestamp,
-    successor_of,
     timestamp_of,
 )
 from bftfs.read_write.validation import validate
-from bftfs.read_write.version_row import Own
+from bftfs.read_write.version_row import Own, RowChange
 from bftfs.server.recovery import BLOCKS, Recovery
 from bftfs.server.step import Host
 from bftfs.server.worker import (
@@ -70,83 +73,165 @@ from bftfs.server.worker import (
     HealingWalk,
     OtherNodes,
     Throttle,
+    clients_are_busy,
     fraction_below,
     healing_throttle,
-    in_chunks,
     look,
     passes,
+    step,
 )
 from bftfs.storage import StorageView, Table, Write
 
 _KEYS_PER_PAGE = 512
-_PATIENCE_US = limits.SECOND_US  # how long the hosts of one version are waited for
+_PATIENCE_US = limits.SECOND_US  # how long the hosts of a chunk of versions are waited for
 _LOST_US = 50_000  # how often a node that has lost its store looks if its new life has begun
 
 
-# --- one version --------------------------------------------------------------------------------
+# --- fragments of some versions -----------------------------------------------------------------
 
 
 NEEDLESS = Own(CrossChecksum(b""), b"")  # no reader will ever need the version
 
 
-async def rebuild(
-    session: Session, block: BlockId, timestamp: BlockTimestamp, hosts: Sequence[NodeId], me: NodeId
-) -> Own | None:
-    """This node's own part of a version that `hosts` list; None if it cannot be made now.
+class _Version:
+    """A version that is being rebuilt, and what has come of it."""
 
-    NEEDLESS if the version is poisonous, or if all hosts have answered and fewer than m of them
-    have a fragment. Then it is incomplete: at least QC - t >= m hosts of a complete version neither
-    lie nor rebuild their own store. [PASIS (3.5)] (If nodes waited for each other's fragments of
-    an incomplete version, they would wait for ever.)
+    __slots__ = ("_block", "_code", "_m", "_responses", "_timestamp", "_unasked", "_unclear")
+
+    def __init__(self, session: Session, key: bytes, hosts: Sequence[NodeId]) -> None:
+        """`hosts` are asked in this order."""
+        thresholds = session.thresholds
+        self._block = BlockId(key[:BLOCK_ID_BYTES])
+        self._timestamp = timestamp_of(key)
+        self._code, self._m = session.code, thresholds.m
+        self._unasked = list(hosts)
+        self._responses = Responses(thresholds, rotation_of(self._block, thresholds.N))
+        self._unclear = False  # True: a node that sent no fragment may send it later
+
+    @property
+    def _fragments(self) -> dict[int, Buffer]:
+        return self._responses.fragments(self._timestamp)
+
+    @property
+    def is_settled(self) -> bool:
+        """True if there are m fragments, or no host is left to be asked."""
+        return len(self._fragments) >= self._m or not self._unasked
+
+    def next_hosts(self) -> list[NodeId]:
+        """As many hosts, not asked yet, as fragments are missing."""
+        missing = self._m - len(self._fragments)
+        chosen, self._unasked = self._unasked[:missing], self._unasked[missing:]
+        return chosen
+
+    def take(self, node: NodeId, part: HostedPart, fragment: Body) -> ReplyVerdict:
+        """Take what `node` says it has; it counts if the timestamp binds it."""
+        if not part.cross_checksum:
+            return ReplyVerdict.VALID
+        reply = ReadReply((Listed(self._timestamp, False),), Below.MORE, part.cross_checksum)
+        return self._responses.add(node, reply, fragment, before=None, want_data=True, lists=False)
+
+    def lapse(self) -> None:
+        """A host did not answer: it may do so later."""
+        self._unclear = True
+
+    async def own_part(self, me: NodeId, N: int) -> Own | None:
+        """The part of node `me`; None if it cannot be made now.
+
+        NEEDLESS if the version is poisonous, or if all hosts have answered and fewer than m of them
+        have a fragment. Then it is incomplete: at least QC - t >= m hosts of a complete version
+        neither lie nor rebuild their own store. [PASIS (3.5)] (If nodes waited for each other's
+        fragments of an incomplete version, they would wait for ever.)
+        """
+        fragments = self._fragments
+        if len(fragments) < self._m:
+            return None if self._unclear else NEEDLESS
+        checksum = self._responses.cross_checksum(self._timestamp)
+        valid = await Compute(partial(validate, self._code, checksum, fragments))
+        if valid is None:
+            return NEEDLESS
+        return Own(checksum, memoryview(valid.fragments[fragment_index(self._block, me, N)]))
+
+
+async def gather(
+    session: Session, hosts: Mapping[bytes, Sequence[NodeId]], me: NodeId
+) -> dict[bytes, _Version]:
+    """Fetch fragments of the versions with these keys, which `hosts` list, for node `me`.
+
+    Each node is asked for those of many versions at once; others in place of nodes that do not
+    send what the timestamps bind. Versions that do not fit in the replies are left out; the first
+    one is not.
     """
-    peers, thresholds = session.peers, session.thresholds
-    rotation, m = rotation_of(block, thresholds.N), thresholds.m
-    others = tuple(node for node in session.by_fragment[rotation] if node in hosts and node != me)
-    responses = Responses(thresholds, rotation)
-    request = ReadRequest(block, successor_of(timestamp), want_data=True, history=0)
-    now_us = await Now()
-    order, probes = peers.order(others, now_us)
-    asking = Asking(
-        peers,
-        order,
-        lambda node: Send(node, request),
-        subject="fragments of a version",
-        now_us=now_us,
-        first=m,
-        probes=probes,
-        pace=peers.reads,
-        needed=lambda _: len(responses.fragments(timestamp)) >= m,
-        patience_total_us=_PATIENCE_US,
-    )
-    unclear = False  # True: a node that sent no fragment may send it later
+    peers = session.peers
+    peers.order(peers.others(me), await Now())  # a node that has answered since is willing again
+    last = [node for node in peers.others(me) if not peers.willing(node)]
+    versions: dict[bytes, _Version] = {}
+    for key, listing in hosts.items():
+        order = session.by_fragment[
+            rotation_of(BlockId(key[:BLOCK_ID_BYTES]), session.thresholds.N)
+        ]
+        others = [node for node in order if node in listing and node != me]
+        versions[key] = _Version(session, key, sorted(others, key=last.__contains__))
+    settled: dict[bytes, _Version] = {}
+    while versions:
+        asked: dict[NodeId, list[bytes]] = {}
+        for key, version in versions.items():
+            for node in version.next_hosts():
+                asked.setdefault(node, []).append(key)
 
-    def take(reply: Delivery) -> None:
-        nonlocal unclear
-        node, message = reply.node, reply.message
-        if isinstance(message, ReadReply):
-            verdict = responses.add(
-                node, message, reply.body, before=request.before, want_data=True, lists=False
-            )
-            note_verdict(peers, node, verdict, now_us)
-        else:
-            unclear |= not isinstance(message, Refused) or message.may_pass
-        if len(responses.fragments(timestamp)) >= m:
-            asking.enough()
-        elif not asking.is_waiting or not responses.has_fragment_of(node, timestamp):
-            asking.more()
+        def judge(delivery: Delivery, now_us: int, asked: _Asked = asked) -> int | None:
+            return _taken(peers, versions, asked[delivery.node], delivery, now_us)
 
-    try:
-        await asking.collect(take)
-    except QuorumUnavailable:
+        covered = await ask_all(
+            peers,
+            {node: FragmentsRequest(tuple(keys)) for node, keys in asked.items()},
+            judge,
+            patience_us=_PATIENCE_US,
+            silent_us=limits.HEAL_SILENT_US,
+        )
+        for node, keys in asked.items():
+            if node not in covered:
+                for key in keys:
+                    if key in versions:
+                        versions[key].lapse()
+                continue
+            for key in keys[covered[node] :]:
+                versions.pop(key, None)
+        for key in [key for key, version in versions.items() if version.is_settled]:
+            settled[key] = versions.pop(key)
+    return settled
+
+
+_Asked: TypeAlias = Mapping[NodeId, Sequence[bytes]]
+
+
+def _taken(
+    peers: Peers,
+    versions: Mapping[bytes, _Version],
+    keys: Sequence[bytes],
+    delivery: Delivery,
+    now_us: int,
+) -> int | None:
+    """Take a node's reply to a request for these fragments: how many of the keys it is about.
+
+    None if the node may answer later, or has sent what no correct node sends.
+    """
+    node, message = delivery.node, delivery.message
+    if isinstance(message, Refused):
+        return None if message.may_pass else len(keys)
+    body = memoryview(delivery.body)
+    parts = message.parts if isinstance(message, FragmentsReply) else ()
+    if not 0 < len(parts) <= len(keys) or sum(part.size for part in parts) != len(body):
+        note_verdict(peers, node, ReplyVerdict.IMPOSSIBLE, now_us)
         return None
-    fragments = responses.fragments(timestamp)
-    if len(fragments) < m:
-        return None if unclear else NEEDLESS
-    checksum = responses.cross_checksum(timestamp)
-    valid = await Compute(partial(validate, session.code, checksum, fragments))
-    if valid is None:
-        return NEEDLESS
-    return Own(checksum, memoryview(valid.fragments[fragment_index(block, me, thresholds.N)]))
+    at = 0
+    worst = ReplyVerdict.VALID
+    for key, part in zip(keys, parts, strict=False):
+        verdict = versions[key].take(node, part, body[at : at + part.size])
+        at += part.size
+        if verdict is not ReplyVerdict.VALID and worst is not ReplyVerdict.IMPOSSIBLE:
+            worst = verdict
+    note_verdict(peers, node, worst, now_us)
+    return len(parts)
 
 
 # --- all of them --------------------------------------------------------------------------------
@@ -181,6 +266,7 @@ class BlockHealer:
         self._keys = keys
         self.recovery = recovery
         self._wants = wants
+        self._usual_bytes = limits.HEAL_BUSY_BYTES  # of a fragment, in the last chunk
         self._others = OtherNodes(node, session.peers)
         self._walk = HealingWalk(
             b"heal blocks",
@@ -229,7 +315,7 @@ class BlockHealer:
         self.tally.compared += len(page.keys)
         self.tally.lacking += len(lacking)
         failed = self.tally.failed
-        await in_chunks(host, self.throttle, missed, partial(self._rebuild, host, hosts))
+        await self._rebuild(host, hosts, missed)
         return horizon, self.tally.failed == failed
 
     # --- the store, in steps -----------------------------------------------------------------
@@ -241,14 +327,19 @@ class BlockHealer:
         whole = frozenset(view.keys(Table.FRAGMENT, after + b"\0", until + b"\0"))
         return _Page(tuple(key for key in listed if key in whole), until)
 
-    def _store(self, key: bytes, own: Own, view: StorageView, now_us: int) -> list[Write]:
-        """Store a rebuilt part, unless it has been stored meanwhile."""
-        index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), self._node, self._thresholds.N)
-        changes = version_row.brought(view, key, own, index, now_us)
-        if changes:
-            self.tally.rebuilt += 1
-            self.tally.rebuilt_bytes += len(own.fragment) + len(own.cross_checksum)
-        return version_row.stored(view, changes)
+    def _store(
+        self, parts: Sequence[tuple[bytes, Own]], now_us: int, view: StorageView
+    ) -> tuple[None, list[Write]]:
+        """Store rebuilt parts, except those that have been stored meanwhile."""
+        changes: list[RowChange] = []
+        for key, own in parts:
+            index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), self._node, self._thresholds.N)
+            brought = version_row.brought(view, key, own, index, now_us)
+            if brought:
+                changes += brought
+                self.tally.rebuilt += 1
+                self.tally.rebuilt_bytes += len(own.fragment) + len(own.cross_checksum)
+        return None, version_row.stored(view, changes)
 
     # --- the peers ---------------------------------------------------------------------------
 
@@ -305,33 +396,52 @@ class BlockHealer:
         self.recovery.note_asked(enough=enough, makes_do=True)
         return replies if enough else None
 
+    # --- chunks ------------------------------------------------------------------------------
+
     async def _rebuild(
-        self, host: Host, hosts: dict[bytes, list[NodeId]], keys: Sequence[bytes]
-    ) -> int:
-        """Rebuild versions and have them stored; returns how many bytes were fetched."""
-        made = await Together(
-            tuple(
-                partial(
-                    rebuild,
-                    self._session,
-                    BlockId(key[:BLOCK_ID_BYTES]),
-                    timestamp_of(key),
-                    hosts[key],
-                    self._node,
-                )
-                for key in keys
-            )
-        )
-        volume = 0
-        for key, own in zip(keys, made, strict=True):
+        self, host: Host, hosts: Mapping[bytes, Sequence[NodeId]], missed: Sequence[bytes]
+    ) -> None:
+        """Rebuild versions, a chunk of them at a time."""
+        remaining = list(missed)
+        while remaining:
+            await self.throttle.permission()
+            chunk = remaining[: self._at_once(busy=await clients_are_busy(host))]
+            began_us = await Now()
+            found = await gather(self._session, {key: hosts[key] for key in chunk}, self._node)
+            volume = await self._keep(host, found)
+            self._usual_bytes = volume // len(found) or self._usual_bytes
+            remaining = [key for key in remaining if key not in found]
+            await self.throttle.spend(volume, began_us)
+
+    def _at_once(self, *, busy: bool) -> int:
+        """How many versions are in a chunk, if fragments are as large as the last ones were."""
+        volume = limits.HEAL_BUSY_BYTES if busy else limits.FRAGMENTS_BYTES
+        most = limits.HEAL_AT_ONCE if busy else limits.FRAGMENTS_IN_REPLY
+        return min(max(volume // self._usual_bytes, 1), most)
+
+    async def _keep(self, host: Host, found: Mapping[bytes, _Version]) -> int:
+        """Make this node's parts of versions and store them; returns how many bytes these have.
+
+        Clients are served after each step.
+        """
+        parts: list[tuple[bytes, Own]] = []
+        volume = unstored = 0
+        for key, version in found.items():
+            own = await version.own_part(self._node, self._thresholds.N)
             if own is None:
                 self.tally.failed += 1
                 continue
             self.tally.lacking -= 1
-            if own is not NEEDLESS:
-                volume += self._thresholds.m * len(own.fragment)
-                host.arrange(partial(self._store, key, own))
-        return volume
+            if own is NEEDLESS:
+                continue
+            parts.append((key, own))
+            unstored += len(own.fragment)
+            if unstored >= limits.HEAL_STEP_BYTES:
+                await step(host, partial(self._store, tuple(parts), await Now()))
+                parts.clear()
+                volume, unstored = volume + unstored, 0
+        await step(host, partial(self._store, tuple(parts), await Now()))
+        return volume + unstored
 
 
 def _before(key: bytes) -> bytes:

@@ -17,6 +17,8 @@ from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
 from bftfs.read_write.messages import (
     AuthoredReply,
     Below,
+    FragmentsReply,
+    FragmentsRequest,
     InventoryReply,
     Listed,
     Notice,
@@ -120,7 +122,8 @@ class FragmentCorrupter(NodeAdversary):
         """Give the right version with a wrong fragment."""
         ready = self.honest(asked)
         random = self.random
-        if isinstance(asked.message, ReadRequest) and ready.body and self.misbehaves():
+        asks = isinstance(asked.message, ReadRequest | FragmentsRequest)
+        if asks and ready.body and self.misbehaves():
             fragment = bytearray(bytes(ready.body))
             fragment[random.randrange(len(fragment))] ^= 1 << random.randrange(8)
             ready.body = bytes(fragment)[: random.choice((None, -1))]
@@ -138,6 +141,19 @@ class ChecksumLiar(NodeAdversary):
         """Give the right version with a wrong cross-checksum."""
         ready = self.honest(asked)
         reply = ready.reply
+        if isinstance(reply, FragmentsReply):
+            randbytes = self.random.randbytes
+            ready.reply = FragmentsReply(
+                tuple(
+                    replace(
+                        part,
+                        cross_checksum=cross_checksum.CrossChecksum(
+                            randbytes(len(part.cross_checksum))
+                        ),
+                    )
+                    for part in reply.parts
+                )
+            )
         if not isinstance(reply, ReadReply) or not reply.cross_checksum:
             return ready
         random, sizes = self.random, self.position.sizes
@@ -185,6 +201,9 @@ class Concealer(NodeAdversary):
                 ready.reply = InventoryReply(
                     tuple(key for key in keys if random.random() < 0.5), more, random.random() < 0.2
                 )
+            case FragmentsReply(parts):
+                ready.reply = FragmentsReply(parts[: random.randrange(1, len(parts) + 1)])
+                ready.body = ready.body[: sum(part.size for part in ready.reply.parts)]
             case AuthoredReply(keys, until):
                 ready.reply = AuthoredReply(
                     tuple(key for key in keys if random.random() < 0.5), until

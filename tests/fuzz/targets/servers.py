@@ -35,7 +35,7 @@ from bftfs.query_update.messages import (
     Update,
 )
 from bftfs.query_update.messages import Request as ObjectRequest
-from bftfs.read_write.messages import InventoryRequest, Notice, WriteRequest
+from bftfs.read_write.messages import FragmentsRequest, InventoryRequest, Notice, WriteRequest
 from bftfs.read_write.messages import Request as BlockRequest
 from bftfs.read_write.timestamp import encoded as encoded_timestamp
 from bftfs.simulation.network import Kind
@@ -72,6 +72,7 @@ _BETWEEN_NODES = (
     | LatestRequest
     | Notice
     | InventoryRequest
+    | FragmentsRequest
 )
 
 

@@ -9,12 +9,16 @@ import pytest
 
 from bftfs import limits
 from bftfs.asking.refusal import Refused
+from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.credentials import Grant
 from bftfs.crypto.digest import LIFE_DIGEST, inventory_digest
 from bftfs.identifiers import BlockId, ClientId, NodeId, block_id
 from bftfs.read_write import version_row
 from bftfs.read_write.messages import (
     Below,
+    FragmentsReply,
+    FragmentsRequest,
+    HostedPart,
     InventoryReply,
     InventoryRequest,
     Listed,
@@ -431,6 +435,30 @@ def test_an_inventory_says_whether_it_may_be_rested_on() -> None:
     assert proof_of(node.storage, 4) == proof
     earlier = InventoryRequest(b"", other, nothing, world.keys[4].make(LIFE_DIGEST, life=6))
     assert node.step(peer, earlier, b"", START_US)[0].life == 7
+
+
+def test_a_node_gets_many_fragments_at_once_as_far_as_they_fit(
+    world: World, alice: Principal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = world.nodes[NODE]
+    stored = [request(world, alice, time_us=START_US + number) for number in range(4)]
+    for message, fragment in stored:
+        node.step(alice.sender, message, fragment, START_US)
+    keys = [version_key(BLOCK, message.timestamp) for message, _ in stored]
+    unknown = bytes(len(keys[0]))
+    peer = Sender(Role.NODE, ClientId(bytes(16)), NodeId(4))
+    asks = FragmentsRequest((keys[2], unknown, keys[0], keys[1], keys[3]))
+    size = len(stored[0][1])
+    part, nothing = HostedPart(stored[0][0].cross_checksum, size), HostedPart(CrossChecksum(b""), 0)
+    monkeypatch.setattr(limits, "FRAGMENTS_BYTES", 3 * size)
+    reply, body = node.step(peer, asks, b"", START_US)
+    assert reply == FragmentsReply((part, nothing, part, part))
+    assert body == stored[2][1] + stored[0][1] + stored[1][1]
+    monkeypatch.setattr(limits, "FRAGMENTS_BYTES", size - 1)  # but for the first one
+    reply, body = node.step(peer, asks, b"", START_US)
+    assert reply == FragmentsReply((part, nothing))
+    assert body == stored[2][1]
+    assert refused(node, alice.sender, asks) == errno.EPERM
 
 
 # --- TIME_REQUEST, READ_LATEST, READ_PREV --------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from bftfs.asking.lives import Lives
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
+from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import object_types
 from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
@@ -26,7 +28,14 @@ from bftfs.query_update.messages import (
     UpdateReply,
 )
 from bftfs.query_update.replica import Replica, link_of
-from bftfs.read_write.messages import InventoryReply, ReadReply, ReadRequest
+from bftfs.read_write.messages import (
+    FragmentsReply,
+    FragmentsRequest,
+    HostedPart,
+    InventoryReply,
+    ReadReply,
+    ReadRequest,
+)
 from bftfs.read_write.timestamp import VERSIONS_END, version_key
 from bftfs.read_write.version_row import checksum_of
 from bftfs.server import block_healing
@@ -177,8 +186,8 @@ def test_a_crash_makes_a_walk_forget_nothing(
     def sends(
         source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
     ) -> None:
-        asks = source == ("node", 2) and isinstance(message, ReadRequest)
-        if not (held_up and asks and message.block == block(0)):
+        asks = source == ("node", 2) and isinstance(message, FragmentsRequest)
+        if not (held_up and asks and any(key.startswith(block(0)) for key in message.keys)):
             send(source, target, kind, number, message, body)
 
     cluster.network.send = sends  # type: ignore[method-assign]
@@ -186,7 +195,8 @@ def test_a_crash_makes_a_walk_forget_nothing(
     cluster.run_until(lambda: len(fragments(cluster, 2)) > 30)
     cluster.nodes[2].crash(down_us=1000)
     cluster.run_for(3 * SECOND_US)
-    assert len(fragments(cluster, 2)) == 59
+    assert 30 < len(fragments(cluster, 2)) < 60
+    assert not any(key.startswith(block(0)) for key in fragments(cluster, 2))
     assert cluster.deployment.recoveries[NodeId(2)].rebuilding
     held_up = False
     cluster.run_for(2 * limits.HEAL_AGAIN_US)
@@ -223,6 +233,124 @@ def test_must_fail_where_lists_that_end_early_deny_the_rest(
 ) -> None:
     monkeypatch.setattr(block_healing, "_before", lambda key: key)
     assert not rebuilt_by_short_lists(monkeypatch)
+
+
+class _Rewriting:
+    """Passes what one node answers to requests for fragments through `rewrite`."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        node: int,
+        rewrite: Callable[[FragmentsReply, bytes], tuple[Any, bytes]],
+    ) -> None:
+        self._send = cluster.network.send
+        self._node, self._rewrite = node, rewrite
+        cluster.network.send = self.send  # type: ignore[method-assign]
+        self.rewritten = 0
+
+    def send(
+        self, source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        if source == ("node", self._node) and isinstance(message, FragmentsReply):
+            self.rewritten += 1
+            message, body = self._rewrite(message, bytes(body))
+        self._send(source, target, kind, number, message, body)
+
+
+def _flipped(reply: FragmentsReply, body: bytes) -> tuple[Any, bytes]:
+    return reply, bytes(byte ^ 1 for byte in body)
+
+
+def _other_checksums(reply: FragmentsReply, body: bytes) -> tuple[Any, bytes]:
+    return FragmentsReply(
+        tuple(
+            HostedPart(CrossChecksum(part.cross_checksum[::-1]), part.size) for part in reply.parts
+        )
+    ), body
+
+
+def _swapped(reply: FragmentsReply, body: bytes) -> tuple[Any, bytes]:
+    return FragmentsReply(reply.parts[::-1]), body
+
+
+def _sizes_beyond_the_body(reply: FragmentsReply, body: bytes) -> tuple[Any, bytes]:
+    return FragmentsReply(
+        tuple(HostedPart(part.cross_checksum, limits.FRAME_BODY_BYTES) for part in reply.parts)
+    ), body
+
+
+def _more_than_asked_for(reply: FragmentsReply, body: bytes) -> tuple[Any, bytes]:
+    return FragmentsReply((reply.parts * 64)[: limits.FRAGMENTS_IN_REPLY]), body * 2
+
+
+def _nothing(reply: FragmentsReply, body: bytes) -> tuple[Any, bytes]:
+    return FragmentsReply(tuple(HostedPart(CrossChecksum(b""), 0) for _ in reply.parts)), b""
+
+
+def _another_message(reply: FragmentsReply, body: bytes) -> tuple[Any, bytes]:
+    return InventoryReply((), more=False), body
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        _flipped,
+        _other_checksums,
+        _swapped,
+        _sizes_beyond_the_body,
+        _more_than_asked_for,
+        _nothing,
+        _another_message,
+    ],
+)
+def test_a_liar_among_those_that_send_fragments_is_replaced(
+    rewrite: Callable[[FragmentsReply, bytes], tuple[Any, bytes]],
+) -> None:
+    cluster = Cluster()
+    written(cluster.client(), 30)
+    cluster.run_for(5 * SECOND_US)
+    before = fragments(cluster, 2)
+    liar = _Rewriting(cluster, 5, rewrite)
+    cluster.lose_store(2)
+    cluster.run_for(5 * SECOND_US)
+    assert liar.rewritten
+    assert fragments(cluster, 2) == before
+    assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
+    lying = rewrite is not _nothing
+    assert (sum(cluster.deployment.healers[NodeId(2)][1]._session.peers.faults) > 0) == lying
+
+
+def test_replies_that_hold_few_fragments_bring_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reply has a part of those that are asked for, and another part at each node."""
+    monkeypatch.setattr(limits, "FRAGMENTS_BYTES", 12)
+    cluster = Cluster()
+    written(cluster.client(), 40)
+    cluster.run_for(5 * SECOND_US)
+    before = fragments(cluster, 2)
+    monkeypatch.setattr(block_healing.BlockHealer, "_at_once", lambda *_, **__: 16)
+    cluster.lose_store(2)
+    cluster.run_for(10 * SECOND_US)
+    assert fragments(cluster, 2) == before
+    assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
+
+
+def test_fragments_come_many_at_a_time_and_few_while_clients_are_busy() -> None:
+    def asked(*, busy: bool) -> int:
+        cluster = Cluster()
+        client = cluster.client()
+        written(client, 60)
+        cluster.run_for(5 * SECOND_US)
+        cluster.lose_store(2)
+        while busy and cluster.deployment.recoveries[NodeId(2)].rebuilding:
+            client.read(block(0))
+            cluster.run_for(1_000)
+        cluster.run_for(10 * SECOND_US)
+        assert len(fragments(cluster, 2)) == 60
+        return cluster.network.between_nodes[FragmentsRequest]
+
+    assert asked(busy=False) <= 10  # a first chunk, and the others in one
+    assert asked(busy=True) >= 30
 
 
 def test_a_poisonous_version_holds_nobody_up() -> None:
