@@ -1,6 +1,6 @@
 """Blocks of files in memory: bytes to be written, clean blocks, and blocks on their way there.
 
-Nothing here performs an effect: `file_blocks` reads and writes.
+Nothing here performs an effect: `block_reading` and `block_writing` perform them.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Written bytes wait in memory until the file is closed or synced, until they are a few seconds old
 (`write_back`), or until there are many: from `write_behind_bytes` on they are written in the
 background, and from `dirty_bytes` on writers wait. A failure is reported once to each handle.
-`contents` draws the states of a file; `file_blocks` does the work.
+`contents` draws the states of a file; `block_reading` and `block_writing` do the work.
 
 Concurrency: `write` is synchronous. Pushing, covering and truncating hold the file's lock; reads
 and writes go on meanwhile. Everything else is touched between awaits only.
@@ -25,11 +25,16 @@ from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.block_memory import BlockCache, Buffer
 from bftfs.filesystem.block_names import Part
+from bftfs.filesystem.block_pushing import BlockPusher
+from bftfs.filesystem.block_reading import BlockReader
+from bftfs.filesystem.block_rewriting import BlockRewriter
+from bftfs.filesystem.block_versions import VersionWriter
+from bftfs.filesystem.block_writing import BlockWriter
 from bftfs.filesystem.contents import Contents, Failure, OpenFile, Sharing
 from bftfs.filesystem.epochs import Sealing
-from bftfs.filesystem.file_blocks import BlockReader, BlockWriter
 from bftfs.filesystem.metadata import Metadata
 from bftfs.filesystem.options import Options
+from bftfs.filesystem.unsaved import Unsaved
 from bftfs.identifiers import ObjectId
 from bftfs.read_write.client import ReadWriteClient
 
@@ -52,10 +57,14 @@ class ContentStore:
         self._options = options
         self._contents: OrderedDict[ObjectId, Contents] = OrderedDict()
         self._cache = BlockCache(0 if options.strict else options.cache_bytes)
-        self._reader = BlockReader(
+        self._unsaved = unsaved = Unsaved()
+        self._reader = reader = BlockReader(
             metadata, blocks, sealing, options, self._cache, permissions or metadata
         )
-        self._writer = BlockWriter(metadata, blocks, sealing, options, self._cache, self._reader)
+        versions = VersionWriter(metadata, blocks, self._cache)
+        pusher = BlockPusher(versions, sealing, options, self._cache, reader, unsaved)
+        self._rewriter = BlockRewriter(versions, sealing, options, reader, unsaved)
+        self._writer = BlockWriter(versions, pusher, self._rewriter, reader, unsaved)
         self._is_writing_behind = False
 
     # --- handles -----------------------------------------------------------------------------
@@ -138,7 +147,7 @@ class ContentStore:
         if not contents.handles and contents.is_unsaved:
             async with contents.lock:
                 if not contents.handles:
-                    self._writer.discard(contents)
+                    self._unsaved.discard(contents)
         if not contents.handles:
             contents.closed()
         if failure is not None:
@@ -177,16 +186,16 @@ class ContentStore:
             await self._writer.truncate(contents, size, who)
 
     async def seal_again(self, file: OpenFile, first: int, stop: int) -> int:
-        """Write some blocks again under the present key; how many. See `BlockWriter.seal_again`."""
+        """Write some blocks again under the present key; how many. See `BlockRewriter`."""
         async with file.contents.lock:
-            return await self._writer.seal_again(file.contents, first, stop, file.who)
+            return await self._rewriter.seal_again(file.contents, first, stop, file.who)
 
     def write(self, file: OpenFile, offset: int | None, data: bytes, *, now_ns: int) -> bool:
         """Take `data` at `offset` (None: at the end); True if `write_behind` is to be performed.
 
         `data` must not change afterwards: it is not copied.
         """
-        contents, writer, options = file.contents, self._writer, self._options
+        contents, unsaved, options = file.contents, self._unsaved, self._options
         self._report(file)
         is_append = offset is None
         if offset is None:
@@ -194,16 +203,16 @@ class ContentStore:
         stop = offset + len(data)
         if stop > limits.FILE_BYTES:
             raise FileSystemError(errno.EFBIG)
-        if writer.dirty_bytes >= 2 * options.dirty_bytes:
+        if unsaved.dirty_bytes >= 2 * options.dirty_bytes:
             raise FileSystemError(errno.EIO, "too much unwritten data that the nodes do not take")
         if not data:
             return False
-        writer.take(contents, offset, data)
+        unsaved.take(contents, offset, data)
         contents.wrote(file.who, offset, stop, now_ns, is_append=is_append)
         return (
             options.strict
-            or writer.dirty_bytes >= options.dirty_bytes
-            or (writer.dirty_bytes >= options.write_behind_bytes and not self._is_writing_behind)
+            or unsaved.dirty_bytes >= options.dirty_bytes
+            or (unsaved.dirty_bytes >= options.write_behind_bytes and not self._is_writing_behind)
         )
 
     def _report(self, file: OpenFile) -> None:
@@ -224,36 +233,36 @@ class ContentStore:
         if not self._is_writing_behind:
             self._is_writing_behind = True
             await Spawn(self._write_behind)
-        while self._writer.dirty_bytes >= self._options.dirty_bytes and self._is_writing_behind:
-            await Wait(self._writer.progress)
+        while self._unsaved.dirty_bytes >= self._options.dirty_bytes and self._is_writing_behind:
+            await Wait(self._unsaved.progress)
         self._report(file)
 
     async def _write_behind(self) -> None:
         """Write dirty blocks, of the file that became dirty first, until there are few enough."""
-        writer = self._writer
+        unsaved = self._unsaved
         failed: set[ObjectId] = set()
         try:
-            while writer.dirty_bytes > self._options.write_behind_bytes // 2:
+            while unsaved.dirty_bytes > self._options.write_behind_bytes // 2:
                 waiting = (
                     contents
-                    for contents in writer.unsaved.values()
+                    for contents in unsaved.files.values()
                     if contents.dirty and contents.identifier not in failed
                 )
                 contents = next(waiting, None)
                 if contents is None:
                     return
-                writer.unsaved.move_to_end(contents.identifier)
+                unsaved.files.move_to_end(contents.identifier)
                 try:
                     async with contents.lock:
-                        await writer.push(contents, self._settled(contents))
+                        await self._writer.push(contents, self._settled(contents))
                         if len(contents.uncovered) >= contents.most_uncovered:
-                            await writer.cover(contents)
+                            await self._writer.cover(contents)
                 except (FileSystemError, OperationFailed) as failure:
                     failed.add(contents.identifier)
                     contents.fail(failure)
         finally:
             self._is_writing_behind = False
-            writer.progress.announce()
+            unsaved.progress.announce()
 
     @staticmethod
     def _settled(contents: Contents) -> list[int]:
@@ -295,7 +304,7 @@ class ContentStore:
         now_us = await Now()
         old = [
             contents
-            for contents in self._writer.unsaved.values()
+            for contents in self._unsaved.files.values()
             # The clock may have been set back since.
             if contents.attributes.links
             and not 0 <= now_us - contents.dirty_since_us < older_than_us

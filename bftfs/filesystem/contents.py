@@ -346,6 +346,13 @@ class Contents:
             or number * self.layout.block_bytes >= self.attributes.size  # nothing there has one
         )
 
+    def stop_in(self, number: int) -> int:
+        """Up to where a block may be pushed now."""
+        block_bytes = self.layout.block_bytes
+        if self.push_stop is None:
+            return block_bytes
+        return max(0, min(block_bytes, self.push_stop - number * block_bytes))
+
     def valid_bytes(self, number: int) -> int:
         """The number of bytes of the block, as the nodes hold it, that belong to the file.
 

@@ -61,7 +61,7 @@ class Contents(RuleBasedStateMachine):
 
     def _write(self, file: OpenFile, offset: int | None, data: bytes) -> None:
         if self.mount.write(file, offset, data, now_ns=self.world.host.clock_us * 1000):
-            if self.mount._contents._writer.dirty_bytes >= self.options["dirty_bytes"]:
+            if self.mount._contents._unsaved.dirty_bytes >= self.options["dirty_bytes"]:
                 self.world.run(self.mount.write_behind(file))
             else:
                 self._begin(self.mount.write_behind(file))
@@ -157,9 +157,9 @@ class Contents(RuleBasedStateMachine):
         for file in self.files:
             self.world.run(self.mount.release(file))
         store = self.mount._contents
-        assert store._writer.dirty_bytes == 0, "every byte that was counted has been uncounted"
+        assert store._unsaved.dirty_bytes == 0, "every byte that was counted has been uncounted"
         assert store._reader.prefetching_bytes == 0
-        assert not store._writer.unsaved
+        assert not store._unsaved.files
         other = self.world.mount()
         file = self.world.run(other.open(file.identifier, os.O_RDONLY, ALICE))
         assert bytes(self.world.run(other.read(file, 0, 1 << 30))) == bytes(self.model)

@@ -17,8 +17,9 @@ from bftfs.asking.peers import Peers
 from bftfs.conversation import Now
 from bftfs.envelope import ClockReply, ClockRequest
 from bftfs.errors import AdmissionRefused, PastUnknown
-from bftfs.filesystem import file_blocks
-from bftfs.filesystem.file_blocks import BlockWriter
+from bftfs.filesystem import block_writing
+from bftfs.filesystem.block_rewriting import BlockRewriter
+from bftfs.filesystem.block_versions import VersionWriter
 from bftfs.filesystem.options import Options
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.counter import Fetch, Increment
@@ -128,7 +129,7 @@ def test_must_fail_where_contents_stay_behind_their_inode(monkeypatch: pytest.Mo
     async def stay(*_: Any) -> None:
         return None
 
-    monkeypatch.setattr(BlockWriter, "_move_on", stay)
+    monkeypatch.setattr(VersionWriter, "move_on", stay)
     with pytest.raises(AssertionError):
         test_a_file_whose_mode_was_changed_is_not_frozen(YEAR_S, is_strict=False)
 
@@ -599,7 +600,7 @@ def test_what_is_to_be_written_again_is_not_shown_as_zeros() -> None:
 
 
 def test_must_fail_writers_that_let_the_file_grow_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_blocks, "_held_before", lambda _: frozenset())
+    monkeypatch.setattr(block_writing, "_held_before", lambda _: frozenset())
     assert written_again_when_the_clocks_go_back() == "\0" * 5
 
 
@@ -607,7 +608,7 @@ def test_must_fail_where_writers_stay_in_the_incarnation(monkeypatch: pytest.Mon
     async def give_up(_writer: Any, _contents: Any, refused: AdmissionRefused) -> None:
         raise refused
 
-    monkeypatch.setattr(BlockWriter, "_leave_behind", give_up)
+    monkeypatch.setattr(BlockRewriter, "leave_behind", give_up)
     with pytest.raises(AssertionError, match=r"the time is|too far from"):
         test_a_writer_that_is_at_work_when_the_clocks_go_back(YEAR_S, covers=False)
     with pytest.raises(AssertionError, match="the time is"):

@@ -19,8 +19,8 @@ from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem import inode
 from bftfs.filesystem.attributes import NO_CHANGES
 from bftfs.filesystem.block_names import covered, name_blocks
+from bftfs.filesystem.block_reading import BlockReader
 from bftfs.filesystem.contents import KnownNames
-from bftfs.filesystem.file_blocks import BlockReader
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.options import Options

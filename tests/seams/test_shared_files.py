@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bftfs.errors import NoLongerKept, QuorumUnavailable, VersionGone
-from bftfs.filesystem import file_blocks
+from bftfs.filesystem import block_writing
 from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
@@ -121,7 +121,7 @@ def forget(_writer: Any, contents: Contents) -> Any:
 
 
 def test_must_fail_a_mount_that_forgets_its_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_blocks.BlockWriter, "_settle", forget)
+    monkeypatch.setattr(block_writing.BlockWriter, "_settle", forget)
     assert doubtful(True, True, True, "times out") == 2
 
 
@@ -230,7 +230,7 @@ def collected(
 
 
 def test_must_fail_who_writes_again_what_was_covered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_blocks.BlockWriter, "_settle", forget)
+    monkeypatch.setattr(block_writing.BlockWriter, "_settle", forget)
     assert "<mine>" in replaced("line", looks=False)
 
 

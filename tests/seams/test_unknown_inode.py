@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from bftfs.filesystem.file_blocks import BlockReader
+from bftfs.filesystem.block_reading import BlockReader
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.simulation.world import SECOND_US
 from bftfs.thresholds import ReadWriteThresholds

@@ -27,9 +27,9 @@ from bftfs.crypto.digest import (
 )
 from bftfs.filesystem import object_types
 from bftfs.filesystem.attributes import Attributes, Changes
+from bftfs.filesystem.block_reading import BlockReader
 from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.contents import Contents
-from bftfs.filesystem.file_blocks import BlockReader
 from bftfs.filesystem.objects import ATTRIBUTES_KEY
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bftfs.errors import AdmissionRefused
-from bftfs.filesystem.file_blocks import BlockWriter
+from bftfs.filesystem.block_rewriting import BlockRewriter
 from bftfs.query_update.history import CulledObjectHistorySet
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.configuration import ClientPlan, Configuration, draw
@@ -73,7 +73,7 @@ def test_must_fail_where_a_block_has_to_wait_for_the_clocks(
     async def give_up(_writer: Any, _contents: Any, refused: AdmissionRefused) -> None:
         raise refused
 
-    monkeypatch.setattr(BlockWriter, "_leave_behind", give_up)
+    monkeypatch.setattr(BlockRewriter, "leave_behind", give_up)
     assert hunt(jumping("files", range(70, 74)), lambda each: each.startswith("progress:"))
 
 

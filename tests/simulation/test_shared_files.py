@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from bftfs.filesystem.file_blocks import BlockWriter
+from bftfs.filesystem.block_writing import BlockWriter
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.scenario import run
 from bftfs.simulation.workloads.files import FileMix

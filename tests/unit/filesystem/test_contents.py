@@ -14,7 +14,7 @@ from bftfs import limits
 from bftfs.crypto.cipher import BlockCipher
 from bftfs.crypto.digest import Digest
 from bftfs.errors import AdmissionRefused, FileSystemError, QuorumUnavailable
-from bftfs.filesystem import contents, file_blocks, inode, registry
+from bftfs.filesystem import block_reading, block_versions, contents, inode, registry
 from bftfs.filesystem.attributes import NO_CHANGES, Changes
 from bftfs.filesystem.block_names import PAGE, key_of_block
 from bftfs.filesystem.contents import OpenFile, Sharing
@@ -250,7 +250,7 @@ def test_dirty_bytes_are_bounded_if_failures_are_ignored(world: World) -> None:
     for number in range(100):
         with suppress(FileSystemError, AdmissionRefused):
             write(world, mount, file, number * BLOCK, bytes(BLOCK))
-        assert mount._contents._writer.dirty_bytes <= 17 * (BLOCK + 160)
+        assert mount._contents._unsaved.dirty_bytes <= 17 * (BLOCK + 160)
 
 
 def test_the_last_close_drops_what_cannot_be_written(world: World) -> None:
@@ -263,7 +263,7 @@ def test_the_last_close_drops_what_cannot_be_written(world: World) -> None:
     world.blocks.refuse = lambda: None
     again = world.run(mount.open(file.identifier, os.O_RDWR, ALICE))
     assert bytes(world.run(mount.read(again, 0, 10))) == b""
-    assert mount._contents._writer.dirty_bytes == 0
+    assert mount._contents._unsaved.dirty_bytes == 0
     world.run(mount.flush(again))
 
 
@@ -285,7 +285,7 @@ def test_a_failing_block_leaves_its_file_consistent(world: World) -> None:
     assert bytes(world.run(mount.read(file, 0, 1 << 20))) == data
     world.run(mount.flush(file))
     assert read_elsewhere(world, file.identifier) == data
-    assert mount._contents._writer.dirty_bytes == 0
+    assert mount._contents._unsaved.dirty_bytes == 0
 
 
 # --- windows ---------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_a_long_write_stays_within_its_windows() -> None:
     piece = bytes(range(256)) * 512
     for number in range(256):
         write(world, mount, file, number * len(piece), piece)
-        assert mount._contents._writer.dirty_bytes <= 4 * MIB + 2 * len(piece)
+        assert mount._contents._unsaved.dirty_bytes <= 4 * MIB + 2 * len(piece)
     assert world.blocks.most_in_flight <= 2 * MIB + 16 * 64
     assert len(world.blocks.writes) > 128  # it did not wait for the end
     world.run(mount.flush(file))
@@ -598,7 +598,7 @@ def test_very_many_blocks_are_covered_by_as_many_updates_as_it_takes(
 ) -> None:
     """A few bytes in each of them take little room in a mount before they are pushed."""
     monkeypatch.setattr(limits, "BLOCKS_PER_COVER", 2)
-    count = 2 * file_blocks.ATTEMPTS + 3
+    count = 2 * block_versions.ATTEMPTS + 3
     mount = world.mount()
     file = create(world, mount)
     for number in range(count):
@@ -766,7 +766,11 @@ def test_what_could_not_be_covered_is_shown_to_nobody(world: World) -> None:
 
 
 async def latest_version(
-    reader: file_blocks.BlockReader, contents: contents.Contents, number: int, _load: Any, who: Any
+    reader: block_reading.BlockReader,
+    contents: contents.Contents,
+    number: int,
+    _load: Any,
+    who: Any,
 ) -> bytes:
     """A reader that believes the nodes: what was written last is shown."""
     block = contents.layout.block(contents.identifier, number)
@@ -777,7 +781,7 @@ async def latest_version(
 def test_must_fail_where_the_latest_version_is_shown(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_blocks.BlockReader, "_shown", latest_version)
+    monkeypatch.setattr(block_reading.BlockReader, "_shown", latest_version)
     file = stored(world, world.mount(), BLOCK)
     pushed(world, b"n" * BLOCK, file.identifier)
     assert read_elsewhere(world, file.identifier) != b"o" * BLOCK
@@ -1007,7 +1011,7 @@ def test_an_unlinked_file_is_usable_and_not_written(world: World) -> None:
     write(world, mount, file, 4, b"er")
     world.run(mount.release(file))
     assert world.blocks.writes == []
-    assert mount._contents._writer.dirty_bytes == 0
+    assert mount._contents._unsaved.dirty_bytes == 0
 
 
 def test_an_unlinked_file_is_written_on_request(world: World) -> None:

@@ -442,7 +442,7 @@ def test_a_patch_that_cannot_be_written_is_dirty_again(world: World) -> None:
     assert shown(world, mount, file) == expected
     world.run(mount.synchronize(file))
     assert seen(world, file.identifier) == expected
-    assert mount._contents._writer.dirty_bytes == 0
+    assert mount._contents._unsaved.dirty_bytes == 0
 
 
 def test_what_is_cut_off_a_patched_block_does_not_come_back(world: World) -> None:

@@ -316,7 +316,7 @@ def test_a_new_incarnation_has_what_the_inode_names(world: World) -> None:
     put(world, other, theirs, 50, b"theirs")
     world.run(other.flush(theirs))
     world.run(writer.reader.refresh(mine.contents, ALICE))
-    world.run(writer._rewrite(mine.contents, 0, 1, ALICE))
+    world.run(writer.rewriter._rewrite(mine.contents, 0, 1, ALICE))
     assert seen(world, identifier) == bytes(50) + b"theirs" + bytes(44)
     world.run(one.flush(mine))
     assert seen(world, identifier) == b"mine" + bytes(46) + b"theirs" + bytes(44)

@@ -10,7 +10,7 @@ import pytest
 from bftfs.crypto.digest import Digest
 from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem.block_names import CoveredBlock
-from bftfs.filesystem.file_blocks import BlockReader
+from bftfs.filesystem.block_reading import BlockReader
 from bftfs.restoration.changes import unreadable
 from bftfs.simulation.deployment import CREDENTIALS
 from tests.unit.filesystem.test_contents import latest_version
