@@ -1,7 +1,8 @@
 """All requests and replies between principals, as two closed unions.
 
 Each protocol declares its own messages; this module adds the few that belong to no protocol, and
-joins them. Tags: Q/U requests 0x10, replies 0x20; PASIS requests 0x30, replies 0x40; these 0x50.
+joins them. Tags: Q/U requests 0x10 and 0x60, replies 0x20; PASIS requests 0x30, replies 0x40; these
+0x50.
 """
 
 from __future__ import annotations

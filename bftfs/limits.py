@@ -74,6 +74,8 @@ STATE_VALUE_BYTES = 64 * KIB + 256
 ANSWER_INLINE_BYTES = 512  # smaller answers come whole from every server, larger as digests
 ANSWER_BYTES = 1 * MIB  # of a query or an update
 LISTING_BYTES = 128 * KIB  # of a directory, in one answer: it takes a node 3 ms, as few others do
+QUERIES_BUNDLED = 128  # objects that one message asks, each by a query of its own…
+BUNDLE_BYTES = 256 * KIB  # …and bytes of histories and answers after which a server stops
 SYNC_PAGE_BYTES = 1 * MIB  # one page of an object's state in object sync
 VERSIONS_IN_REPLY = 256  # versions in one page of an object's past
 PAST_SEARCHED = 1024  # versions that one request for the past may search
@@ -178,6 +180,7 @@ assert BARRIER_STEPS * BARRIER_STEP_US >= CLOCK_SKEW_US  # what one client may h
 assert BLOCK_BYTES_MAX + 4 * KIB <= FRAME_BODY_BYTES
 assert FRAGMENTS_BYTES <= FRAME_BODY_BYTES
 assert LISTING_BYTES <= ANSWER_BYTES < FRAME_METADATA_BYTES
+assert QUERIES_BUNDLED <= 256  # a position takes one byte
 assert SYNC_PAGE_BYTES + STATE_VALUE_BYTES < FRAME_METADATA_BYTES
 assert BLOCKS_PER_COVER < DELTA_ENTRIES
 assert COVERED_WITHIN_US < DETECTION_WINDOW_US  # until then nobody's later versions displace it

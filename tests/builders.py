@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -133,6 +134,9 @@ class InMemoryObjects:
         self._types = object_types()
         self._last_us = 0
         self.calls: Counter[str] = Counter()
+        self.bundles: list[int] = []  # how many objects each has asked
+        self.bundled = True  # False: bundles agree on nothing
+        self.bundled_hook: Callable[[], Coroutine[Any, Any, None]] | None = None  # between answer…
         self.touched = 0  # keys that the last operation touched
         self.latency: Callable[[], int] = lambda: 0
         self.before: Callable[[str, tuple[ObjectId, ...]], None] = lambda method, objects: None
@@ -187,6 +191,22 @@ class InMemoryObjects:
         self, objects: tuple[ObjectId, ...], method: str, arguments: Record, who: Credentials
     ) -> Answer:
         return await self._invoke(objects, method, arguments, who, 0)
+
+    async def bundle(
+        self, objects: Sequence[ObjectId], method: str, arguments: Record, who: Credentials
+    ) -> dict[ObjectId, Answer]:
+        self.bundles.append(len(objects))
+        if latency := self.latency():
+            await Pause(latency)
+        found = {}
+        for name in objects if self.bundled else ():
+            with suppress(Refusal):
+                found[name] = Answer(self.perform(method, (name,), arguments, who))
+        if self.bundled_hook is not None:  # …and arrival
+            await self.bundled_hook()
+        if latency := self.latency():
+            await Pause(latency)
+        return found
 
     async def update(
         self,

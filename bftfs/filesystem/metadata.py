@@ -5,6 +5,9 @@ never goes back to an older version of an object, whatever order answers come in
 is no longer valid is still a good guess: an update that builds on it is checked by its method,
 which refuses with ESTALE if the guess was wrong.
 
+Attributes of many objects are asked for together where a program looks at one entry of a directory
+after the other (`listed_order`): they are then cached like any others, for as long.
+
 A listing reads a directory page by page, entry by entry. Entries that exist from its beginning to
 its end appear exactly once, whatever happens to others. Entries that appeared since its beginning
 are left out, so that it ends.
@@ -21,7 +24,7 @@ from __future__ import annotations
 import errno
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -30,9 +33,9 @@ import msgspec
 
 from bftfs import limits
 from bftfs.asking.quorum import NOBODY, Nodes
-from bftfs.conversation import Now
+from bftfs.conversation import Event, Now, Wait
 from bftfs.credentials import Credentials
-from bftfs.errors import FileSystemError, OperationFailed
+from bftfs.errors import AdmissionRefused, FileSystemError, OperationFailed
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.directory import (
     Child,
@@ -43,6 +46,7 @@ from bftfs.filesystem.directory import (
     Name,
 )
 from bftfs.filesystem.inode import Access, BlockPage, NamedBlocks, is_access_due
+from bftfs.filesystem.listed_order import ListedOrder
 from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND, NoArguments
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import (
@@ -104,6 +108,8 @@ class Metadata:
             0 if strict else options.entry_timeout_us, 0 if strict else options.absence_timeout_us
         )
         self._latest_us = 0  # the latest time that the clock has shown
+        self._order = ListedOrder()
+        self._coming: dict[ObjectId, Event] = {}  # attributes that are being asked for in bundles
 
     # --- operations --------------------------------------------------------------------------
 
@@ -195,10 +201,61 @@ class Metadata:
             self._attributes.popitem(last=False)
         return attributes
 
-    async def attributes(self, identifier: ObjectId, who: Credentials) -> Attributes:
-        """The attributes, from the cache or a quorum."""
+    async def attributes(
+        self, identifier: ObjectId, who: Credentials, directory: ObjectId | None = None
+    ) -> Attributes:
+        """The attributes, from the cache or a quorum.
+
+        With the `directory` in which it was looked up, those of its neighbours may come along.
+        """
         attributes = self.fresh(identifier, await Now())
+        if attributes is None and directory is not None and self._attribute_timeout_us:
+            coming = self._coming.get(identifier)
+            if coming is not None:
+                await Wait(coming)
+            else:
+                await self.fetch(self._order.looked_at(directory, identifier, await Now()), who)
+            attributes = self.fresh(identifier, await Now())
         return await self.latest(identifier, who) if attributes is None else attributes
+
+    async def fetch(self, identifiers: Sequence[ObjectId], who: Credentials) -> None:
+        """Ask for those attributes of these that are not known, in bundles.
+
+        What a quorum does not agree on at once stays unknown.
+        """
+        service, now_us = self._service, await Now()
+        wanted = [
+            each
+            for each in identifiers
+            if each not in self._coming and self._valid(each, now_us) is None
+        ]
+        if not wanted or isinstance(service, PastMetadata):
+            return
+        fetched = Event()
+        self._coming |= dict.fromkeys(wanted, fetched)
+        try:
+            found = await service.bundle(wanted, GET_ATTRIBUTES, NoArguments(), who)
+            now_us = await Now()
+            for identifier, answered in found.items():
+                self.learn(identifier, answered.answer, now_us)
+        except AdmissionRefused:
+            pass  # who asks for one of them is told why
+        finally:
+            for each in wanted:
+                del self._coming[each]
+            fetched.announce()
+
+    async def fetch_listed(
+        self, directory: ObjectId, entries: Sequence[ListedEntry], who: Credentials
+    ) -> None:
+        """If programs look at what they list there, get the attributes of entries and the next."""
+        now_us = await Now()
+        if not self._attribute_timeout_us or not self._order.is_looked_at(directory, now_us):
+            return
+        for entry in entries:
+            if self._valid(entry.identifier, now_us) is None:
+                await self.fetch(self._order.following(directory, entry.identifier), who)
+                return
 
     async def latest(self, identifier: ObjectId, who: Credentials) -> Attributes:
         """The attributes as a quorum has them now. The past does not change: known ones will do."""
@@ -253,6 +310,7 @@ class Metadata:
         page: DirectoryPage = await self.query(directory, READ_DIRECTORY, arguments, who)
         now_us = await Now()
         self.learn(directory, page.directory, now_us)
+        self._order.listed(directory, after, page.entries)
         is_whole = page.complete and not after
         self.names.listed(directory, page.directory, page.entries, now_us, is_whole=is_whole)
         return page

@@ -197,15 +197,15 @@ class FileSystem:
             raise FileSystemError(errno.ENOENT, as_word(name))
         if guess is None or guess.child is None:
             child = await self._lookup(directory, name, who)
-            return await self._found_at(child.identifier, who)
+            return await self._found_at(child.identifier, who, directory)
         if known is not None:
-            return await self._found_at(guess.child.identifier, who)
+            return await self._found_at(guess.child.identifier, who, directory)
         found: FoundObject
         # Probably the name still stands for that object: ask for both at once.
         child, found = await Together(
             (
                 partial(self._lookup, directory, name, who),
-                partial(self._found_at, guess.child.identifier, who),
+                partial(self._found_at, guess.child.identifier, who, directory),
             )
         )
         if child.identifier == found.identifier:
@@ -233,8 +233,12 @@ class FileSystem:
             raise FileSystemError(errno.ENOTDIR)
         return await self._found_at(identifier, who)
 
-    async def _found_at(self, identifier: ObjectId, who: Credentials) -> FoundObject:
-        return FoundObject(identifier, await self.attributes(identifier, who))
+    async def _found_at(
+        self, identifier: ObjectId, who: Credentials, directory: ObjectId | None = None
+    ) -> FoundObject:
+        """The object; it may have been looked up in a directory."""
+        attributes = await self._metadata.attributes(identifier, who, directory)
+        return FoundObject(identifier, self._seen_by_programs(identifier, attributes))
 
     # --- attributes --------------------------------------------------------------------------
 
@@ -648,11 +652,14 @@ class FileSystem:
     ) -> tuple[DirectoryEntry, ...]:
         """The next entries after the cookie `after` (0: from the beginning); none at the end.
 
-        Without `with_attributes`, only cached attributes are given.
+        Without `with_attributes`, only cached attributes are given; those are cached beforehand
+        that programs are likely to ask for.
         """
         listed = await opened.entries(self._metadata, after, count)
         attributes: tuple[Attributes | None, ...]
         if with_attributes:
+            if not self._options.strict:
+                await self._metadata.fetch([entry.identifier for entry in listed], opened.who)
             attributes = await Together(
                 tuple(
                     partial(self._attributes_if_there, entry.identifier, opened.who)
@@ -660,6 +667,7 @@ class FileSystem:
                 )
             )
         else:
+            await self._metadata.fetch_listed(opened.identifier, listed, opened.who)
             now_us = await Now()
             attributes = tuple(
                 self._attributes_at_hand(entry.identifier, now_us) for entry in listed

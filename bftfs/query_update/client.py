@@ -18,7 +18,8 @@ One update (`update`, with n = 6, t = b = 1: five servers are a quorum, three a 
 
 One query (`query`): five servers answer on their latest versions, and report their histories. If
 these show that the version is the latest established one, that is all. If not, the client asks
-again, and repairs the object if that does not help.
+again, and repairs the object if that does not help. Many objects are asked at once by a `bundle`
+(`bundle.py`).
 
 Read in this order: `thresholds.QueryUpdateThresholds`, `history.py`, `classification.py`, this
 file, `effort.py`, `rounds.py`, `observation.py`, `repair.py`; for a server, `server.py`,
@@ -39,18 +40,19 @@ disorder while an update is under way.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
 
+from bftfs import limits
 from bftfs.asking.ask import Asking
 from bftfs.asking.peers import MEMORY_US, Peers
 from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.clock_skew import is_pushed_ahead
-from bftfs.conversation import Conversation, Draw, Now
+from bftfs.conversation import Conversation, Draw, Now, Together
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import authenticator_bytes, padded
 from bftfs.errors import (
@@ -59,9 +61,10 @@ from bftfs.errors import (
     FileSystemError,
     QuorumUnavailable,
 )
-from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.identifiers import ClientId, NodeId, ObjectId, placement_of
 from bftfs.limits import CLOCK_SKEW_US
 from bftfs.lock import Locks
+from bftfs.query_update.bundle import ask_bundle
 from bftfs.query_update.effort import Outcome, Streaks
 from bftfs.query_update.history import (
     ZERO,
@@ -72,7 +75,15 @@ from bftfs.query_update.history import (
     time_of,
     timestamp_of,
 )
-from bftfs.query_update.messages import Query, QueryReply, Update, UpdateReply, Verdict, VouchedBy
+from bftfs.query_update.messages import (
+    Bundle,
+    Query,
+    QueryReply,
+    Update,
+    UpdateReply,
+    Verdict,
+    VouchedBy,
+)
 from bftfs.query_update.object_type import Method, ObjectTypes, Record, encode_record
 from bftfs.query_update.observation import Observations, Observed
 from bftfs.query_update.repair import Attempts, Repair
@@ -202,6 +213,38 @@ class QueryUpdateClient:
         finally:
             if is_locked:
                 self._locks.release(names)
+
+    async def bundle(
+        self,
+        objects: Sequence[ObjectId],
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+    ) -> dict[ObjectId, Answered]:
+        """Invoke a query of each object, in few messages; the answers by object.
+
+        An object is left out if it takes more than one look, or if the query refuses: `query` tells
+        more of it then.
+        """
+        found = self._method(method, update=False)
+        encoded = encode_record(arguments)
+        by_preference: dict[tuple[NodeId, ...], list[ObjectId]] = {}
+        for name in sorted(set(objects)):
+            preference = self.quorums.preference(placement_of(name))
+            by_preference.setdefault(preference, []).append(name)
+        most = limits.QUERIES_BUNDLED
+        bundles = [
+            Bundle(tuple(names[first : first + most]), method, encoded, *credentials)
+            for names in by_preference.values()
+            for first in range(0, len(names), most)
+        ]
+        agreed = await Together(tuple([partial(ask_bundle, self.rounds, each) for each in bundles]))
+        return {
+            name: Answered(self.types.decode_answer(found, vote.answer), vote.version)
+            for votes in agreed
+            for name, vote in votes.items()
+            if not vote.error
+        }
 
     async def update(
         self,

@@ -1,4 +1,4 @@
-"""What clients and servers of Query/Update say: requests 0x10-0x1f, replies 0x20-0x2f.
+"""What clients and servers of Query/Update say: requests 0x10-0x1f and 0x60, replies 0x20-0x2f.
 
 Every reply to a client that concerns objects reports the server's replica history of each, with its
 authenticator: the objects of the request without repetition, in ascending order.
@@ -54,6 +54,7 @@ AuthenticatorsOfAllField: TypeAlias = Annotated[
 RunField: TypeAlias = Annotated[bytes, Meta(max_length=8 + authenticator_bytes(limits.NODES))]
 HistoriesField: TypeAlias = Annotated[tuple[HistoryField, ...], _SOME_OBJECTS]
 AuthenticatorsField: TypeAlias = Annotated[tuple[AuthenticatorField, ...], _SOME_OBJECTS]
+_BUNDLED = Meta(max_length=limits.QUERIES_BUNDLED)
 PrefixField: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=limits.STATE_KEY_BYTES)]
 ConditionedField: TypeAlias = Annotated[bytes, Meta(max_length=limits.CONDITIONED_BYTES)]
 SetAuthenticatorsField: TypeAlias = Annotated[
@@ -81,6 +82,22 @@ class Query(Message, frozen=True, tag=0x10):
     whole_answer_from: NodeField
     deduce: bool = False
     versions: Annotated[tuple[TimestampField, ...], _SOME_OBJECTS] = ()
+
+
+class Bundle(Message, frozen=True, tag=0x60):
+    """One query of each of these objects, which ascend, on the server's latest version of it.
+
+    Each is answered as if it had come alone. [docs/protocols-query-update.md, Bundles]
+    """
+
+    objects: Annotated[
+        tuple[ObjectField, ...], Meta(min_length=1, max_length=limits.QUERIES_BUNDLED)
+    ]
+    method: MethodField
+    arguments: ArgumentsField
+    uid: UserField
+    gid: UserField
+    groups: GroupsField
 
 
 class VouchedBy(Value, frozen=True):
@@ -286,6 +303,23 @@ class QueryReply(Message, frozen=True, tag=0x20):
     voucher: AuthenticatorField = b""
 
 
+class BundleReply(Message, frozen=True, tag=0x2F):
+    """The answers to some of a bundle's queries, each with the replica history of its object.
+
+    `positions` are those of the objects in the request, ascending, one byte each; the other columns
+    go with them. What is left out the server cannot answer now, or not in a few bytes.
+    """
+
+    positions: Annotated[bytes, _BUNDLED]
+    histories: Annotated[tuple[HistoryField, ...], _BUNDLED]
+    authenticators: Annotated[tuple[AuthenticatorField, ...], _BUNDLED]
+    lives: LivesField
+    errors: Annotated[tuple[ErrnoField, ...], _BUNDLED]
+    answers: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=limits.ANSWER_INLINE_BYTES)], ...], _BUNDLED
+    ]
+
+
 class Status(IntEnum):
     """The outcome of an update, barrier or copy at one server."""
 
@@ -449,6 +483,7 @@ class LatestReply(Message, frozen=True, tag=0x2C):
 
 Request: TypeAlias = (
     Query
+    | Bundle
     | Update
     | InlineUpdate
     | InlineBarrier
@@ -467,6 +502,7 @@ Request: TypeAlias = (
 )
 Reply: TypeAlias = (
     QueryReply
+    | BundleReply
     | UpdateReply
     | FetchReply
     | DeduceReply

@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from bftfs import limits
 from bftfs.asking.ask import Asking
 from bftfs.asking.lives import Lives, Told
-from bftfs.asking.peers import Peers
+from bftfs.asking.peers import Pace, Peers
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.conversation import Delivery, Now, Send
 from bftfs.crypto.digest import answer_digest, authenticator_bytes, life_of, lives_in
@@ -28,7 +28,14 @@ from bftfs.query_update.history import (
     is_barrier,
     parse_history,
 )
-from bftfs.query_update.messages import PastReply, QueryReply, Status, UpdateReply, Verdict
+from bftfs.query_update.messages import (
+    BundleReply,
+    PastReply,
+    QueryReply,
+    Status,
+    UpdateReply,
+    Verdict,
+)
 from bftfs.query_update.observation import Observations
 from bftfs.wire.codec import Message
 
@@ -154,6 +161,7 @@ class Rounds:
         first: int | None = None,
         hopes: Callable[[Nodes], bool] | None = None,
         suffices: Callable[[Nodes], bool] | None = None,
+        pace: Pace | None = None,
     ) -> Asking:
         """Send `message` to a quorum, and to others as `take` or silence require.
 
@@ -180,13 +188,14 @@ class Rounds:
             probes=plan.probes,
             hopes=hopes,
             suffices=suffices,
+            pace=pace,
             patience_total_us=self.patience_total_us,
         )
         await asking.collect(heard)
         return asking
 
     def learn(
-        self, plan: Plan, node: NodeId, reply: QueryReply | UpdateReply | PastReply
+        self, plan: Plan, node: NodeId, reply: QueryReply | UpdateReply | PastReply | BundleReply
     ) -> list[Known] | None:
         """Remember the reported histories. Returns what is known of each object at `node` then.
 

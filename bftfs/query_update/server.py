@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from operator import ge
 from typing import Any, Protocol
 
 from msgspec.structs import replace
 
+from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import ROOT, UserClaimed
@@ -42,6 +44,8 @@ from bftfs.query_update.messages import (
     NO_SERIAL,
     WITHHELD,
     AttestRequest,
+    Bundle,
+    BundleReply,
     CatalogueRequest,
     ChainRequest,
     DeduceReply,
@@ -138,6 +142,7 @@ class QueryUpdateServer:
             InlineUpdate: accepting.inline_update,
             InlineBarrier: accepting.inline_barrier,
             Query: self._query,
+            Bundle: self._bundle,
             PastQuery: self._past_query,
             VersionsRequest: self._versions,
             FetchRequest: self._fetch,
@@ -242,6 +247,45 @@ class QueryUpdateServer:
             error, answer = self.types.invoke(method.invoke, tuple(states), arguments, caller)
         whole, answer = abridged(answer, message.whole_answer_from == self._node)
         return Ready(QueryReply(*told, True, error, answer, whole, verdict, voucher))
+
+    def _bundle(self, view: StorageView, sender: Sender, message: Bundle, _now_us: int) -> Ready:
+        """Answer one query of each object, as if each had come alone.
+
+        Those that would have to wait, or whose answers are large, are left out, and so are the last
+        ones if all take too many bytes: the work is bounded by that, since a method that does much
+        answers much.
+        """
+        _require_grant(sender, message)
+        names = message.objects
+        if any(map(ge, names, names[1:])):
+            raise Refuse(errno.EINVAL, "the objects of a bundle ascend")
+        method = self._method(message.method, names[:1])
+        if not all(method.takes((name,)) for name in names):
+            raise Refuse(errno.EINVAL, f"{method.name} does not take such objects")
+        arguments = self.types.decode_arguments(method, message.arguments)
+        doubts = self._doubts if self._recovery.doubtful else None
+        positions = bytearray()
+        told: list[tuple[bytes, bytes, int, bytes]] = []
+        volume = 0
+        for position, name in enumerate(names):
+            if doubts is not None and doubts.wanted((name,)) is not None:
+                continue
+            replica = Replica(view, name)
+            caller = _caller(sender.client, message, time_of(replica.head))
+            states = (replica.workspace,)
+            error, answer = self.types.invoke(method.invoke, states, arguments, caller)
+            row = replica.row
+            volume += len(row.history) + len(answer)
+            if volume > limits.BUNDLE_BYTES:
+                break
+            if len(answer) <= limits.ANSWER_INLINE_BYTES:
+                positions.append(position)
+                told.append((row.history, row.authenticator, error, answer))
+        histories, authenticators, errors, answers = zip(*told, strict=True) if told else ((),) * 4
+        lives = self._keys.lives
+        return Ready(
+            BundleReply(bytes(positions), histories, authenticators, lives, errors, answers)
+        )
 
     def _method(self, name: str, objects: tuple[ObjectId, ...]) -> Method:
         """The query of that name, which takes these objects."""
@@ -490,6 +534,8 @@ def _objects_of(message: Any) -> tuple[ObjectId, ...]:
             return (message.evidence.object,)
         case FetchRequest():
             return ()
+        case Bundle():
+            return ()  # each of its queries is left out by itself
         case Query() | DeduceRequest():
             return message.objects
         case _:

@@ -42,6 +42,7 @@ TAGS = {
     "LatestReply": 0x2C,
     "RunReply": 0x2D,
     "AttestReply": 0x2E,
+    "BundleReply": 0x2F,
     "TimeRequest": 0x30,
     "WriteRequest": 0x31,
     "ReadRequest": 0x32,
@@ -70,6 +71,7 @@ TAGS = {
     "DescriptionReply": 0x59,
     "EpochRequest": 0x5A,
     "EpochReply": 0x5B,
+    "Bundle": 0x60,
 }
 
 

@@ -34,6 +34,8 @@ from bftfs.query_update.history import (
 )
 from bftfs.query_update.messages import (
     AttestReply,
+    Bundle,
+    BundleReply,
     Catalogued,
     CatalogueReply,
     ChainRequest,
@@ -87,9 +89,12 @@ class HistoryForger(NodeAdversary):
     def answer(self, asked: Asked) -> Ready:
         """Give an invented history, with the node's own authenticator."""
         ready = self.honest(asked)
-        if not isinstance(ready.reply, QueryReply | UpdateReply) or not self.misbehaves():
+        reply = ready.reply
+        if not isinstance(reply, QueryReply | UpdateReply | BundleReply) or not self.misbehaves():
             return ready
         names = objects_of(asked.message)
+        if isinstance(reply, BundleReply):
+            names = [names[position] for position in reply.positions]
         histories = [
             self._forge(name, history, asked.now_us)
             for name, history in zip(names, ready.reply.histories, strict=True)
@@ -153,7 +158,7 @@ class SelectiveAuthenticator(NodeAdversary):
         reply = ready.reply
         if isinstance(reply, QueryReply | DeduceReply):
             reply = replace(reply, voucher=self._spoil(reply.voucher))
-        if isinstance(reply, QueryReply | UpdateReply):
+        if isinstance(reply, QueryReply | UpdateReply | BundleReply):
             reply = replace(reply, authenticators=tuple(map(self._spoil, reply.authenticators)))
         ready.reply = reply
         return ready
@@ -249,6 +254,12 @@ class WrongAnswers(NodeAdversary):
                     error=random.choice((error, 2, 122)),
                     answer=mutated(answer, random),
                     whole=random.choice((whole, True, False)),
+                )
+            case BundleReply(errors=errors, answers=answers):
+                ready.reply = replace(
+                    ready.reply,
+                    errors=tuple([random.choice((error, error, 2)) for error in errors]),
+                    answers=tuple([mutated(answer, random) for answer in answers]),
                 )
             case UpdateReply(status=status, answer=answer, whole=whole):
                 ready.reply = replace(
@@ -379,6 +390,8 @@ def objects_of(message: Any) -> Sequence[ObjectId]:
     match message:
         case Query(objects=objects):
             return sorted(set(objects))
+        case Bundle(objects=objects):
+            return objects
         case Update(conditioned=encoded) | InlineUpdate(conditioned=encoded):
             try:
                 return [each.object for each in decode_conditioned(encoded).sets]

@@ -391,6 +391,29 @@ class _RecordedMetadata(QueryUpdateClient):
         asking = super().query(objects, method, arguments, credentials)
         return await self._witnessed(method, objects, arguments, asking, update=False)
 
+    async def bundle(
+        self,
+        objects: Sequence[ObjectId],
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+    ) -> dict[ObjectId, Answered]:
+        """Invoke a query of each object: each is a call of its own."""
+        world = self._host.world
+        calls = {
+            name: Call(
+                self._name, method, (name,), arguments, False, world.now_us, author=self.client
+            )
+            for name in objects
+        }
+        self._workload.calls += calls.values()
+        found = await super().bundle(objects, method, arguments, credentials)
+        for name, answered in found.items():
+            call = calls[name]
+            call.answer, call.named = answered.answer, (answered.timestamp,)
+            call.responded = world.now_us
+        return found
+
     async def update(
         self,
         objects: tuple[ObjectId, ...],

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
 
+from bftfs.conversation import Together
 from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Changes, inode_number
@@ -166,7 +168,8 @@ def test_one_query_of_a_directory_serves_all_its_names(world: World) -> None:
     for number in range(10):
         world.run(mount.lookup(ROOT_ID, b"%d" % number, ALICE))
     refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"x", ALICE))
-    assert world.objects.calls == {registry.LOOKUP: 1, registry.GET_ATTRIBUTES: 10}
+    assert world.objects.calls == {registry.LOOKUP: 1, registry.GET_ATTRIBUTES: 1}
+    assert world.objects.bundles[1:] == [9]  # from the second one on, after the listing's
 
 
 def test_strict_mounts_believe_nothing(world: World) -> None:
@@ -458,9 +461,10 @@ def test_listing_caches_attributes_and_names(world: World) -> None:
     for number in range(10):
         make(world, maker, b"%d" % number)
     opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.objects.calls.clear()
     entries = world.run(mount.read_directory(opened, 0))
-    assert world.objects.calls[registry.READ_DIRECTORY] == 1
-    assert world.objects.calls[registry.GET_ATTRIBUTES] == 10
+    assert world.objects.calls == {registry.READ_DIRECTORY: 1}
+    assert world.objects.bundles == [10]
     world.objects.calls.clear()
     for entry in entries:
         assert world.run(mount.lookup(ROOT_ID, entry.name, ALICE)).attributes == entry.attributes
@@ -482,12 +486,112 @@ def test_listing_asks_for_no_attributes_that_are_not_wanted(world: World) -> Non
     assert not world.objects.calls[registry.GET_ATTRIBUTES]
 
 
+def looks_in_order(world: World, mount: FileSystem, names: Iterable[int]) -> None:
+    for number in names:
+        world.run(mount.lookup(ROOT_ID, b"%d" % number, ALICE))
+
+
+def test_who_looks_in_the_order_of_the_listing_gets_the_attributes_of_the_next(
+    world: World,
+) -> None:
+    maker, mount = world.mount(), world.mount()
+    for number in range(250):
+        make(world, maker, b"%d" % number)
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    world.objects.calls.clear()
+    looks_in_order(world, mount, range(250))
+    assert world.objects.calls == {registry.GET_ATTRIBUTES: 1}
+    assert world.objects.bundles == [100, 100, 49]
+
+
+def test_who_looks_here_and_there_gets_what_he_asks_for(world: World) -> None:
+    maker, mount = world.mount(), world.mount()
+    for number in range(200):
+        make(world, maker, b"%d" % number)
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    looks_in_order(world, mount, (100, 20, 150, 60, 199, 0))
+    assert world.objects.calls[registry.GET_ATTRIBUTES] == 6
+    assert not world.objects.bundles
+
+
+def test_several_who_look_at_once_share_a_bundle(world: World) -> None:
+    maker, mount = world.mount(), world.mount()
+    for number in range(40):
+        make(world, maker, b"%d" % number)
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    world.objects.latency = lambda: 1_000
+    looks = [partial(mount.lookup, ROOT_ID, b"%d" % number, ALICE) for number in range(16)]
+
+    async def all_at_once() -> None:
+        await Together(tuple(looks))
+
+    world.run(all_at_once())
+    assert world.objects.calls[registry.GET_ATTRIBUTES] == 1
+    assert world.objects.bundles == [39]
+
+
+def test_a_directory_that_was_looked_through_is_listed_with_attributes(world: World) -> None:
+    maker, mount = world.mount(), world.mount()
+    for number in range(10):
+        make(world, maker, b"%d" % number)
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    looks_in_order(world, mount, range(10))
+    world.pass_time(2_000_000)
+    world.objects.bundles.clear()
+    again = world.run(mount.read_directory(opened, 0, with_attributes=False))
+    assert all(entry.attributes is not None for entry in again)
+    assert world.objects.bundles == [10]
+
+
+def test_what_a_bundle_leaves_out_is_asked_for_by_itself(world: World) -> None:
+    maker, mount = world.mount(), world.mount()
+    for number in range(10):
+        make(world, maker, b"%d" % number)
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    world.objects.bundled = False
+    looks_in_order(world, mount, range(10))
+    assert world.objects.calls[registry.GET_ATTRIBUTES] == 10
+
+
+def test_a_bundle_never_brings_an_older_version_back(world: World) -> None:
+    """The answers of a bundle that was asked for before this mount's own change come after it."""
+    maker, mount = world.mount(), world.mount()
+    files = [make(world, maker, b"%d" % number) for number in range(10)]
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.run(mount.read_directory(opened, 0, with_attributes=False))
+
+    async def change() -> None:
+        world.objects.bundled_hook = None
+        await mount.change_attributes(files[5], Changes(mode=0o600), ALICE)
+
+    world.objects.bundled_hook = change
+    looks_in_order(world, mount, range(3))
+    assert world.run(mount.attributes(files[5], ALICE)).mode & 0o777 == 0o600
+
+
+def test_strict_mounts_bundle_nothing(world: World) -> None:
+    maker, mount = world.mount(), world.mount(strict=True)
+    for number in range(10):
+        make(world, maker, b"%d" % number)
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    looks_in_order(world, mount, range(10))
+    assert world.objects.calls[registry.GET_ATTRIBUTES] == 10
+    assert not world.objects.bundles
+
+
 def test_an_entry_that_is_gone_is_listed_without_attributes(world: World) -> None:
     mount = world.mount()
     make(world, mount, b"x")
     opened = world.run(mount.open_directory(ROOT_ID, ALICE))
     world.pass_time(HOUR_US)
     world.objects.before = lambda method, _: fail_if(method == registry.GET_ATTRIBUTES)
+    world.objects.bundled = False
     (entry,) = world.run(mount.read_directory(opened, 0))
     assert entry.attributes is None
 
