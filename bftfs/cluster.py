@@ -959,37 +959,13 @@ def _described(document: _Document) -> ClusterDescription:
             )
             for at, each in enumerate(document.members)
         ),
-        clients=tuple(
-            ClientEntry(
-                each.name,
-                _octets(f"clients[{at}].public_key", each.public_key, PUBLIC_KEY_BYTES),
-                Grant(each.uids, each.write, each.subtree, each.gids, each.squash_root),
-                _seconds(f"clients[{at}].added", each.added),
-                each.share,
-                _any_octets(f"clients[{at}].epoch_key", each.epoch_key),
-            )
-            for at, each in enumerate(document.clients)
-        ),
+        clients=tuple(_client(f"clients[{at}]", each) for at, each in enumerate(document.clients)),
         past_clients=tuple(
-            PastClient(
-                each.name,
-                ClientId(_octets(f"past_clients[{at}].id", each.id, CLIENT_ID_BYTES)),
-                _seconds(f"past_clients[{at}].added", each.added),
-                _seconds(f"past_clients[{at}].revoked", each.revoked) or 0,
-            )
+            _past_client(f"past_clients[{at}]", each)
             for at, each in enumerate(document.past_clients or ())
         ),
         let_go=tuple(
-            LetGo(
-                _seconds(f"let_go[{at}].before", each.before) or 0,
-                _seconds(f"let_go[{at}].signed", each.signed) or 0,
-                each.number,
-                None
-                if each.client is None
-                else ClientId(_octets(f"let_go[{at}].client", each.client, CLIENT_ID_BYTES)),
-                _seconds(f"let_go[{at}].since", each.since) or 0,
-            )
-            for at, each in enumerate(document.let_go or ())
+            _decision(f"let_go[{at}]", each) for at, each in enumerate(document.let_go or ())
         ),
         epochs=tuple(
             Epoch(
@@ -1014,6 +990,39 @@ def _described(document: _Document) -> ClusterDescription:
         window_us=_parsed("detection_window", document.detection_window, parse_duration),
         serial=document.serial,
         client_share=100 if document.client_share is msgspec.UNSET else document.client_share,
+    )
+
+
+def _client(place: str, table: _ClientTable) -> ClientEntry:
+    return ClientEntry(
+        table.name,
+        _octets(f"{place}.public_key", table.public_key, PUBLIC_KEY_BYTES),
+        Grant(table.uids, table.write, table.subtree, table.gids, table.squash_root),
+        _seconds(f"{place}.added", table.added),
+        table.share,
+        _any_octets(f"{place}.epoch_key", table.epoch_key),
+    )
+
+
+def _past_client(place: str, table: _PastTable) -> PastClient:
+    return PastClient(
+        table.name,
+        ClientId(_octets(f"{place}.id", table.id, CLIENT_ID_BYTES)),
+        _seconds(f"{place}.added", table.added),
+        _seconds(f"{place}.revoked", table.revoked) or 0,
+    )
+
+
+def _decision(place: str, table: _LetGoTable) -> LetGo:
+    client = None
+    if table.client is not None:
+        client = ClientId(_octets(f"{place}.client", table.client, CLIENT_ID_BYTES))
+    return LetGo(
+        _seconds(f"{place}.before", table.before) or 0,
+        _seconds(f"{place}.signed", table.signed) or 0,
+        table.number,
+        client,
+        _seconds(f"{place}.since", table.since) or 0,
     )
 
 

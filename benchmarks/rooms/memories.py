@@ -6,7 +6,7 @@ before, nor says after the correct run. An attribute says something of node i in
 
 - the value at i of a mapping whose keys are nodes, or of a sequence with one element for each node;
 - membership of i, or of a tuple that has i, in a set;
-- bit i of a small integer, or membership of i in a `Nodes`.
+- membership of i in a `Nodes`; in trees from before there was that type, bit i of a small integer.
 
 Only objects that can be reached from the file system of the mount when no operation is under way
 are looked at. What a round keeps about its own replies goes with the round, and does not count.
@@ -24,8 +24,10 @@ _ATOMS = str | bytes | bytearray | memoryview  # sequences that are not looked i
 class Memory:
     """What can be reached from an object, and what that says about `node` among `n`."""
 
-    def __init__(self, root: object, node: int, n: int) -> None:
+    def __init__(self, root: object, node: int, n: int, *, integers: bool) -> None:
+        """With `integers`, these may be sets of nodes."""
         self._node = node
+        self._integers = integers
         self._n = n
         self._seen: set[int] = set()
         # Path from the root: the class and attribute that hold it, and what it says.
@@ -67,6 +69,8 @@ class Memory:
         if _is_node_set(value):
             return "in it" if node in value else None  # type: ignore[operator]
         if isinstance(value, int):
+            if not self._integers:
+                return None
             return "in it" if 0 < value < 1 << self._n and value >> node & 1 else None
         if isinstance(value, Mapping):
             if self._is_per_node(value):

@@ -150,14 +150,11 @@ class Inquiry(Calls[Asked]):
 
         Raises QuorumUnavailable when total patience has run out.
         """
-        while True:
-            delivery = await Receive(self._patience_us)
-            if delivery is None:
-                await self._lapse()
-                return None
-            question = self.answered(delivery)
-            if question is not None:
-                break
+        replied = await self.reply(self._patience_us)
+        if replied is None:
+            await self._lapse()
+            return None
+        delivery, question = replied
         node, heard = delivery.node, self._heard
         if not heard.bits >> node & 1:
             self._heard = heard = heard.plus(node)

@@ -136,7 +136,7 @@ class Pace:
 
 
 @dataclass(slots=True)
-class _Record:
+class _NodeRecord:
     """What is known of one node."""
 
     condition: Condition = Condition.WELL  # why it is asked last (not if it is disbelieved)
@@ -162,7 +162,7 @@ class Peers:
         self.disbelieved = NOBODY
         self.convicted = NOBODY  # of these, those that are known to lie
         self._trusted = trusted
-        self._records = tuple(_Record() for _ in range(quorums.n))
+        self._records = tuple(_NodeRecord() for _ in range(quorums.n))
         self._last = NOBODY  # nodes that are asked last
         self.mute = NOBODY  # of these, nodes that have not answered since they fell silent
         self._quarrels: set[tuple[NodeId, NodeId]] = set()  # accuser and accused

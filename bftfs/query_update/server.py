@@ -86,7 +86,7 @@ from bftfs.server.authority import overstepped
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Ready, Refuse, Role, Sender, WaitFor, Want
-from bftfs.storage import StorageView, Table
+from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE
 
 GUARD = "history.permit"  # a query (`ChangesAsked`) that refuses users who may not list versions
@@ -404,18 +404,28 @@ class QueryUpdateServer:
     def _life(self, view: StorageView, asking: NodeId, message: LifeRequest) -> Ready:
         """What this server knows of lives; it stores that the one that asks has begun one."""
         writes = known_lives.note(view, self._keys, asking, message.proof)
-        proofs = [known_lives.proof_of(view, maker) for maker in range(len(self._keys.lives))]
-        if writes:
-            proofs[asking] = message.proof
-        return Ready(LifeReply(tuple(proofs)), writes=writes, uses_reserve=True)
+        reply = LifeReply(self._proofs(view, known_lives.proof_of, asking, message.proof, writes))
+        return Ready(reply, writes=writes, uses_reserve=True)
 
     def _run(self, view: StorageView, asking: NodeId, message: RunRequest) -> Ready:
         """Store the proof of the asking server's run; answer with those of all servers."""
         writes = known_runs.note(view, self._keys, asking, message.proof)
-        proofs = [known_runs.proof_of(view, maker) for maker in range(len(self._keys.lives))]
+        reply = RunReply(self._proofs(view, known_runs.proof_of, asking, message.proof, writes))
+        return Ready(reply, writes=writes, uses_reserve=True)
+
+    def _proofs(
+        self,
+        view: StorageView,
+        proof_of: Callable[[StorageView, NodeId], bytes],
+        asking: NodeId,
+        proof: bytes,
+        writes: Sequence[Write],
+    ) -> tuple[bytes, ...]:
+        """The proofs of all servers; of the asking one what it has sent, if that is stored now."""
+        proofs = [proof_of(view, NodeId(maker)) for maker in range(len(self._keys.lives))]
         if writes:
-            proofs[asking] = message.proof
-        return Ready(RunReply(tuple(proofs)), writes=writes, uses_reserve=True)
+            proofs[asking] = proof
+        return tuple(proofs)
 
     # --- what repair asks for -------------------------------------------------------------------
 

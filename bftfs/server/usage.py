@@ -53,7 +53,7 @@ def usage_page(
     start = after + b"\0" if after else b""
     sums: dict[tuple[ObjectId, ClientId], list[int]] = {}
     rows = tuple(islice(view.scan(Table.BLOCK, start, VERSIONS_END), limits.USAGE_ROWS))
-    file: _File | None = None
+    file: _FileUsage | None = None
     block = BlockId(b"")
     until_us: int | None = None  # when the version was superseded, as this node has verified
     for key, row in rows:
@@ -61,7 +61,7 @@ def usage_page(
             block = BlockId(bytes(key[:BLOCK_ID_BYTES]))
             until_us = _superseded_us(view, block, key)
         if file is None or file.inode != inode_of(block):
-            file = _File(view, inode_of(block))
+            file = _FileUsage(view, inode_of(block))
         timestamp = timestamp_of(key)
         counts = sums.setdefault((file.inode, timestamp.client), [0] * (3 + len(bounds)))
         ended_us = file.ended_us(block, timestamp, until_us)
@@ -104,7 +104,7 @@ def _snapshots(view: StorageView, volume_object: ObjectId) -> list[int]:
         return []  # the node lacks the volume, or it is damaged: healing brings it
 
 
-class _File:
+class _FileUsage:
     """Which versions of its blocks a file shows now, by this node's replica of its inode."""
 
     def __init__(self, view: StorageView, inode: ObjectId) -> None:

@@ -43,7 +43,7 @@ def test_no_two_modules_have_a_class_of_the_same_name() -> None:
     for package in ("bftfs", "nodes", "mount"):
         for path in (PROJECT / package).rglob("*.py"):
             for statement in ast.parse(path.read_text()).body:
-                if isinstance(statement, ast.ClassDef) and not statement.name.startswith("_"):
+                if isinstance(statement, ast.ClassDef):
                     modules[statement.name].add(path.relative_to(PROJECT).as_posix())
     assert {name: files for name, files in modules.items() if len(files) > 1} == {}
 

@@ -186,12 +186,12 @@ class Peers:
     __module__ = "bftfs.toy"
 
 
-def changed(change: Callable[[Peers], None], node: int = 2) -> list[str]:
+def changed(change: Callable[[Peers], None], node: int = 2, *, integers: bool = True) -> list[str]:
     """Where a client is found to remember something of `node` after a change."""
     peers = Peers()
-    before = Memory(peers, node, 4)
+    before = Memory(peers, node, 4, integers=integers)
     change(peers)
-    found = learned(before, Memory(peers, node, 4), before)
+    found = learned(before, Memory(peers, node, 4, integers=integers), before)
     return [place.removeprefix("bftfs/toy.py: ") for place in found]
 
 
@@ -217,6 +217,14 @@ def test_what_is_known_of_others_does_not_count() -> None:
         peers.replies = 100
 
     assert changed(of_one) == []
+
+
+def test_a_number_is_a_set_only_where_there_is_no_other_set() -> None:
+    def count(peers: Peers) -> None:
+        peers.convicted = 4
+
+    assert changed(count) == ["Peers.convicted"]
+    assert changed(count, integers=False) == []
 
 
 # --- source -------------------------------------------------------------------------------------
