@@ -194,9 +194,11 @@ def _healing_state(
 ) -> PassState:
     tallies = objects.tally, blocks.tally
     remaining = [tally.remaining_us(now_us) for tally in tallies]
+    weights = [max(tally.total, 1) for tally in tallies]
+    done = sum(tally.progress * weight for tally, weight in zip(tallies, weights, strict=True))
     return PassState(
-        under_way=any(tally.progress < 1.0 for tally in tallies),
-        progress=sum(tally.progress for tally in tallies) / len(tallies),
+        under_way=any(tally.under_way for tally in tallies),
+        progress=done / sum(weights),
         remaining_us=None if None in remaining else max(each or 0 for each in remaining),
         ended_us=min(tally.ended_us for tally in tallies),
         figures={

@@ -257,7 +257,9 @@ def _print(report: Report) -> None:
             str(number),
             said.state,
             progress,
-            f"at most {limit}" if said.state != "running" else f"{_pace(said)}, of {limit}",
+            f"at most {limit}"
+            if said.state != "running"
+            else f"{_pace(said) or 'begins'}, of {limit}",
             _moment(said.ended_s),
             ", ".join(_figure(name, value) for name, value in said.figures.items() if value),
         )
@@ -268,8 +270,10 @@ def _print(report: Report) -> None:
 def _pace(said: WorkStatus) -> str:
     if said.state != "running":
         return ""
-    remaining = "" if said.remaining_s is None else f", {duration(said.remaining_s)} left"
-    return f"{volume(said.bytes_per_second)}/s{remaining}"
+    # Objects are not counted in bytes.
+    pace = f"{volume(said.bytes_per_second)}/s" if said.bytes_per_second else ""
+    remaining = "" if said.remaining_s is None else f"{duration(said.remaining_s)} left"
+    return ", ".join(filter(None, (pace, remaining)))
 
 
 def _figure(name: str, value: int) -> str:

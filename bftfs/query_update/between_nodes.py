@@ -347,6 +347,7 @@ def catalogue(view: StorageView, request: CatalogueRequest) -> CatalogueReply:
             for name, row in rows[: limits.OBJECTS_IN_CATALOGUE]
         ),
         more=len(rows) > limits.OBJECTS_IN_CATALOGUE,
+        total=view.count(Table.OBJECT),
     )
 
 

@@ -464,6 +464,7 @@ class CatalogueReply(Message, frozen=True, tag=0x2B):
 
     objects: Annotated[tuple[Catalogued, ...], Meta(max_length=limits.OBJECTS_IN_CATALOGUE)]
     more: bool
+    total: Annotated[int, Meta(ge=0, lt=1 << 62)] = 0  # that it has in all: for telling progress
 
 
 class AttestReply(Message, frozen=True, tag=0x2E):

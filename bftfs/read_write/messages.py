@@ -41,6 +41,7 @@ VersionKeyField: TypeAlias = Annotated[bytes, Meta(max_length=BLOCK_ID_BYTES + T
 ExactKeyField: TypeAlias = Annotated[
     bytes, Meta(min_length=VERSION_KEY_BYTES, max_length=VERSION_KEY_BYTES)
 ]
+CountField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 62)]
 HistoryLengthField: TypeAlias = Annotated[int, Meta(ge=0, le=limits.HISTORY_IN_REPLY)]
 
 
@@ -203,6 +204,7 @@ class InventoryReply(Message, frozen=True, tag=0x45):
     same: bool = False
     remembers: bool = True  # all that it has accepted up to the end of the listing
     life: LifeField = 0  # the latest of the asking node that this one has stored
+    total: CountField = 0  # versions that the node hosts in all: for telling progress
 
 
 class FragmentsRequest(Message, frozen=True, tag=0x38):

@@ -489,7 +489,7 @@ class ReadWriteServer:
         remembers = self._memory is None or self._memory.remembers(
             keys[-1] if more else message.until
         )
-        reply = InventoryReply(keys, more, same, remembers, life)
+        reply = InventoryReply(keys, more, same, remembers, life, view.count(Table.BLOCK))
         return Ready(reply, writes=writes, uses_reserve=True)
 
     def _fragments(

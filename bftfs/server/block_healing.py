@@ -313,6 +313,8 @@ class BlockHealer:
                 host, lambda view: [key for key in lacking if self._wants(view, key)]
             )
         self.tally.compared += len(page.keys)
+        seen = hosts.keys() | {key for key in page.keys if key <= horizon}
+        self.tally.has_done(len(seen) - len(missed))
         self.tally.lacking += len(lacking)
         failed = self.tally.failed
         await self._rebuild(host, hosts, missed)
@@ -382,6 +384,8 @@ class BlockHealer:
 
         request = InventoryRequest(after, page.until, inventory_digest(page.keys), proof)
         replies = await self._others.ask(request, InventoryReply, counts)
+        totals = {node: reply.total for node, reply in replies.items()}
+        self.tally.expect(totals, self._session.peers.quorums)
         t, others = self._thresholds.t, len(self._others.nodes)
         if not proof:
             return replies if len(replies) >= others - t else None
@@ -411,6 +415,7 @@ class BlockHealer:
             volume = await self._keep(host, found)
             self._usual_bytes = volume // len(found) or self._usual_bytes
             remaining = [key for key in remaining if key not in found]
+            self.tally.has_done(len(found))
             await self.throttle.spend(volume, began_us)
 
     def _at_once(self, *, busy: bool) -> int:

@@ -299,6 +299,7 @@ class ObjectHealer:
         replies = await self._others.ask(
             CatalogueRequest(after), CatalogueReply, partial(_is_catalogue, after)
         )
+        self.tally.expect({node: reply.total for node, reply in replies.items()}, self._quorums)
         if not self._quorums.is_quorum(Nodes.of(replies)):
             return None
         here = await look(host, lambda view: catalogue(view, CatalogueRequest(after)))
@@ -316,6 +317,7 @@ class ObjectHealer:
         latest_us = await Now() + limits.CLOCK_SKEW_US
         self.tally.find_ahead([name for name in names if time_of(own[name]) > latest_us])
         self.tally.compared += len(names)
+        self.tally.has_done(len(names) - len(lacking))
         self.tally.lacking += len(lacking)
         failed = self.tally.failed
         await in_chunks(host, self.throttle, lacking, partial(self._heal_chunk, host))
@@ -351,6 +353,7 @@ class ObjectHealer:
 
     async def _heal_chunk(self, host: Host, names: Sequence[ObjectId]) -> int:
         await Together(tuple(partial(self._heal_patiently, host, name) for name in names))
+        self.tally.has_done(len(names))
         return 0
 
     async def _heal_patiently(self, host: Host, name: ObjectId) -> None:

@@ -21,14 +21,16 @@ Healing and rebuilding, scrubbing, collection, verification and finishing update
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from struct import Struct
 from typing import TypeVar
 
 from bftfs import limits
 from bftfs.asking.ask import ask_all
 from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import NOBODY, QuorumSystem
 from bftfs.conversation import Conversation, Delivery, Event, Now, Pause, Spawn, Wait
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import NodeId
@@ -42,6 +44,9 @@ Item = TypeVar("Item")
 RATE_BYTES_LEAST = 1024
 _SAMPLES = 16  # over which a rate is measured, of a second or more each
 _TIRED_MOST_US = 100_000  # between two looks for idle time
+_NEARLY = 0.99  # of a pass that is under way is done at most
+_COUNTS = Struct("!QQ")  # done, and in all
+_COUNT_MOST = (1 << 64) - 1
 _DELAYED_MOST = 6  # how often a worker gives way before each piece, on a busy machine
 
 
@@ -394,19 +399,43 @@ class HealingTally(PassTally):
     lacking: int = counter("Number of {what} that the current or the last pass left missing.")
     failed: int = counter("Attempts to rebuild {what} that failed.")
 
+    done: int = 0  # that the current pass has compared and brought, before a restart as well
+    total: int = 0  # that there are
+    begun: int = 0  # `done` when the pass began or was resumed
+
     def begin(self, now_us: int, progress: float) -> None:
         """A pass begins, or continues after a restart."""
         PassTally.begin(self, now_us, progress)
         self.lacking = 0
+        self.begun = self.done
+
+    def expect(self, totals: Mapping[NodeId, int], quorums: QuorumSystem) -> None:
+        """Each of these peers says how many there are in all; one that is benign says no less."""
+        claiming = NOBODY
+        for node in sorted(totals, key=totals.__getitem__, reverse=True):
+            claiming = claiming.plus(node)
+            if quorums.includes_benign(claiming):
+                self.total = totals[node]
+                return
+
+    def has_done(self, count: int) -> None:
+        """So many more are compared, and brought if they were lacking (or that has failed)."""
+        self.done += count
+        self.progress = self.share
+
+    @property
+    def share(self) -> float:
+        """The share of all that is compared and brought; less than 1 during a pass."""
+        return min(self.done / self.total, _NEARLY) if self.total else 0.0
 
     def remaining_us(self, now_us: int) -> int | None:
         """How long the current pass will take at its present speed; None if unknown."""
         if not self.under_way:
             return 0
-        done = self.progress - self.began_at
+        done = self.done - self.begun
         if done <= 0:
             return None
-        return round((now_us - self.began_us) * (1.0 - self.progress) / done)
+        return max(now_us - self.began_us, 0) * max(self.total - self.done, 0) // done
 
 
 class Walk:
@@ -445,7 +474,7 @@ class Walk:
         while cursor != self._end:
             if self._throttle is not None:
                 await self._throttle.permission()
-            self._tally.progress = self._fraction(cursor)
+            self._tally.progress = self._progress(cursor)
             done = await do_page(host, cursor)
             if done is None or self._starts != starts:
                 complete = False
@@ -456,6 +485,10 @@ class Walk:
         self._tally.end(await Now(), at_end=cursor == self._end)
         return complete
 
+    def _progress(self, cursor: bytes) -> float:
+        """How much of the pass is done when it is at `cursor`."""
+        return self._fraction(cursor)
+
     async def _resume(self, _host: Host) -> tuple[bytes, bool]:
         """The position of the walk, and True if nothing before it is left to be done."""
         return b"", True
@@ -465,7 +498,11 @@ class Walk:
 
 
 class HealingWalk(Walk):
-    """A walk that stores its position, and whether it has skipped anything."""
+    """A walk that stores its position, and whether it has skipped anything.
+
+    Its progress is told in numbers of what is compared, not in shares of the keys: most keys may
+    be of one kind. While a lost store is rebuilt, it is not done between two passes either.
+    """
 
     def __init__(
         self,
@@ -480,6 +517,9 @@ class HealingWalk(Walk):
         """The walk is stored in Table.META by its `name`."""
         super().__init__(end, tally=tally, fraction=fraction, throttle=throttle)
         self._name = name
+        self._healing = tally
+        if rebuilding:
+            tally.progress = 0.0
         # Up to this key, nothing was missing here when the walk passed.
         self.complete_until = b"" if rebuilding else end
 
@@ -487,17 +527,48 @@ class HealingWalk(Walk):
         """Something was lost: break off this pass, and begin the next one at the first key."""
         self.complete_until = b""
         self._starts += 1
+        self._healing.progress, self._healing.done, self._healing.begun = 0.0, 0, 0
         return Write(Table.META, self._name, None)
 
+    async def one_pass(
+        self, host: Host, do_page: Callable[[Host, bytes], Conversation[tuple[bytes, bool] | None]]
+    ) -> bool:
+        complete = await super().one_pass(host, do_page)
+        if self.complete_until != self._end:
+            self._healing.progress = self._healing.share
+        return complete
+
+    def _progress(self, cursor: bytes) -> float:
+        return self._healing.share
+
     async def _resume(self, host: Host) -> tuple[bytes, bool]:
-        row = await look(host, lambda view: view.get(Table.META, self._name))
-        return (row[1:], row[0] == 1) if row else (b"", True)
+        row, counts = await look(
+            host,
+            lambda view: (view.get(Table.META, self._name), view.get(Table.META, self._counts)),
+        )
+        cursor, complete = (row[1:], row[0] == 1) if row else (b"", True)
+        tally = self._healing
+        tally.done = 0
+        if cursor and counts:
+            tally.done, tally.total = _COUNTS.unpack(counts)
+        return cursor, complete
 
     def _keep(self, host: Host, cursor: bytes, *, complete: bool) -> None:
         if complete:
             self.complete_until = max(self.complete_until, cursor)
         row = b"\1" if cursor == self._end else bytes((complete,)) + cursor
-        host.arrange(lambda _view, _now_us: [Write(Table.META, self._name, row)])
+        tally = self._healing
+        counts = _COUNTS.pack(min(tally.done, _COUNT_MOST), min(tally.total, _COUNT_MOST))
+        host.arrange(
+            lambda _view, _now_us: [
+                Write(Table.META, self._name, row),
+                Write(Table.META, self._counts, counts),
+            ]
+        )
+
+    @property
+    def _counts(self) -> bytes:
+        return self._name + b", counted"
 
 
 async def passes(

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Conversation
 from bftfs.engine import Engine
+from bftfs.identifiers import NodeId
 from bftfs.server.step import Task
 from bftfs.server.worker import (
     HealingTally,
@@ -20,8 +22,11 @@ from bftfs.server.worker import (
     retry_after_us,
 )
 from bftfs.storage import MemoryStorage
+from bftfs.thresholds import QueryUpdateThresholds
 
 END = b"\xff"
+SECOND_US = limits.SECOND_US
+QUORUMS = ThresholdQuorums(QueryUpdateThresholds.smallest(t=1, b=1))
 
 
 class Node:
@@ -70,15 +75,72 @@ class Node:
         return result
 
 
-def walk(*, rebuilding: bool = True) -> HealingWalk:
+def walk(*, rebuilding: bool = True, tally: HealingTally | None = None) -> HealingWalk:
     return HealingWalk(
         b"walk",
         END,
         throttle=Throttle("test", rate_bytes=1 << 30),
-        tally=HealingTally(),
+        tally=tally or HealingTally(),
         fraction=lambda key: 1.0 if key == END else len(key) / 4,
         rebuilding=rebuilding,
     )
+
+
+class Counted:
+    """Pages of 100 things each, of 400; what the pass says of itself before each one."""
+
+    def __init__(self, tally: HealingTally, node: Node, ends: list[bytes]) -> None:
+        self._tally, self._node, self._ends = tally, node, ends
+        self.told: list[tuple[float, int | None]] = []
+
+    async def heal(self, _host: Any, _after: bytes) -> tuple[bytes, bool] | None:
+        self.told.append((self._tally.progress, self._tally.remaining_us(self._node.now_us)))
+        self._node.now_us += SECOND_US
+        if not self._ends:
+            return None
+        self._tally.expect({NodeId(0): 400, NodeId(1): 400, NodeId(2): 1 << 60}, QUORUMS)
+        self._tally.has_done(100)
+        return self._ends.pop(0), True
+
+
+def test_progress_counts_what_is_done_whatever_the_names_are() -> None:
+    """Nearly all names may be before the first page's end: most things are of one kind."""
+    node, tally = Node(), HealingTally()
+    way = walk(tally=tally)
+    assert tally.progress == 0.0, "a lost store is to be rebuilt: that is not done"
+    assert tally.remaining_us(node.now_us) is None
+    pages = Counted(tally, node, [b"ddd", b"ddde", b"dddf", END])
+    assert node.run(way.one_pass(node, pages.heal))
+    shares = [share for share, _ in pages.told]
+    assert shares == [0.0, 0.25, 0.5, 0.75]
+    lefts = [left for _, left in pages.told]
+    assert lefts[0] is None
+    assert [round((left or 0) / SECOND_US) for left in lefts[1:]] == [3, 2, 1]
+    assert tally.progress == 1.0
+    assert tally.remaining_us(node.now_us) == 0
+
+
+def test_progress_goes_on_where_a_crash_has_stopped_it() -> None:
+    node, tally = Node(), HealingTally()
+    way = walk(tally=tally)
+    assert not node.run(way.one_pass(node, Counted(tally, node, [b"d", b"dd"]).heal))
+    assert tally.progress == 0.5, "a lost store is not rebuilt between two passes either"
+    again = HealingTally()
+    pages = Counted(again, node, [b"ddd", END])
+    assert node.run(walk(tally=again).one_pass(node, pages.heal))
+    assert [share for share, _ in pages.told] == [0.5, 0.75]
+    assert pages.told[0][1] is None, "how fast it goes is not known yet"
+    assert round((pages.told[1][1] or 0) / SECOND_US) == 1
+    assert again.progress == 1.0
+    assert again.whole_us == 0, "this pass has not gone over everything"
+
+
+def test_a_liar_makes_no_progress_up() -> None:
+    tally = HealingTally()
+    tally.expect({NodeId(0): 1 << 61, NodeId(1): 40, NodeId(2): 0}, QUORUMS)
+    assert tally.total == 40
+    tally.expect({NodeId(0): 1 << 61}, QUORUMS)
+    assert tally.total == 40, "one may lie"
 
 
 class Pages:
