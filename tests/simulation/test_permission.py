@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bftfs.filesystem import inode
+from bftfs.identifiers import NodeId
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.configuration import Configuration
@@ -64,6 +65,62 @@ def test_must_fail_nodes_that_do_not_ask(mix: FileMix, monkeypatch: pytest.Monke
 def test_must_fail_nodes_that_believe_claims_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     believe_claims_of_groups(monkeypatch)
     assert hunt(attacks(SHUT, range(12)), about_permission)
+
+
+# --- readers without permission ------------------------------------------------------------------
+
+
+def snooping(mix: FileMix, seeds: range = range(6)) -> Iterator[Configuration]:
+    """Two strangers gather fragments; one node shows its own to whoever asks."""
+    for seed in seeds:
+        yield attacked(
+            seed,
+            kind="files",
+            node="tattler",
+            client="snooper",
+            files=mix,
+            operations=150,
+            verification=VerificationSettings(),
+        )
+
+
+@pytest.mark.parametrize("mix", [SHUT, DOORS])
+def test_strangers_read_where_they_are_let_in(mix: FileMix) -> None:
+    seen = 0
+    for configuration in snooping(mix):
+        simulation = Simulation(configuration)
+        simulation.run()
+        assert simulation.findings == []
+        workload = simulation.workload
+        assert isinstance(workload, FileWorkload)
+        seen += sum(1 for _ in workload._exposed())
+    assert bool(seen) == bool(mix.doors)
+
+
+@pytest.mark.parametrize("mix", [SHUT, DOORS])
+def test_must_fail_nodes_that_show_files_to_all(
+    mix: FileMix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inode, "may_read", lambda *_: True)
+    assert hunt(snooping(mix), about_permission)
+
+
+def test_must_fail_nodes_that_show_files_to_who_claims_their_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    believe_claims_of_groups(monkeypatch)
+    assert hunt(snooping(SHUT), about_permission)
+
+
+def test_must_fail_where_as_many_nodes_lie_as_make_a_block() -> None:
+    def more(configuration: Configuration) -> Configuration:
+        liars = range(configuration.sizes.read_write.m)
+        return replace(
+            configuration,
+            byzantine_nodes=tuple((NodeId(node), ("tattler",)) for node in liars),
+        )
+
+    assert hunt(map(more, snooping(SHUT)), about_permission)
 
 
 # --- nodes that refuse what is permitted ---------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from typing import Any
 
@@ -238,6 +239,21 @@ class Accomplice(NodeAdversary):
             versions = tuple(Listed(each.timestamp, verified=True) for each in ready.reply.versions)
             ready.reply = ReadReply(versions, ready.reply.below, ready.reply.cross_checksum)
         return ready
+
+
+class Tattler(NodeAdversary):
+    """Shows its fragments to whoever asks.
+
+    [design §6] Nodes check who may read a block; m fragments make one, and m is more than t + b:
+    with those of nodes that lie, and of nodes that are behind, nobody has enough. Shown by
+    permission.
+    """
+
+    def answer(self, asked: Asked) -> Ready:
+        """Answer a read as if a node had asked, which is shown all blocks."""
+        if isinstance(asked.message, ReadRequest):
+            asked = asked._replace(sender=dataclasses.replace(asked.sender, role=Role.NODE))
+        return self.honest(asked)
 
 
 class Refuser(NodeAdversary):

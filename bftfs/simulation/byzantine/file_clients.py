@@ -1,8 +1,11 @@
-"""Clients that misuse the blocks of files: nodes ask their replicas of the inode who may write."""
+"""Clients that misuse blocks of files: nodes ask their replicas of the inode who may do what."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from bftfs.conversation import Now, Receive
+from bftfs.errors import PeerFault
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.block_names import covered
 from bftfs.filesystem.inode import Writing
@@ -10,17 +13,21 @@ from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import BlockId, block_number_of, incarnation_of, inode_of
 from bftfs.query_update.messages import VouchedBy
 from bftfs.read_write.messages import (
+    ReadReply,
+    ReadRequest,
     TimeReply,
     TimeRequest,
     VersionName,
     VouchSetRequest,
 )
+from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import BlockTimestamp, digest_of
+from bftfs.simulation.byzantine.block_clients import Writer
 from bftfs.simulation.byzantine.block_repairs import LISTEN_US, BlockMeddler, LateFinisher
 from bftfs.simulation.byzantine.object_clients import Updater
 from bftfs.simulation.byzantine.pacts import BlockConspirator
 from bftfs.simulation.byzantine.positions import ClientPosition
-from bftfs.simulation.deployment import CREDENTIALS, STRANGER, STRANGERS
+from bftfs.simulation.deployment import CREDENTIALS, STRANGER, STRANGERS, USER
 from bftfs.simulation.workloads.past import CONTENT_BYTES
 
 # As itself, and as a member of the group of others' files, which it is not.
@@ -95,6 +102,52 @@ class Overwriter(LateFinisher):
         request = VouchSetRequest((VersionName(block, timestamp),))
         made = await self.vouched(request, digest_of(((block, timestamp),)))
         return VouchedBy(bytes(made), b"".join(made.values()))
+
+
+class Snooper(Writer):
+    """Gathers fragments of files' blocks that its user may not read, for as long as it takes.
+
+    [design §6] Nodes check read permission as they check write permission, whatever it asks for and
+    whomever it claims to be; b nodes that show theirs are not enough. (docs/threat-model.md, G9)
+    Shown by permission: what it puts together it was permitted to read once.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        super().__init__(position)
+        self._fragments: dict[tuple[BlockId, BlockTimestamp], dict[int, bytes]] = {}
+
+    async def act(self) -> None:
+        """Ask all nodes for a version of a block; put together what there are enough fragments of.
+
+        The latest one, or one before another that it has heard of.
+        """
+        self.user = self.random.choice((*_CLAIMS, USER))
+        block: BlockId = self.position.workload.block_of_a_file()
+        block = self.random.choice((block, *(heard for heard, _ in self._fragments)))
+        later = [timestamp for heard, timestamp in self._fragments if heard == block]
+        before = self.random.choice((None, None, *later))
+        await self.send(self.all_nodes(), ReadRequest(block, before, True, 0, *self.user))
+        for _ in range(self.n):
+            delivery = await Receive(LISTEN_US)
+            if delivery is None:
+                break
+            match delivery.message:
+                case ReadReply(versions) if versions and delivery.body:
+                    index = fragment_index(block, delivery.node, self.n)
+                    self._gather(block, versions[0].timestamp, index, bytes(delivery.body))
+                case _:
+                    pass
+
+    def _gather(
+        self, block: BlockId, timestamp: BlockTimestamp, index: int, fragment: bytes
+    ) -> None:
+        fragments = self._fragments.setdefault((block, timestamp), {})
+        fragments[index] = fragment
+        if len(fragments) != self.code.m:
+            return
+        with suppress(PeerFault):  # a liar's fragment may be of no item
+            item = bytes(self.code.decode(fragments))
+            self.position.workload.expose(block, item, self.position.now())
 
 
 class FileConspirator(BlockConspirator, Overwriter):

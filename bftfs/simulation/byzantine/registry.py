@@ -94,6 +94,7 @@ GRANTS: Mapping[str, tuple[Grant, ...]] = {
         Grant(uids=(CREDENTIALS.uid,), gids=(CREDENTIALS.gid + 1,)),
     ),
     "overwriter": (_STRANGERS,),
+    "snooper": (_STRANGERS,),
     "file-conspirator": (_STRANGERS,),
 }
 

@@ -7,7 +7,11 @@ a state that permitted the stranger to write, between the beginning of the write
 read. And if somebody's write is refused, there must have been one that did not permit it, between
 the beginning and the end of the write.
 
-Who may write is worked out here from mode, owner and list, not as nodes do it. [acl(5)]
+And the stranger puts together from fragments only what it was permitted to read at some time, from
+the beginning of the write on: nodes show a file to whoever may read, write or execute it, and to
+its owner.
+
+Who may do so is worked out here from mode, owner and list, not as nodes do it. [acl(5)]
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from bftfs.identifiers import ObjectId
 from bftfs.simulation.checkers.namespace import Call, Established
 
 _WRITE = 0o2
+ANY_USE = 0o7  # to read, write, or execute
 
 
 class Shown(NamedTuple):
@@ -46,8 +51,17 @@ class Denied(NamedTuple):
     ended: float
 
 
+class Exposed(NamedTuple):
+    """Contents that the stranger has put together from fragments."""
+
+    identifier: ObjectId
+    content: bytes
+    began: float  # when their author began to write them
+    ended: float
+
+
 class Door(NamedTuple):
-    """A state of an inode: when it may have been the truth; and if the user might write then."""
+    """A state of an inode: when it may have been the truth; and if the user was let in then."""
 
     since: float
     until: float
@@ -55,12 +69,15 @@ class Door(NamedTuple):
 
 
 class Doors:
-    """The files of one run, and when they permitted one user to write."""
+    """The files of one run, and when they permitted one user to write, or what is asked for."""
 
-    def __init__(self, taken: Established, calls: Iterable[Call], who: Credentials) -> None:
-        """`calls` are those of correct clients."""
+    def __init__(
+        self, taken: Established, calls: Iterable[Call], who: Credentials, use: int = _WRITE
+    ) -> None:
+        """`calls` are those of correct clients. Any bit of `use` lets the user in."""
         self._taken = taken
         self._who = who
+        self._use = use
         self._calls = {
             call.named[0]: call for call in calls if call.update and not call.error and call.named
         }
@@ -92,11 +109,11 @@ class Doors:
         doors = [Door(-inf, until[0], False)]  # before the file was made
         for version, since, superseded in zip(versions, begun, until[1:], strict=True):
             state |= dict(self._taken.record.contents[identifier, version].delta)
-            doors.append(Door(since, superseded, _permits(state, self._who)))
+            doors.append(Door(since, superseded, _permits(state, self._who, self._use)))
         return tuple(doors)
 
 
-def _permits(state: dict[bytes, bytes | None], who: Credentials) -> bool:
+def _permits(state: dict[bytes, bytes | None], who: Credentials, use: int) -> bool:
     encoded = state.get(ATTRIBUTES_KEY)
     if encoded is None:
         return False
@@ -106,16 +123,16 @@ def _permits(state: dict[bytes, bytes | None], who: Credentials) -> bool:
     acl = state.get(ACL_KEYS[ACCESS_ACL])
     if acl is None:
         shift = 3 if attributes.gid in (who.gid, *who.groups) else 0
-        return bool(attributes.mode >> shift & _WRITE)
+        return bool(attributes.mode >> shift & use)
     entries = AccessControlList.decode(acl).entries
     mask = next((each.permissions for each in entries if each.tag is Tag.MASK), 0o7)
     for each in entries:
         if each.tag is Tag.USER and each.identity == who.uid:
-            return bool(each.permissions & mask & _WRITE)
+            return bool(each.permissions & mask & use)
     if attributes.gid in (who.gid, *who.groups):
         owning = next(each for each in entries if each.tag is Tag.OWNING_GROUP)
-        return bool(owning.permissions & mask & _WRITE)
-    return bool(entries[-1].permissions & _WRITE)
+        return bool(owning.permissions & mask & use)
+    return bool(entries[-1].permissions & use)
 
 
 def check_permitted(shown: Iterable[Shown], doors: Doors) -> list[str]:
@@ -125,6 +142,17 @@ def check_permitted(shown: Iterable[Shown], doors: Doors) -> list[str]:
         f"which its author was not permitted to write since {each.began}"
         for each in shown
         if not doors.open_between(each.identifier, each.began, each.read)
+    ]
+
+
+def check_exposed(exposed: Iterable[Exposed], doors: Doors) -> list[str]:
+    """Findings against contents that were put together."""
+    return [
+        f"permission: {each.content!r} was put together at {each.ended} from fragments of "
+        f"{each.identifier.hex()[-6:]}, which its reader was not permitted to see since "
+        f"{each.began}"
+        for each in exposed
+        if not doors.open_between(each.identifier, each.began, each.ended)
     ]
 
 

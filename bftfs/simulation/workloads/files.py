@@ -55,10 +55,13 @@ from bftfs.simulation.checkers.disks import check_bound, check_convergence
 from bftfs.simulation.checkers.namespace import Call, Established, check_namespace
 from bftfs.simulation.checkers.past import ListedVersions, PastTree, WrittenContents, check_past
 from bftfs.simulation.checkers.permission import (
+    ANY_USE,
     Denied,
     Doors,
+    Exposed,
     Shown,
     check_denied,
+    check_exposed,
     check_permitted,
 )
 from bftfs.simulation.checkers.registers import RegisterOperation, check_register, check_regular
@@ -163,6 +166,7 @@ class FileWorkload:
         self.blocks: dict[ObjectId, WrittenContents] = {}  # what correct clients wrote in files
         self.acknowledged: list[bytes] = []  # the keys of these versions
         self.strange: dict[bytes, float] = {}  # contents that the stranger wrote, and since when
+        self.exposed: list[tuple[ObjectId, bytes, float]] = []  # to the stranger, and when
         self.cut_off: set[str] = set()
         self.denied: dict[Credentials, list[Denied]] = {}  # writes that were refused to users
         self.done: list[str] = []  # operations that ended, for the digest
@@ -260,6 +264,10 @@ class FileWorkload:
         self.blocks.setdefault(identifier, WrittenContents()).begins(content)
         return content
 
+    def expose(self, block: BlockId, content: bytes, at: float) -> None:
+        """A Byzantine client has put together the contents of a block, for the stranger."""
+        self.exposed.append((inode_of(block), content, at))
+
     # --- judging -----------------------------------------------------------------------------
 
     def findings(self) -> list[str]:
@@ -314,6 +322,7 @@ class FileWorkload:
             then = next(past for past in self.pasts if past.time_us == time_us)
             found += check_restored(self.restored, then, root=self.root)
         found += check_permitted(self._shown(), Doors(taken, self.calls, STRANGER))
+        found += check_exposed(self._exposed(), Doors(taken, self.calls, STRANGER, ANY_USE))
         for who, denied in self.denied.items():
             found += check_denied(denied, Doors(taken, self.calls, who))
         return found + check_namespace(self.calls, taken, correct=self.correct)
@@ -330,6 +339,24 @@ class FileWorkload:
                 if seen.content in self.strange:
                     began = self.strange[seen.content]
                     yield Shown(identifier, seen.content, began, inf)
+
+    def _exposed(self) -> Iterator[Exposed]:
+        """What the stranger has put together that others have written.
+
+        Where fewer fragments make a block than nodes may be behind and lie together, nothing is
+        promised: a real cluster has no such thresholds.
+        """
+        sizes = self.sizes.read_write
+        if sizes.m <= sizes.t + sizes.b:
+            return
+        for identifier, content, ended in self.exposed:
+            written = (
+                each.invoked
+                for each in self.contents.get(identifier, ())
+                if each.kind == "write" and each.value == content
+            )
+            if content not in self.strange:
+                yield Exposed(identifier, content, next(written, -inf), ended)
 
     def past_times(self) -> list[int]:
         """Times to look at: when something changed, just before, and any others."""
