@@ -26,8 +26,9 @@ from bftfs.server import clock_comparison, known_lives, scrubbing
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import LazyVerifier
 from bftfs.server.clock_comparison import ClockComparison, ClockServer
-from bftfs.server.file_collection import CollectedPast, Collector
+from bftfs.server.file_collection import Collector
 from bftfs.server.incomplete_updates import Finisher
+from bftfs.server.kept_blocks import CollectedPast
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery

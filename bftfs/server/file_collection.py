@@ -46,12 +46,10 @@ their turn between steps.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
-from math import inf
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -61,23 +59,16 @@ from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import Nodes
 from bftfs.conversation import Event, Now, Pause, Spawn, Wait
 from bftfs.errors import DamagedRow, UsageError
-from bftfs.filesystem.attributes import Attributes, Layout, decode_attributes
-from bftfs.filesystem.block_names import decode_name, key_of_block, name_at
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, RETENTION_KEY
 from bftfs.filesystem.volume import record_of, times_of_snapshots
 from bftfs.identifiers import (
     BLOCK_ID_BYTES,
     OBJECT_ID_BYTES,
-    WHOLE,
     BlockId,
     NodeId,
     ObjectId,
     ObjectKind,
-    block_number_of,
-    incarnation_of,
-    inode_of,
     kind_of,
-    slot_of,
 )
 from bftfs.query_update.history import ZERO, LogicalTimestamp, client_of, time_of
 from bftfs.query_update.messages import (
@@ -89,7 +80,7 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.object_type import Refusal
 from bftfs.query_update.past_state import PastState, newest_at, state_at
-from bftfs.query_update.replica import NUMBER_BYTES, Replica, Version, Workspace, past_prefix
+from bftfs.query_update.replica import Replica, Version, Workspace
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES, BlockTimestamp
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.timestamp import timestamp_of as block_timestamp_of
@@ -103,12 +94,18 @@ from bftfs.read_write.version_row import (
 )
 from bftfs.retention import (
     KEEP_ALL,
-    Keeps,
     LetGo,
     Policy,
     Retention,
     parse_policy,
     widest,
+)
+from bftfs.server.kept_blocks import (
+    KeptVersions,
+    ShownBlocks,
+    attributes_in,
+    established_at,
+    shown_by,
 )
 from bftfs.server.object_collection import ObjectWalk, establish, settled_everywhere
 from bftfs.server.own_clock import OwnClock
@@ -130,7 +127,6 @@ from bftfs.wire.codec import UNREADABLE, encode
 
 _AFTER_OBJECTS = after_keys(OBJECT_ID_BYTES)
 _AFTER_BLOCKS = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES)
-_LAYOUTS_LOOKED_AT = 64  # of versions with one name; if there are more, they count as showing it
 _HALVINGS = 6  # passes while the pool is full; each collects the older half of what is left
 
 
@@ -182,252 +178,6 @@ class Pool(Protocol):
 
     def is_short(self) -> bool:
         """True if the pool is so full that all versions which no rule keeps are removed."""
-
-
-# --- the blocks that a file's versions show -----------------------------------------------------
-
-
-class ShownBlocks(NamedTuple):
-    """The times at which the kept versions of one inode show its blocks."""
-
-    alive: Layout | None  # at the beginning of the window; None: it was deleted by then
-    from_us: int  # the time of its contents at the beginning of the window
-    shown_at: tuple[tuple[int, Layout], ...]  # times of earlier kept contents, and their layouts
-    # The layouts that stay, in order: each with the first version that has it and the first one
-    # that has another; for the present one that is None.
-    layouts: tuple[tuple[int, int | None, Layout], ...]
-
-    def may_show(self, block: BlockId, since: int, until: int) -> bool:
-        """False if the versions [since, until), which name a version of the block, have cut it off.
-
-        Versions are meant by their numbers. A name of another incarnation than the layout's means
-        nothing.
-        """
-        incarnation, number = incarnation_of(block), block_number_of(block)
-        first = bisect_right(self.layouts, float(since), key=_end)
-        for position in range(first, len(self.layouts)):
-            begun, _, layout = self.layouts[position]
-            if begun >= until:
-                return False
-            if layout.incarnation(number) == incarnation or position - first == _LAYOUTS_LOOKED_AT:
-                return True
-        return False
-
-    def keeps(self, block: BlockId) -> Keeps:
-        """The rule that says which versions of one block are kept."""
-        incarnation, number = incarnation_of(block), block_number_of(block)
-        alive = self.alive
-        lives = alive is not None and (
-            alive.incarnation(number) == incarnation or incarnation > alive.newest
-        )
-        times = [
-            time_us
-            for time_us, layout in self.shown_at
-            if layout.incarnation(number) == incarnation
-        ]
-
-        def keeps(since_us: int, until_us: int | None) -> bool:
-            if lives and (until_us is None or until_us > self.from_us):
-                return True
-            return any(
-                since_us <= time_us and (until_us is None or time_us < until_us)
-                for time_us in times
-            )
-
-        return keeps
-
-
-def _end(layout: tuple[int, int | None, Layout]) -> float:
-    return inf if layout[1] is None else layout[1]
-
-
-def _established_at(replica: Replica, at_us: int) -> LogicalTimestamp | None:
-    """The latest established version at `at_us`; None if there was none, or if unknown."""
-    looked, version = newest_at(replica, at_us, b"")
-    known = looked is Looked.FOUND and ZERO < version <= replica.row.established
-    return version if known else None
-
-
-def _past_at(replica: Replica, at_us: int) -> Workspace | PastState | None:
-    looked, version = newest_at(replica, at_us, b"")
-    return state_at(replica, version) if looked is Looked.FOUND else None
-
-
-def shown_by(replica: Replica, horizon_us: int) -> ShownBlocks | None:
-    """The blocks that a file's versions still show after collection up to `horizon_us`.
-
-    None if the node does not know enough: then all blocks are kept.
-    """
-    version = _established_at(replica, horizon_us)
-    if version is None:
-        return None
-    state = state_at(replica, version)
-    encoded = None if state is None else state.get(ATTRIBUTES_KEY)
-    if encoded is None:
-        return None
-    attributes = _attributes(replica, encoded)
-    if attributes.layout is None:
-        return None
-    shown_at: dict[tuple[int, Layout], None] = {}
-    prefix = past_prefix(replica.object, ATTRIBUTES_KEY)
-    rows = replica.view.scan(Table.PAST, prefix, prefix + after_keys(NUMBER_BYTES))
-    layouts: list[tuple[int, int | None, Layout]] = []
-    for key, row in islice(rows, limits.VERSIONS_SHOWN + 1):
-        before = _attributes(replica, row[NUMBER_BYTES:])
-        if before.layout is not None:
-            layouts.append((_number(row), _number(key[-NUMBER_BYTES:]), before.layout))
-        if before.version < attributes.version and before.layout is not None and before.links:
-            shown_at[before.contents, before.layout] = None
-            _add_unnamed(shown_at, before)
-    now = replica.workspace.get(ATTRIBUTES_KEY)
-    present = None if now is None else _attributes(replica, now).layout
-    if present is not None:
-        layouts.append((layouts[-1][1] or 0 if layouts else 0, None, present))
-    deleted = not attributes.links and version == replica.head
-    if not deleted:
-        _add_unnamed(shown_at, attributes)
-    if len(layouts) > limits.VERSIONS_SHOWN:
-        return None
-    return ShownBlocks(
-        None if deleted else attributes.layout,
-        attributes.contents,
-        tuple(sorted(shown_at)),
-        tuple(layouts),
-    )
-
-
-def _number(stored: bytes) -> int:
-    """The number of a version, as rows of PAST begin with it and their keys end."""
-    return int.from_bytes(stored[:NUMBER_BYTES], "big")
-
-
-def _add_unnamed(shown_at: dict[tuple[int, Layout], None], attributes: Attributes) -> None:
-    """Blocks without names are shown as of another time than that of the contents."""
-    if attributes.unnamed_until_us and attributes.layout is not None:
-        shown_at[attributes.unnamed_until_us, attributes.layout] = None
-
-
-def kept_names(
-    replica: Replica, block: BlockId, shown: ShownBlocks
-) -> frozenset[BlockTimestamp] | None:
-    """The versions of a block that kept versions of its inode name; None if they are too many.
-
-    What is left in the past of the inode is what versions see that are kept; they may have cut the
-    block off. What is named now may have been deleted since, or cut off.
-    """
-    key, incarnation = key_of_block(block_number_of(block)), incarnation_of(block)
-    slot = slot_of(block)
-    prefix = past_prefix(replica.object, key)
-    rows = replica.view.scan(Table.PAST, prefix, prefix + after_keys(NUMBER_BYTES))
-    stored = tuple(islice(rows, limits.VERSIONS_SHOWN + 1))
-    if len(stored) > limits.VERSIONS_SHOWN:
-        return None
-    names: set[BlockTimestamp] = set()
-    for past_key, row in stored:
-        name = decode_name(row[NUMBER_BYTES:])
-        if name.incarnation == incarnation and shown.may_show(
-            block, _number(row), _number(past_key[-NUMBER_BYTES:])
-        ):
-            names.update(timestamp for at, timestamp in name.parts() if at == slot)
-    now = name_at(replica.workspace, block_number_of(block))
-    if now is not None and now.incarnation == incarnation:
-        shows = shown.keeps(block)
-        names.update(
-            timestamp for at, timestamp in now.parts() if at == slot and shows(timestamp.time, None)
-        )
-    return frozenset(names)
-
-
-def may_be_named(replica: Replica, block: BlockId, timestamp: BlockTimestamp) -> bool:
-    """True if an update may still name this version of a block, by what is established here.
-
-    It cannot if something is established that is later than every update that names the version
-    (`limits.COVERED_WITHIN_US`), a later version is named, or the block was cut off.
-    """
-    established = replica.row.established
-    if time_of(established) > timestamp.time + limits.COVERED_WITHIN_US:
-        return False
-    state = state_at(replica, established)
-    encoded = None if state is None else state.get(ATTRIBUTES_KEY)
-    if state is None or encoded is None:
-        return True
-    layout = _attributes(replica, encoded).layout
-    if layout is None:
-        return False
-    incarnation, number = incarnation_of(block), block_number_of(block)
-    if incarnation <= layout.newest and incarnation != layout.incarnation(number):
-        return False
-    name = name_at(state, number)
-    return name is None or (name.incarnation, name.latest[1]) < (incarnation, timestamp)
-
-
-class KeptVersions:
-    """Which versions of one block stay, as things are in one step.
-
-    Those that kept versions of the file show or name, and those that an update may still name while
-    the file lives.
-    """
-
-    def __init__(self, replica: Replica, block: BlockId, shown: ShownBlocks) -> None:
-        self._replica = replica
-        self._block = block
-        self._is_alive = shown.alive is not None
-        # Whole blocks may have no name, and are shown by their times; patches have one or nothing.
-        self._shows = shown.keeps(block) if slot_of(block) == WHOLE else None
-        self._names = kept_names(replica, block, shown)
-
-    def keeps(self, key: bytes, until_us: int | None) -> bool:
-        """True if the version with this key stays.
-
-        `until_us` is the time of the oldest later version that this node has verified.
-        """
-        if self._names is None:
-            return True
-        if self._shows is not None and self._shows(block_time_of(key), until_us):
-            return True
-        timestamp = block_timestamp_of(key)
-        return timestamp in self._names or (
-            self._is_alive and may_be_named(self._replica, self._block, timestamp)
-        )
-
-
-class CollectedPast:
-    """Answers questions of the block server and the healer about collected versions."""
-
-    def knows(self, view: StorageView, block: BlockId, at_us: int) -> bool:
-        """True if no version that was the latest of `block` at `at_us` can have been collected."""
-        replica = Replica(view, inode_of(block))
-        collected_us = replica.row.collected_us
-        if not collected_us or at_us >= collected_us:
-            return True
-        shown = shown_by(replica, collected_us)
-        if shown is None:
-            return False
-        # The inode's version of that time may be removed while a later one, which stays, shows
-        # the block.
-        return (shown.alive is not None and at_us >= shown.from_us) or any(
-            at_us == time_us for time_us, _ in shown.shown_at
-        )
-
-    def is_gone(self, view: StorageView, block: BlockId) -> bool:
-        """True if the file was deleted, and its contents were collected."""
-        replica = Replica(view, inode_of(block))
-        if not replica.row.collected_us:
-            return False
-        shown = shown_by(replica, replica.row.collected_us)
-        return shown is not None and shown.alive is None
-
-    def wants(self, view: StorageView, key: bytes) -> bool:
-        """True if collection would keep the version of a block with this key."""
-        block = BlockId(key[:BLOCK_ID_BYTES])
-        replica = Replica(view, inode_of(block))
-        collected_us = replica.row.collected_us
-        shown = shown_by(replica, collected_us) if collected_us else None
-        if shown is None:
-            return True
-        newer = view.scan(Table.BLOCK, block, key, reverse=True)
-        until_us = next((block_time_of(at) for at, row in newer if row[0] & VERIFIED), None)
-        return KeptVersions(replica, block, shown).keeps(key, until_us)
 
 
 # --- the walk over one file's blocks ------------------------------------------------------------
@@ -862,7 +612,7 @@ class Collector:
 def _begin(name: ObjectId, horizon_us: int, view: StorageView) -> tuple[bool, list[Write]]:
     """Record that versions may be missing, before one is removed. False if none may be."""
     replica = Replica(view, name)
-    if _established_at(replica, horizon_us) is None:
+    if established_at(replica, horizon_us) is None:
         return False, []
     if replica.row.collected_us >= horizon_us:
         return True, []
@@ -889,15 +639,13 @@ def _has_superseded(replica: Replica, horizon_us: int) -> bool:
     encoded = replica.workspace.get(ATTRIBUTES_KEY)
     if not keys or encoded is None:
         return False
-    attributes = _attributes(replica, encoded)
+    attributes = attributes_in(replica, encoded)
     return not attributes.links or attributes.layout is None or len(attributes.layout.ranges) > 1
 
 
-def _attributes(replica: Replica, encoded: bytes) -> Attributes:
-    try:
-        return decode_attributes(encoded)
-    except UNREADABLE as error:
-        raise DamagedRow(replica.object, str(error)) from error
+def _past_at(replica: Replica, at_us: int) -> Workspace | PastState | None:
+    looked, version = newest_at(replica, at_us, b"")
+    return state_at(replica, version) if looked is Looked.FOUND else None
 
 
 def _policy(stored: bytes | None) -> Policy:

@@ -24,7 +24,7 @@ from bftfs.identifiers import BlockId, NodeId, ObjectId
 from bftfs.query_update.messages import Status
 from bftfs.query_update.replica import Replica
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
-from bftfs.server import file_collection
+from bftfs.server import file_collection, kept_blocks
 from bftfs.server.file_collection import BlockWalk, Collector
 from bftfs.server.object_collection import establish
 from bftfs.simulation.deployment import CollectionPlan
@@ -98,7 +98,7 @@ def test_what_its_author_may_still_name_is_kept() -> None:
 
 
 def test_must_fail_where_what_is_superseded_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_collection, "may_be_named", lambda *_: False)
+    monkeypatch.setattr(kept_blocks, "may_be_named", lambda *_: False)
     case = written()
     assert not case.hosts()
     case.close()
@@ -211,7 +211,7 @@ def test_what_is_named_by_an_update_that_is_finished_late_is_there(
 
 def test_must_fail_where_a_clock_says_that_it_is_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """No update of now names the version any more. One of then is still on its way."""
-    may_be_named, begin = file_collection.may_be_named, file_collection._begin
+    may_be_named, begin = kept_blocks.may_be_named, file_collection._begin
 
     def collect(name: ObjectId, horizon_us: int, view: StorageView) -> Any:
         since_us = horizon_us + WINDOW_US - limits.COVERED_WITHIN_US - limits.CLOCKS_AGREE_US
@@ -219,7 +219,7 @@ def test_must_fail_where_a_clock_says_that_it_is_too_late(monkeypatch: pytest.Mo
         def by_the_clock(replica: Replica, block: BlockId, timestamp: BlockTimestamp) -> bool:
             return timestamp.time >= since_us and may_be_named(replica, block, timestamp)
 
-        monkeypatch.setattr(file_collection, "may_be_named", by_the_clock)
+        monkeypatch.setattr(kept_blocks, "may_be_named", by_the_clock)
         return begin(name, horizon_us, view)
 
     monkeypatch.setattr(file_collection, "_begin", collect)
@@ -350,7 +350,7 @@ def test_patches_go_when_their_block_was_written_whole() -> None:
 
 
 def test_must_fail_where_a_patch_goes_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_collection, "kept_names", lambda *_: frozenset())
+    monkeypatch.setattr(kept_blocks, "kept_names", lambda *_: frozenset())
     case = patched(is_written_whole=False)
     case.world.run_for(WINDOW_US + 3 * limits.COLLECT_EVERY_US)
     assert case.hosts() == [0, 0]

@@ -18,7 +18,7 @@ from bftfs.filesystem.file_history import History
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.past_reading import PastReader
 from bftfs.retention import LetGo
-from bftfs.server import file_collection
+from bftfs.server import file_collection, kept_blocks
 from bftfs.server.file_collection import Scope
 from bftfs.simulation.checkers.accounts import stored_bytes
 from bftfs.simulation.deployment import CollectionPlan
@@ -226,7 +226,7 @@ def test_what_others_have_cut_off_goes() -> None:
 
 
 def test_must_fail_where_names_of_what_was_cut_off_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_collection.ShownBlocks, "may_show", lambda *_: True)
+    monkeypatch.setattr(kept_blocks.ShownBlocks, "may_show", lambda *_: True)
     assert of_mallory() > 0
 
 
@@ -293,7 +293,7 @@ def test_must_fail_where_snapshots_do_not_count(monkeypatch: pytest.MonkeyPatch)
 
 def test_must_fail_where_names_keep_no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        file_collection.KeptVersions, "keeps", lambda _self, _key, until_us: until_us is None
+        kept_blocks.KeptVersions, "keeps", lambda _self, _key, until_us: until_us is None
     )
     with pytest.raises((AssertionError, NoLongerKept, FileSystemError)):
         test_what_another_clients_version_shows_stays()

@@ -18,9 +18,10 @@ from bftfs.limits import CLOCK_SKEW_US
 from bftfs.read_write.timestamp import beginning_of, time_of, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.retention import Keeps, Retention
-from bftfs.server import file_collection
+from bftfs.server import kept_blocks
 from bftfs.server.block_verification import VerificationSettings
-from bftfs.server.file_collection import Collector, ShownBlocks
+from bftfs.server.file_collection import Collector
+from bftfs.server.kept_blocks import ShownBlocks
 from bftfs.simulation import deployment
 from bftfs.simulation.configuration import ClientPlan, Configuration, draw
 from bftfs.simulation.deployment import CollectionPlan, ConstantPool
@@ -176,19 +177,19 @@ def test_must_fail_a_collector_that_takes_a_block_too_many(monkeypatch: pytest.M
         return lambda since_us, until_us: until_us is None and keeps(since_us, until_us)
 
     monkeypatch.setattr(ShownBlocks, "keeps", too_few)
-    monkeypatch.setattr(file_collection, "kept_names", lambda *_: frozenset())
+    monkeypatch.setattr(kept_blocks, "kept_names", lambda *_: frozenset())
     assert hunt(collected("files"), lambda finding: about_retention(finding) and "block" in finding)
 
 
 def test_must_fail_a_collector_that_takes_patches_that_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names = file_collection.kept_names
+    names = kept_blocks.kept_names
 
     def of_wholes(replica: Any, block: BlockId, shown: ShownBlocks) -> Any:
         return names(replica, block, shown) if slot_of(block) == WHOLE else frozenset()
 
-    monkeypatch.setattr(file_collection, "kept_names", of_wholes)
+    monkeypatch.setattr(kept_blocks, "kept_names", of_wholes)
     found = partial(hunt, collected("files", files=SHARED))
     assert found(lambda finding: about_retention(finding) and "block" in finding)
 
