@@ -1,7 +1,7 @@
 """Key epochs of a cluster: who has the keys with which blocks are sealed, and from when on.
 
-**Situation.** Every client has had the volume key, for ever. One that is revoked is cut off, but
-whoever comes by fragments of blocks, on discarded disks or at lying nodes, could open them with it.
+**Situation.** Every client has the volume key, for ever. A revoked one is cut off; but if it gets
+fragments of blocks, from discarded disks or lying nodes, it could open them with that key.
 
 **Rules.**
 
@@ -9,10 +9,10 @@ whoever comes by fragments of blocks, on discarded disks or at lying nodes, coul
    description lists all epochs. It has the latest one's key for each client, in a box that only
    that client opens, and the earlier keys in a keyring that opens with the latest one: so a client
    gets all of them with its own key, and a revoked one gets none of what comes later.
-2. Whoever signs has all keys, since the administrator's secret makes them: a description that was
-   made without knowing of an epoch takes it up again, and begins one that has it among the earlier
-   ones. Until then concurrent epochs may have the same number, and all their keys are good.
-3. Descriptions are what they are worth by their signature: a client uses the keys of any that the
+2. Every machine that signs has all keys, since the administrator's secret makes them: a description
+   that was made without knowing of an epoch takes it up again, and begins one that has it among the
+   earlier ones. Until then concurrent epochs may have the same number, and all their keys are good.
+3. A description counts by its signature alone: a client uses the keys of any that the
    administrator has signed for its cluster (`epoch_keys_in`). For what it writes see
    `bftfs.filesystem.epochs`.
 

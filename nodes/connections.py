@@ -9,13 +9,14 @@ garbage, never read their replies, or open as many connections as they can.
   takes its replies. So nobody can make the node queue requests without limit.
 - Places and bytes are shared fairly (`bftfs.server.shares`). Strangers, connections that have
   greeted and proven ones have places apart from each other, and so a newcomer finds one at each
-  step. If it is one too many, a connection of whoever has most is closed: of the address with most
-  strangers, of the principal with most connections, or bytes. Nodes and the administrator keep one
-  whatever clients do.
-- Who has not greeted has one of a few places of strangers. A correct peer greets in the moment in
-  which it is connected. So a new connection is read at once, one that has to go is read once more
-  before it goes, and of an address the one goes that came first: it has had most time. All
-  strangers together have a share of the node's time, however many come (`STRANGERS_TIME_US`).
+  step. If there is one too many, a connection of the largest holder is closed: of the address with
+  most strangers, of the principal with most connections, or bytes. Nodes and the administrator keep
+  one whatever clients do.
+- A connection that has not greeted takes one of the few places for strangers. A correct peer greets
+  in the moment in which it is connected. So a new connection is read at once, one that has to go is
+  read once more before it goes, and of an address the one goes that came first: it has had most
+  time. All strangers together have a share of the node's time, however many come
+  (`STRANGERS_TIME_US`).
 - A greeting may be a recorded one. A connection counts as its principal's once that is proven; a
   correct principal needs a round trip for it. Until then it takes no place of theirs.
 - Bytes that break the rules close the connection on which they arrived, and no other. A principal
@@ -25,8 +26,8 @@ garbage, never read their replies, or open as many connections as they can.
 - A principal has limits, however many connections it has. [design §9] One that exceeds a limit is
   delayed (its connections are not read), then cut off; others do not notice. Principals take turns:
   one that has used its share of a turn, in requests or in time spent on them, waits until the
-  others have had theirs; and where not all are served, who has been served least comes first
-  (`Turns`).
+  others have had theirs; and where not all are served, the one that has been served least
+  comes first (`Turns`).
 - The administrator may change the clients in the cluster description while nodes run: a new client
   can connect at once, and one that was removed is cut off (`nodes.membership`).
 
@@ -119,15 +120,15 @@ class Account:
 class Turns:
     """The order in which waiting principals are served: as they come, as long as all are served.
 
-    While some are left over, who has been served least comes first. A principal that comes back is
-    served before those that did not stop, but no more often: what it did not use is lost.
+    While some are left over, the one that has been served least comes first. A principal that comes
+    back is served before those that did not stop, but no more often: what it did not use is lost.
     """
 
     __slots__ = ("_number", "_served_us", "left_some")
 
     def __init__(self) -> None:
         self._number = 0
-        self._served_us = 0  # what whoever was served least had got when the last turn began
+        self._served_us = 0  # the least that a principal had got when the last turn began
         self.left_some = False  # True if not all were served in the last turn
 
     def begin(self, waiting: list[Connection], now_us: int) -> Turn:

@@ -1,9 +1,9 @@
 """Key epochs: the keys that blocks are sealed with one after the other, and how they travel.
 
 The first epoch's key is the volume key, with which a cluster begins. Each later one follows from
-the administrator's secret and the epoch's id, so that none is ever lost: who signs on another
-machine, or from an old backup, can make all of them again. Nobody else can, and nobody else can
-make an id that the administrator would take for its own.
+the administrator's secret and the epoch's id, so that none is ever lost: the administrator can
+make all of them again on another machine, or from an old backup. Nobody else can, and nobody else
+can make an id that the administrator would take for its own.
 
 Clients get the key of the latest epoch in a box that is sealed to their public key, and those of
 the earlier ones in a keyring that is sealed with it. Both are in the signed description of the

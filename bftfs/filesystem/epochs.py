@@ -1,8 +1,8 @@
 """Under which key a client seals what it writes, and how it learns the keys of others.
 
 **Situation.** The administrator has begun a new key epoch (`bftfs.key_epochs`), and has told the
-nodes. Mounts run, or sleep, and have the description of before. Whoever was revoked must not be
-able to open what they write from now on; everybody else must.
+nodes. Mounts run, or sleep, with the description of before. A revoked client must not be able to
+open what they write from now on; every other client must.
 
 **Rules.**
 
@@ -11,17 +11,17 @@ able to open what they write from now on; everybody else must.
 2. Before it seals anything, a client has asked at most `CONFIRMED_US` ago, and n - t nodes have
    answered. So it needs no timer, and a machine that wakes up asks before it writes.
 3. It seals under an epoch that at least t + b + 1 of these nodes have, in their latest description
-   or in one that they keep beside it. At least t + 1 of them are correct, and keep it. So whoever
-   asks n - t nodes hears of it from one of them: what was written can be read though t nodes have
-   failed since. Once a revocation has reached n - t correct nodes, all those who ask find it at
-   t + b + 1, though b of those that answer lie: n - t - b >= t + b + 1.
+   or in one that they keep beside it. At least t + 1 of them are correct, and keep it. So a client
+   that asks n - t nodes hears of it from one of them: what was written can be read though t nodes
+   have failed since. Once a revocation has reached n - t correct nodes, all those who ask find it
+   at t + b + 1, though b of those that answer lie: n - t - b >= t + b + 1.
 4. Of several such epochs it takes the one whose key the fewest revoked clients have got, by all
    signed descriptions that it has read; of these one that none of them lists as an earlier one; and
    then that with the highest serial. So a later description whose signer did not know of a
-   revocation brings nobody back to a key that the revoked client has, also no mount that begins
-   now: nodes keep the revocation beside it. What has been signed is all that this goes by; so it
-   goes back only where that says that a key is worse than it seemed. It remembers of a few epochs
-   who has got their keys, of the present one and the best others, and takes it that all revoked
+   revocation brings no client back to a key that the revoked client has, not even a mount that
+   begins now: nodes keep the revocation beside it. A client changes its choice only for what is
+   signed; so it goes back only if that shows that more revoked clients have the key. It remembers
+   who has got the keys of the present epoch and of the best others, and assumes that all revoked
    clients have got the rest: old descriptions that a node shows, however many, displace none of
    these.
 5. A writer waits for those descriptions only that more than b nodes name, of which one is correct

@@ -1,13 +1,13 @@
-"""Patches: what a small write leaves of a large block, and how a block is put together again.
+"""Patches: the bytes of small writes into a large block, and how a block is composed of them.
 
 A program that writes 4 KiB into a block of 128 KiB would have its mount write all of it, to all
 nodes. Instead the mount writes a patch: a data-item of its own with the bytes that programs wrote,
 and where in the block they belong. The inode names it beside the version that it lies on
-(`block_names`). Who reads the block reads that version and the patches on it, and lays these on it
-in the order in which they were named. A name has few slots; when they are used up, or so many bytes
+(`block_names`). A reader of the block reads that version and its patches, and puts these over it in
+the order in which they were named. A name has few slots; when they are used up, or so many bytes
 are written that a patch would not pay, the block is written whole again, and has no patches.
 
-A patch holds no bytes of others, so nobody has to read the block to make one.
+A patch holds only bytes that its writer wrote, so a writer makes one without reading the block.
 
 A patch as plaintext: the number of its extents (2 bytes), the start and length of each (4 bytes
 each, ascending, disjoint), and their bytes.

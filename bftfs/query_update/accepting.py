@@ -282,7 +282,7 @@ class Accepting:
             )
         except _Fail as failure:
             if failure.more.get("error") == method.overtaken != 0:
-                # It was prepared too slowly, and will come again: who was faster steps back.
+                # It was prepared too slowly, and will come again: the faster client steps back.
                 self._lines.join(names, client, now_us)
             raise
 

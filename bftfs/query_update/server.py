@@ -523,8 +523,8 @@ def _require_grant(sender: Sender, claim: UserClaimed, *, writes: bool = False) 
 def _untold(operation: Operation, arguments: bytes) -> Operation:
     """`operation` with these arguments, of which something is left out.
 
-    Its serial is left out as well: nobody can guess that. With it, whoever guesses all the rest
-    could see that he is right, by the digest in the timestamp.
+    Its serial is left out as well: nobody can guess that. With it, a client that guesses
+    all the rest could check its guess by the digest in the timestamp.
     """
     return replace(operation, arguments=arguments, serial=NO_SERIAL)
 

@@ -1,14 +1,13 @@
-"""Fair shares of what a node has only so much of: who gets more of it, and who gives way.
+"""Fair shares of a node's bounded resources: connections, bytes, requests that wait for peers.
 
-Whoever holds some of it keeps others from it: requests that wait for peers, connections, bytes.
-Holders are principals, and addresses as long as no name is known. So who has many connections, or
-sends more, gets no more; and many keys of one owner are as many holders as the administrator has
-signed.
+A holder is a principal, or an address while no principal is known. So many connections of one
+client get no more than one does; several keys of one owner count as several holders, each of which
+the administrator has signed.
 
-- What can be taken back is taken back (`gives_way`): newcomers come in, and if there are too many
-  then, one of whoever holds most has to go.
-- What cannot be taken back, since work for it has begun, is kept back (`Shares`): a holder gets no
-  more than it leaves to others. So there is always as much left as the greediest holds.
+- A resource that can be taken back is taken back (`gives_way`): a newcomer is admitted, and if
+  there are then too many, the largest holder loses one.
+- A resource that cannot be taken back, because work has begun, is rationed (`Shares`): a
+  holder gets no more than it leaves to others. So as much is left as the largest holder has.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def gives_way(
     holder: Callable[[Held], Hashable],
     amount: Callable[[Held], int] = lambda _: 1,
 ) -> Held:
-    """Which of them has to go: the first one of the holder that holds most.
+    """The one that has to go: the first one of the largest holder.
 
     Requires: there are some. The caller's order says which one of a holder's goes first, and which
     holder gives way if several hold as much.
@@ -41,9 +40,9 @@ def gives_way(
 class Shares(Generic[Holder]):
     """Who holds how much of something that is not taken back.
 
-    A holder that takes more leaves at least as much as it then holds; or it has only a little then,
-    which everybody may have. One alone may hold half of all there is, and k equal ones 1 / (k + 1)
-    each. All together hold at most `most`, and `sure` for each holder.
+    A holder that takes more leaves at least as much as it then holds, or holds at most `sure` then.
+    One alone may hold half of all there is, and k equal ones 1 / (k + 1) each. All together hold at
+    most `most`, and `sure` for each holder.
     """
 
     __slots__ = ("_held", "_most", "_sure", "_total")
