@@ -106,7 +106,7 @@ class Draw(Effect[int], msgspec.Struct, frozen=True, gc=False):
 
 
 class Event:
-    """Something that conversations wait for, announced by whoever brings it about.
+    """Something that conversations wait for, announced by the code that brings it about.
 
     An announcement wakes the conversations that wait at that moment, and is not remembered: a
     conversation checks its condition before it waits, and again when it is woken.

@@ -207,7 +207,7 @@ class EpochRequest(Message, frozen=True, tag=0x5A):
 
 
 class EpochReply(Message, frozen=True, tag=0x5B):
-    """Its id; that of the first epoch if there was no other. A claim: who has to know asks many."""
+    """Its id; that of the first epoch if there was no other. A claim: ask many to be certain."""
 
     epoch: Annotated[bytes, Meta(min_length=EPOCH_ID_BYTES, max_length=EPOCH_ID_BYTES)]
     others: _OthersField = ()  # of descriptions that are kept beside it, which may have other keys

@@ -17,7 +17,7 @@ CLOCKS_AGREE_US = 2 * CLOCK_SKEW_US  # until all correct clocks have reached a t
 CLOCK_JUMP_US = 24 * 3_600 * SECOND_US  # a jump ahead by more makes no history old
 SET_BACK_US = 3_600 * SECOND_US  # how long nodes bear with times of before it was set back
 CLOCKS_COMPARED_EVERY_US = 60 * SECOND_US  # by nodes: each its own with its peers'
-DECISIONS_TOLD = 16  # of those to let history go, by a node to whoever asks for its health
+DECISIONS_TOLD = 16  # of those to let history go, by a node that is asked for its health
 LET_GO_SETTLED_US = CLOCK_SKEW_US  # until no client can date changes to a moment any more
 LET_GO_AFTER_US = CLOCKS_AGREE_US  # from the history that is let go to the decision
 # A server accepts times by its own clock. They may be later, by this much, than the times that the

@@ -1,9 +1,9 @@
 """Text of others in messages and listings: names, and what nodes say.
 
-Whoever may name a file may put line breaks and a terminal's commands into the name. Printed as they
-are, these would forge lines of `bftfs log` and `audit`, by which people judge an intruder. So names
-and paths are printed as one word for the shell, from which a shell and people read back exactly
-what the name is (`as_word`). What nodes say is made harmless (`printable`).
+A user who may name a file may put line breaks and a terminal's commands into the name. Printed as
+they are, these would forge lines of `bftfs log` and `audit`, by which people judge an intruder. So
+names and paths are printed as one word for the shell, from which a shell and people read back
+exactly what the name is (`as_word`). What nodes say is made harmless (`printable`).
 """
 
 from __future__ import annotations

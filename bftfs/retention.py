@@ -146,15 +146,15 @@ def parse_policy(text: str) -> Policy:
 class LetGo:
     """The administrator's decision to let history go, in the signed description of the cluster.
 
-    Its moment is absolute: whoever hears of it late, or again, lets the same go. Unless it is about
-    one client, it lies before the signature by `limits.LET_GO_AFTER_US`: no client can date a
+    Its moment is absolute: a node that hears of it late, or again, lets the same go. Unless it is
+    about one client, it lies before the signature by `limits.LET_GO_AFTER_US`: no client can date a
     change so far back, and so nothing is taken that was the truth when it was signed.
     """
 
     before_s: int  # what was superseded before that; in seconds since the epoch
     signed_s: int
     number: int  # of the first description that has it
-    client: ClientId | None = None  # None: whoever has written it
+    client: ClientId | None = None  # None: versions of any client
     since_s: int = 0  # of a client: only what it has written from then on
 
     def covers(self, other: LetGo) -> bool:

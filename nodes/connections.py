@@ -529,7 +529,7 @@ class Connections:
         self.epoll.close()
 
     def _hold(self, connection: Connection) -> None:
-        """Count the bytes kept for the connection; if too many, whoever has most gives way."""
+        """Count the bytes kept for the connection; if too many, the largest holder gives way."""
         held = connection.channel.buffered + connection.backlog_bytes + connection.output.size
         self._held_bytes += held - connection.held_bytes
         connection.held_bytes = held

@@ -2,7 +2,7 @@
 
 **Situation.** An administrator changes the clients while nodes run, and while some of them are
 down. A machine may have an old description again, from a backup, or one that differs in more than
-its clients. Nodes, and whoever stands between them, may show old descriptions, which were signed.
+its clients. Nodes, and attackers on the network, may show old descriptions, which were signed.
 
 **Rules.**
 
@@ -18,7 +18,7 @@ its clients. Nodes, and whoever stands between them, may show old descriptions, 
    What any description calls revoked stays so, if the administrator has signed it: also one that
    is older, or has the number of the latest one and was made on another machine, where somebody did
    not know of the latest. These clients are noted beside the store, and not admitted, whatever
-   later descriptions list. Who is to come back gets a new key.
+   later descriptions list. A client that is to come back gets a new key.
    The descriptions that say so are kept beside the latest one, and shown to peers, which believe
    the signature (`Others`). So are those with keys of blocks that the latest one does not have.
 3. The clients are the others of the latest description, whatever else has changed in it. For all
@@ -164,7 +164,7 @@ class Others:
     """Signed descriptions that take rights which the latest one does not take, or have other keys.
 
     It was signed without knowing of them; or they call clients revoked whom it does not, or list
-    key epochs that it does not. Each is kept in files of its own, and shown to whoever asks. If
+    key epochs that it does not. Each is kept in files of its own, and shown to anybody who asks. If
     there are too many, those with the lowest numbers go; whom they revoke stays noted
     (`Revocations`). One that another kept one follows does not count.
     """

@@ -16,7 +16,7 @@ Records come in this order, which is that in which a receiver carries them out:
    the directory.
 5. `FileVersion`: earlier versions of files; data and holes follow as with `NewFile`.
 
-Whoever reads a stream takes it for hostile. A length is checked before anything of that length is
+Readers take a stream for hostile. A length is checked before anything of that length is
 read. A record is of a declared type, and has one encoding. A path is a tuple of names, none of
 which leads anywhere else. The order, sizes and numbers are checked here; what is in the directory
 of the receiver is not known here.

@@ -71,7 +71,7 @@ def send(path: str, base: str | None, history: bool) -> None:
             except BrokenPipeError:
                 _forget(sys.stdout)
                 raise UsageError(
-                    "whoever takes the backup has ended; see what it says", exit_code=1
+                    "the program that takes the backup has ended; see its message", exit_code=1
                 ) from None
             except OSError as error:
                 raise UsageError(

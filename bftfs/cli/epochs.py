@@ -63,7 +63,7 @@ def with_keys_settled(
             description = _in_a_new_epoch(directory, administrator, description, seen)
         except UsageError as mistake:
             click.echo(
-                "bftfs: no new key epoch begins: who was revoked could open what is written from "
+                "bftfs: no new key epoch begins: a revoked client could open what is written from "
                 f"now on, if it came by the nodes' fragments; {mistake.message}",
                 err=True,
             )

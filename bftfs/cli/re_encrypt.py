@@ -46,8 +46,8 @@ def re_encrypt(path: str, rate: float | None) -> int:
 
     After a revocation, clients write with a new key. What was there before is still sealed with
     keys that the revoked client has; this changes it for files as they are now. They stay in use
-    meanwhile, and keep their bytes and times of change. Who is not root loses set-user-id bits of
-    programs by it, as by any write.
+    meanwhile, and keep their bytes and times of change. A user who is not root loses set-user-id
+    bits of programs by it, as by any write.
 
     It may be interrupted, and run again: what is done is left as it is. To have it run in the
     background, start it with `&` or as a service, perhaps with --rate.

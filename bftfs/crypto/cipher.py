@@ -41,7 +41,7 @@ _PREPARED_KEYS = 1024  # inodes whose cipher is kept ready
 def epoch_named(sealed: bytes | memoryview) -> EpochId:
     """The epoch that a sealed block names; the first one if it names none.
 
-    A claim of whoever has sealed it, until it opens. (`BlockCipher.open`)
+    A claim of its writer, until it opens. (`BlockCipher.open`)
     """
     head = bytes(sealed[:_HEAD_BYTES])
     if len(head) == _HEAD_BYTES and head.startswith(EPOCH_MARK):

@@ -154,7 +154,7 @@ class Initiator:
         self._static, self._ephemeral, self._responder = static, ephemeral, responder
 
     def first_message(self, payload: bytes) -> bytes:
-        """e, es, s, ss. The payload is secret, but whoever records this can send it again."""
+        """e, es, s, ss. The payload is secret, but a recorded one can be sent again."""
         state, ephemeral = self._state, self._ephemeral
         state.mix_hash(ephemeral.public)
         state.mix_key(ephemeral.agree(self._responder))

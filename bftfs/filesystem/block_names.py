@@ -68,8 +68,8 @@ _PATCH: Final = Struct(f"!B{TIMESTAMP_BYTES}sI")  # slot, timestamp, bytes that 
 NumberField: TypeAlias = Annotated[int, Meta(ge=0, lt=limits.FILE_BYTES // limits.BLOCK_BYTES_MIN)]
 
 
-# A base is there for writers that mean well: who may write the block, and has bytes of his own that
-# begin alike, gains nothing by it that he could not have by overwriting the block.
+# A base protects correct writers from each other. A client that makes two versions whose digests
+# begin alike gains nothing by it: it could as well overwrite the block.
 BASE_BYTES: Final = 8
 BaseField: TypeAlias = Annotated[bytes, Meta(max_length=BASE_BYTES)]
 NO_VERSION: Final = b""  # the base of what was merged on a block that has no version yet
@@ -345,7 +345,7 @@ def grow(
     """The file, of `size` bytes until now, has grown by an update that has named these.
 
     Unless its last block was named anew, and is not `behind`, no more of that counts than until
-    now: whoever has written it may have left something behind the end. The same holds for each of
+    now: its writer may have left something behind the end. The same holds for each of
     its patches.
     """
     number, valid = divmod(size, layout.block_bytes)

@@ -220,9 +220,9 @@ class BlockReader:
     ) -> Buffer:
         """The plaintext of a named version of a block of a file.
 
-        EIO if the nodes do not have it: whoever had it named has not written it, or not in a way
-        that can be read. What was there before is not shown in its place: it is part of no version
-        since.
+        EIO if the nodes do not have it: the client that had it named has not written it, or not in
+        a way that can be read. What was there before is not shown in its place: it is part of no
+        version since.
         """
         sealed = await self.sealed_version(identifier, number, name, who)
         return await self.opened(number, name, sealed)

@@ -239,7 +239,7 @@ class Metadata:
             for identifier, answered in found.items():
                 self.learn(identifier, answered.answer, now_us)
         except AdmissionRefused:
-            pass  # who asks for one of them is told why
+            pass  # a later question about one of them reports it
         finally:
             for each in wanted:
                 del self._coming[each]

@@ -324,7 +324,7 @@ class FileSystem:
         mode = flags & os.O_ACCMODE
         if mode != os.O_RDONLY and not permits(attributes, acl, who, os.W_OK):
             raise FileSystemError(errno.EACCES)
-        # A program that may be executed is read by the kernel, for whoever executes it.
+        # A program that may be executed is read by the kernel, for the user who executes it.
         if mode != os.O_WRONLY and not any(
             permits(attributes, acl, who, want) for want in (os.R_OK, os.X_OK)
         ):

@@ -56,7 +56,7 @@ def encode_patch(dirty: DirtyBlock) -> bytes:
 def decode_patch(plaintext: bytes) -> list[PatchExtent]:
     """The extents of a patch: where each begins in its block, and its bytes.
 
-    Raises MalformedMessage: whoever may write the file may have named anything.
+    Raises MalformedMessage: a client that may write the file may have named anything.
     """
     if len(plaintext) < _COUNT.size:
         raise MalformedMessage("a patch without extents")

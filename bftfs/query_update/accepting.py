@@ -277,7 +277,7 @@ class Accepting:
                 vouched_by=vouched_by or _BY_NOBODY,
                 now_us=now_us,
                 contenders=contenders,
-                # Who may read needs an answer also while disks are full: see `_require_question`.
+                # Readers need an answer also while disks are full: see `_require_question`.
                 uses_reserve=method.frees or method.for_readers,
             )
         except _Fail as failure:

@@ -1,6 +1,6 @@
 """A server's memory of its clients between requests, which keeps it fair to all of them.
 
-- `Lines`: who was too late at which object, so that contending clients come one after the other.
+- `Lines`: the clients that were too late at an object, so that contending ones take turns.
 - `Allowance`: how many barriers and copies a client may still make. [Q/U §4.3.5]
 - `BarrierBudget`: how often an object may still be barred, so that no others' updates stop for it.
 - `IncompleteUpdates`: whose latest candidates may be incomplete, so that one client leaves

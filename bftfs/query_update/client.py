@@ -390,7 +390,7 @@ class QueryUpdateClient:
     async def _settled(self, update: _Ongoing, *, insists: bool = True) -> Answered | None:
         """The answer of an earlier attempt at an update that is given up; None if none ever counts.
 
-        Who does not insist leaves it at that where servers let no barrier be made for now.
+        Without `insists` the client leaves it at that where servers let no barrier be made for now.
 
         Copies of their requests may be on their way. So something later than what they were
         conditioned on is established. (Not of an update whose objects are all new: no barrier can

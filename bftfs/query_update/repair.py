@@ -12,7 +12,7 @@ cannot be finished inline, barriers and a copy over all of its objects do.
 
 It is safe to repair at any time, and for several clients at once: servers accept each step only if
 it is conditioned on what they have. Repairs at the same moment only keep each other from finishing,
-so there is back-off (`effort`), and who only reads first looks again.
+so there is back-off (`effort`), and a reader first looks again.
 
 Barriers and copies carry no clock time of their own: their time is one more than the latest that
 was seen. One that was overtaken is then refused, instead of interrupting what others have finished.

@@ -352,9 +352,9 @@ class QueryUpdateServer:
     def _names_told(self, claim: UserClaimed, name: ObjectId, operation: Operation) -> Operation:
         """`operation`, as the history of the object called `name` tells it the user.
 
-        Who may read that object may not be permitted to read the others in which names were made or
-        removed. Only the operation's user and root are told all. What is withheld goes by nothing
-        else: a server that lacks one of the objects tells the same as the others.
+        A client that may read that object may not be permitted to read the others in which names
+        were made or removed. Only the operation's user and root are told all. What is withheld goes
+        by nothing else: a server that lacks one of the objects tells the same as the others.
         """
         method = self.types.method(operation.method)
         assert method is not None, "servers have executed it"

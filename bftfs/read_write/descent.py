@@ -10,7 +10,7 @@ below the cursor. `classification.judge` says what it is:
 
 - complete or repairable: if m fragments are in hand it is usable; else nodes that list it are
   asked for theirs, by its timestamp;
-- incomplete, or found to be poisonous by whoever used it: it is passed over, and the cursor goes
+- incomplete, or found to be poisonous when it was used: it is passed over, and the cursor goes
   down to it;
 - not decided, or it might still get better: further nodes are asked, and those whose listing ended
   above the candidate are asked for more of it.

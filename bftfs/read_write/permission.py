@@ -107,7 +107,7 @@ class Permission:
         """Ask; these nodes refuse. Raises what the object refuses with, or FileSystemError."""
         self._forbidding |= forbidding
         if self._is_asking:
-            await Wait(self._answered)  # if it refuses, who asks ends this conversation as well
+            await Wait(self._answered)  # if it refuses, this conversation is ended as well
             return
         self._is_asking = True
         try:

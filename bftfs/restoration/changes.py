@@ -521,7 +521,7 @@ def audited(log: ChangeLog) -> tuple[list[Changed], list[Changed]]:
                 if change.timestamp not in own or identifier == _subject(change):
                     own[change.timestamp] = identifier, change
             elif change.operation.method in UNSEEN:
-                continue  # who has only read it has built nothing on it
+                continue  # a reader has built nothing on it
             elif begun_us < change.time_us and (not is_directory or changed & names):
                 built[change.timestamp] = identifier, change
     return ([own[each] for each in sorted(own)], [built[each] for each in sorted(built)])

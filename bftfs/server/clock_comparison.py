@@ -48,7 +48,7 @@ def _stored(clock: OwnClock) -> Write:
 
 
 class ClockServer:
-    """Tells whoever asks what time it is here."""
+    """Answers other nodes that ask what time it is here."""
 
     def __init__(self, clock: OwnClock) -> None:
         """`clock` is the node's."""

@@ -7,10 +7,10 @@ refuse whatever leaves it behind, and are too few for it to be repaired.
 
 **Rules.**
 
-1. b + 1 servers that say of a version that it is established are believed: one of them is benign.
-   Whoever lacks the version takes it over from them. This is sound at all times. Of an operation
-   on several objects they, or the server itself, may know it by another one of these: a directory
-   that names what it made shows that this is established, though few have what was made.
+1. b + 1 servers that say of a version that it is established are believed: one of them is benign. A
+   server that lacks the version takes it over from them. This is sound at all times. Of an
+   operation on several objects they, or the server itself, may know it by another one of these: a
+   directory that names what it made shows that this is established, though few have what was made.
 2. A server that recovers rests on q others that remember. If so many of the others say that they
    do not that no quorum is left of the rest, there will never be such q: more than t are faulty,
    this server included. Then it makes do with the histories of all that answer, if they are a

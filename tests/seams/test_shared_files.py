@@ -193,7 +193,7 @@ def test_what_is_appended_is_there_once_although_some_nodes_have_collected_it(
     assert seen[40:] == ("x" * 6 + "<other>" if arrives else "<other><mine>")
 
 
-def test_must_fail_where_collected_blocks_end_an_update_otherwise_than_blocks_that_are_gone(
+def test_must_fail_where_an_update_fails_because_its_blocks_are_collected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(vouching, "NoLongerKept", ZeroDivisionError)
