@@ -115,7 +115,7 @@ VERIFY_EXCUSED_US = SECOND_US  # beyond its limit, a client may add one version 
 ABANDONED_US = 2 * CLOCK_SKEW_US  # age at which no correct node takes a version from its author
 KEYS_IN_INVENTORY = 1_024  # versions that one reply lists to a healing node
 FRAGMENTS_IN_REPLY = 128  # of as many versions, which one reply brings to a healing node…
-FRAGMENTS_BYTES = 2 * MIB  # …and their bytes, unless a single one is larger
+FRAGMENTS_BYTES = 2 * MIB  # …and the bytes after which it brings no more
 AUTHORED_INODES = 256  # inodes whose block versions one request asks for…
 AUTHORED_ROWS = 1_024  # …and versions that a node looks at for one request
 OBJECTS_IN_CATALOGUE = 512  # objects that one reply lists to a healing server
@@ -178,7 +178,7 @@ PARKED_BYTES_SURE = 1 * MIB  # …and each principal may have so much, whatever 
 
 assert BARRIER_STEPS * BARRIER_STEP_US >= CLOCK_SKEW_US  # what one client may have left, at once
 assert BLOCK_BYTES_MAX + 4 * KIB <= FRAME_BODY_BYTES
-assert FRAGMENTS_BYTES <= FRAME_BODY_BYTES
+assert FRAGMENTS_BYTES + BLOCK_BYTES_MAX <= FRAME_BODY_BYTES  # with the last one
 assert LISTING_BYTES <= ANSWER_BYTES < FRAME_METADATA_BYTES
 assert QUERIES_BUNDLED <= 256  # a position takes one byte
 assert SYNC_PAGE_BYTES + STATE_VALUE_BYTES < FRAME_METADATA_BYTES

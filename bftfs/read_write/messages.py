@@ -226,7 +226,10 @@ class HostedPart(Value, frozen=True):
 
 
 class FragmentsReply(Message, frozen=True, tag=0x48):
-    """Of the first of these versions, at least of one; the body is their fragments, in order."""
+    """Of these versions; the body is their fragments, in order.
+
+    Of the first ones only, if their fragments have `FRAGMENTS_BYTES` together.
+    """
 
     parts: Annotated[
         tuple[HostedPart, ...], Meta(min_length=1, max_length=limits.FRAGMENTS_IN_REPLY)

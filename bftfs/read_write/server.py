@@ -495,9 +495,10 @@ class ReadWriteServer:
     def _fragments(
         self, view: StorageView, sender: Sender, message: FragmentsRequest, *_: Any
     ) -> Ready:
-        """The fragments that are here, of as many versions as fit in one reply.
+        """The fragments that are here, of these versions, until there are `FRAGMENTS_BYTES`.
 
-        Each proves itself, also where this node rebuilds its own store.
+        Each proves itself, also where this node rebuilds its own store. And who is told less than
+        it asked for sees that there was a reason.
         """
         if sender.role is not Role.NODE:
             return Ready(reply=Refused(errno.EPERM, "whole sets of fragments are for nodes"))
@@ -510,11 +511,11 @@ class ReadWriteServer:
             if row is None or fragment is None:
                 parts.append(_NO_PART)
                 continue
-            volume += len(fragment)
-            if fragments and volume > limits.FRAGMENTS_BYTES:
-                break
             parts.append(HostedPart(version_row.checksum_of(row), len(fragment)))
             fragments.append(fragment)
+            volume += len(fragment)
+            if volume >= limits.FRAGMENTS_BYTES:
+                break
         return Ready(FragmentsReply(tuple(parts)), b"".join(fragments))
 
     # --- authors ----------------------------------------------------------------------------

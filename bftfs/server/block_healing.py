@@ -126,7 +126,7 @@ class _Version:
     def take(self, node: NodeId, part: HostedPart, fragment: Body) -> ReplyVerdict:
         """Take what `node` says it has; it counts if the timestamp binds it."""
         if not part.cross_checksum:
-            return ReplyVerdict.VALID
+            return ReplyVerdict.IMPOSSIBLE if part.size else ReplyVerdict.VALID
         reply = ReadReply((Listed(self._timestamp, False),), Below.MORE, part.cross_checksum)
         return self._responses.add(node, reply, fragment, before=None, want_data=True, lists=False)
 
@@ -158,8 +158,9 @@ async def gather(
     """Fetch fragments of the versions with these keys, which `hosts` list, for node `me`.
 
     Each node is asked for those of many versions at once; others in place of nodes that do not
-    send what the timestamps bind. Versions that do not fit in the replies are left out; the first
-    one is not.
+    send what the timestamps bind. Versions that do not fit in a reply are left out, if it is full
+    of fragments that are what they should be; the first one never is. So a liar that sends little
+    has nothing left out.
     """
     peers = session.peers
     peers.order(peers.others(me), await Now())  # a node that has answered since is willing again
@@ -178,10 +179,10 @@ async def gather(
             for node in version.next_hosts():
                 asked.setdefault(node, []).append(key)
 
-        def judge(delivery: Delivery, now_us: int, asked: _Asked = asked) -> int | None:
+        def judge(delivery: Delivery, now_us: int, asked: _Asked = asked) -> Sequence[bytes] | None:
             return _taken(peers, versions, asked[delivery.node], delivery, now_us)
 
-        covered = await ask_all(
+        left_out = await ask_all(
             peers,
             {node: FragmentsRequest(tuple(keys)) for node, keys in asked.items()},
             judge,
@@ -189,12 +190,12 @@ async def gather(
             silent_us=limits.HEAL_SILENT_US,
         )
         for node, keys in asked.items():
-            if node not in covered:
+            if node not in left_out:
                 for key in keys:
                     if key in versions:
                         versions[key].lapse()
                 continue
-            for key in keys[covered[node] :]:
+            for key in left_out[node]:
                 versions.pop(key, None)
         for key in [key for key, version in versions.items() if version.is_settled]:
             settled[key] = versions.pop(key)
@@ -210,14 +211,14 @@ def _taken(
     keys: Sequence[bytes],
     delivery: Delivery,
     now_us: int,
-) -> int | None:
-    """Take a node's reply to a request for these fragments: how many of the keys it is about.
+) -> Sequence[bytes] | None:
+    """Take a node's reply to a request for these fragments; the keys for which it had no room.
 
-    None if the node may answer later, or has sent what no correct node sends.
+    None if the node may answer later, or has sent what no correct node sends instead of the rest.
     """
     node, message = delivery.node, delivery.message
     if isinstance(message, Refused):
-        return None if message.may_pass else len(keys)
+        return None if message.may_pass else ()
     body = memoryview(delivery.body)
     parts = message.parts if isinstance(message, FragmentsReply) else ()
     if not 0 < len(parts) <= len(keys) or sum(part.size for part in parts) != len(body):
@@ -230,8 +231,11 @@ def _taken(
         at += part.size
         if verdict is not ReplyVerdict.VALID and worst is not ReplyVerdict.IMPOSSIBLE:
             worst = verdict
+    left_out = keys[len(parts) :]
+    if left_out and len(body) < limits.FRAGMENTS_BYTES:
+        worst = ReplyVerdict.IMPOSSIBLE
     note_verdict(peers, node, worst, now_us)
-    return len(parts)
+    return None if left_out and worst is not ReplyVerdict.VALID else left_out
 
 
 # --- all of them --------------------------------------------------------------------------------
@@ -267,6 +271,7 @@ class BlockHealer:
         self.recovery = recovery
         self._wants = wants
         self._usual_bytes = limits.HEAL_BUSY_BYTES  # of a fragment, in the last chunk
+        self._most = limits.FRAGMENTS_IN_REPLY  # versions in a chunk, as long as peers are prompt
         self._others = OtherNodes(node, session.peers)
         self._walk = HealingWalk(
             b"heal blocks",
@@ -352,20 +357,25 @@ class BlockHealer:
 
         The key is None if too few peers answer to know of all complete versions. Listings of b
         peers may end before it: those peers are asked about each version on which that depends.
+        They may host the others as well, so they are asked for fragments of these, too: up to b of
+        those that list a version may have none.
         """
         replies = await self._listings(after, page)
         if replies is None:
             return None, {}
-        bounds: list[bytes] = []
+        bounds: dict[NodeId, bytes] = {}
         hosts: dict[bytes, list[NodeId]] = {}
         for node, reply in replies.items():
-            bounds.append(reply.keys[-1] if reply.more else page.until)
+            bounds[node] = reply.keys[-1] if reply.more else page.until
             for key in page.keys if reply.same else reply.keys:
                 hosts.setdefault(key, []).append(node)
-        horizon = sorted(bounds)[self._thresholds.b] if bounds else page.until
+        horizon = sorted(bounds.values())[self._thresholds.b] if bounds else page.until
         least = self._thresholds.repairable
         for key in sorted(key for key in hosts.keys() - set(page.keys) if key <= horizon):
-            if len(hosts[key]) < least <= len(hosts[key]) + sum(bound < key for bound in bounds):
+            silent = [node for node, bound in bounds.items() if bound < key]
+            if len(hosts[key]) >= least:
+                hosts[key] += silent
+            elif len(hosts[key]) + len(silent) >= least:
                 replies = await self._listings(_before(key), _Page((), key))
                 if replies is None:
                     return None, {}
@@ -410,9 +420,10 @@ class BlockHealer:
         while remaining:
             await self.throttle.permission()
             chunk = remaining[: self._at_once(busy=await clients_are_busy(host))]
-            began_us = await Now()
+            began_us, failed = await Now(), self.tally.failed
             found = await gather(self._session, {key: hosts[key] for key in chunk}, self._node)
             volume = await self._keep(host, found)
+            self._adapt(len(chunk), succeeded=self.tally.failed == failed)
             self._usual_bytes = volume // len(found) or self._usual_bytes
             remaining = [key for key in remaining if key not in found]
             self.tally.has_done(len(found))
@@ -421,8 +432,18 @@ class BlockHealer:
     def _at_once(self, *, busy: bool) -> int:
         """How many versions are in a chunk, if fragments are as large as the last ones were."""
         volume = limits.HEAL_BUSY_BYTES if busy else limits.FRAGMENTS_BYTES
-        most = limits.HEAL_AT_ONCE if busy else limits.FRAGMENTS_IN_REPLY
+        most = limits.HEAL_AT_ONCE if busy else self._most
         return min(max(volume // self._usual_bytes, 1), most)
+
+    def _adapt(self, count: int, *, succeeded: bool) -> None:
+        """A chunk of `count` versions came, or not all: it may be more than the links carry.
+
+        Without this, a node behind a slow link would ask for the same again and again.
+        """
+        if succeeded:
+            self._most = min(self._most + limits.HEAL_AT_ONCE, limits.FRAGMENTS_IN_REPLY)
+        else:
+            self._most = max(count // 2, limits.HEAL_AT_ONCE)
 
     async def _keep(self, host: Host, found: Mapping[bytes, _Version]) -> int:
         """Make this node's parts of versions and store them; returns how many bytes these have.

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from bftfs import limits
@@ -14,6 +15,7 @@ from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.coding.cross_checksum import CrossChecksum
+from bftfs.conversation import Delivery
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import object_types
 from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
@@ -33,6 +35,7 @@ from bftfs.read_write.messages import (
     FragmentsRequest,
     HostedPart,
     InventoryReply,
+    InventoryRequest,
     ReadReply,
     ReadRequest,
 )
@@ -228,6 +231,66 @@ def test_lists_that_end_early_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert rebuilt_by_short_lists(monkeypatch)
 
 
+def rebuilt_beside_a_liar_that_lists_it(monkeypatch: pytest.MonkeyPatch) -> bool:
+    """True if a complete version is rebuilt that QC - t list, of which fewer than m have fragments.
+
+    One of these is the liar. The list of another host ends before the version, and a host is slow.
+    """
+    monkeypatch.setattr(limits, "KEYS_IN_INVENTORY", 4)
+    sizes = Sizes.smallest(t=2, b=1)
+    cluster = Cluster(VerificationSettings(VerificationPolicy.READ_TIME), sizes=sizes)
+    client = cluster.client()
+    for number in (0, 1, 2):
+        client.write(block(number), b"item")
+    last = cluster.place(client, block(3), cluster.pieces(b"item"), range(6))
+    client.write(block(4), b"item")
+    cluster.place(client, block(0), cluster.pieces(b"planted"), [1])  # so 1 lists less of the rest
+    key = version_key(block(3), last)
+    assert len(cluster.hosting(block(3), last)) == sizes.read_write.QC
+    send, ranges = cluster.network.send, [(b"", b"")]
+
+    def lists_it(
+        source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        if target == ("node", 8) and isinstance(message, InventoryRequest):
+            ranges.append((message.after, message.until))
+        if isinstance(message, InventoryReply):
+            after, until = ranges[-1]
+            if source == ("node", 5):  # it is slow, or cut off
+                return
+            if source == ("node", 8) and after < key <= until:
+                before = tuple(each for each in message.keys if each < key)
+                message = msgspec.structs.replace(
+                    message, keys=(*before, key), more=False, same=False
+                )
+        send(source, target, kind, number, message, body)
+
+    cluster.network.send = lists_it  # type: ignore[method-assign]
+    cluster.lose_store(0)
+    cluster.run_for(20 * SECOND_US)
+    assert not cluster.deployment.recoveries[NodeId(0)].rebuilding
+    return 0 in cluster.hosting(block(3), last)
+
+
+def test_a_liar_that_lists_a_version_does_not_stand_for_a_host_whose_list_ends_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert rebuilt_beside_a_liar_that_lists_it(monkeypatch)
+
+
+def test_must_fail_where_only_those_that_list_a_version_are_asked_for_fragments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gather = block_healing.gather
+
+    async def of_listing(session: Any, hosts: Any, me: NodeId) -> Any:
+        least = session.thresholds.repairable
+        return await gather(session, {key: nodes[:least] for key, nodes in hosts.items()}, me)
+
+    monkeypatch.setattr(block_healing, "gather", of_listing)
+    assert not rebuilt_beside_a_liar_that_lists_it(monkeypatch)
+
+
 def test_must_fail_where_lists_that_end_early_deny_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -331,6 +394,76 @@ def test_replies_that_hold_few_fragments_bring_all(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(block_healing.BlockHealer, "_at_once", lambda *_, **__: 16)
     cluster.lose_store(2)
     cluster.run_for(10 * SECOND_US)
+    assert fragments(cluster, 2) == before
+    assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
+
+
+def _first_part(reply: FragmentsReply, body: bytes) -> tuple[Any, bytes]:
+    return FragmentsReply(reply.parts[:1]), body[: reply.parts[0].size]
+
+
+def _nothing_padded(_reply: FragmentsReply, _body: bytes) -> tuple[Any, bytes]:
+    padded = HostedPart(CrossChecksum(b""), limits.FRAGMENTS_BYTES)
+    return FragmentsReply((padded,)), bytes(limits.FRAGMENTS_BYTES)
+
+
+def _first_part_padded(reply: FragmentsReply, _body: bytes) -> tuple[Any, bytes]:
+    padded = HostedPart(reply.parts[0].cross_checksum, limits.FRAGMENTS_BYTES)
+    return FragmentsReply((padded,)), bytes(limits.FRAGMENTS_BYTES)
+
+
+def requests_beside(rewrite: Callable[[FragmentsReply, bytes], tuple[Any, bytes]]) -> int:
+    """How many requests rebuild a store if a liar's replies are rewritten so."""
+    cluster = Cluster()
+    written(cluster.client(), 60)
+    cluster.run_for(5 * SECOND_US)
+    before = fragments(cluster, 2)
+    liar = _Rewriting(cluster, 5, rewrite)
+    cluster.lose_store(2)
+    cluster.run_for(10 * SECOND_US)
+    assert liar.rewritten
+    assert fragments(cluster, 2) == before
+    return cluster.network.between_nodes[FragmentsRequest]
+
+
+@pytest.mark.parametrize("rewrite", [_first_part, _first_part_padded, _nothing_padded])
+def test_a_liar_that_sends_one_fragment_at_a_time_wins_no_time(
+    rewrite: Callable[[FragmentsReply, bytes], tuple[Any, bytes]],
+) -> None:
+    """Others were asked for all of the chunk again and again, for one version each time."""
+    assert requests_beside(rewrite) <= 20
+
+
+def test_must_fail_where_whatever_is_left_out_is_asked_for_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = block_healing._taken
+
+    def believing(peers: Any, versions: Any, keys: Any, delivery: Delivery, now_us: int) -> Any:
+        taken(peers, versions, keys, delivery, now_us)
+        return keys[len(delivery.message.parts) :]
+
+    monkeypatch.setattr(block_healing, "_taken", believing)
+    monkeypatch.setattr(block_healing, "note_verdict", lambda *_: None)
+    assert requests_beside(_first_part) > 100
+
+
+def test_where_many_fragments_take_too_long_fewer_are_asked_for() -> None:
+    cluster = Cluster()
+    written(cluster.client(), 60)
+    cluster.run_for(5 * SECOND_US)
+    before = fragments(cluster, 2)
+    send = cluster.network.send
+
+    def loses_long_replies(
+        source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        if not isinstance(message, FragmentsReply) or len(message.parts) <= limits.HEAL_AT_ONCE:
+            send(source, target, kind, number, message, body)
+
+    cluster.network.send = loses_long_replies  # type: ignore[method-assign]
+    cluster.lose_store(2)
+    cluster.run_for(120 * SECOND_US)
     assert fragments(cluster, 2) == before
     assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
 
