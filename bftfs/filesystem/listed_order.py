@@ -19,7 +19,7 @@ from bftfs import limits
 from bftfs.filesystem.directory import ListedEntry
 from bftfs.identifiers import ObjectId
 
-ENTRIES: Final = 65_536  # of all directories whose order is remembered…
+ENTRIES: Final = 65_536  # of all directories whose order is remembered, which count as one each…
 ENTRIES_OF_ONE: Final = 16_384  # …and of one of them: of a longer listing, the last ones
 TOGETHER: Final = 100  # entries whose attributes are asked for at once
 NEAR: Final = 16  # entries between two looks that are still in a row: several threads mix theirs
@@ -45,8 +45,11 @@ class ListedOrder:
 
     def listed(self, directory: ObjectId, after: int, entries: Iterable[ListedEntry]) -> None:
         """These are the entries of the directory that follow the serial `after`."""
-        order = self._orders.setdefault(directory, _Order())
-        self._orders.move_to_end(directory)
+        order = self._orders.pop(directory, None)
+        if order is None:
+            order = _Order()
+            self._count += 1
+        self._orders[directory] = order
         self._count -= len(order.entries)
         if not after or after != order.last:
             order.entries, order.at = [], None
@@ -60,7 +63,7 @@ class ListedOrder:
         self._count += len(order.entries)
         while self._count > ENTRIES:
             _, forgotten = self._orders.popitem(last=False)
-            self._count -= len(forgotten.entries)
+            self._count -= len(forgotten.entries) + 1
 
     def looked_at(
         self, directory: ObjectId, identifier: ObjectId, now_us: int

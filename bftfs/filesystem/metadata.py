@@ -193,8 +193,10 @@ class Metadata:
 
     def _keep(self, identifier: ObjectId, attributes: Attributes, now_us: int) -> Attributes:
         entry = self._attributes.get(identifier)
-        if entry is not None and entry.attributes.version > attributes.version:
-            return entry.attributes
+        if entry is not None and entry.attributes.version >= attributes.version:
+            if entry.attributes.version > attributes.version:
+                return entry.attributes
+            now_us = max(now_us, entry.heard_us)
         self._attributes[identifier] = _KnownAttributes(attributes, now_us)
         self._attributes.move_to_end(identifier)
         if len(self._attributes) > ATTRIBUTES_CACHED:
@@ -221,23 +223,24 @@ class Metadata:
     async def fetch(self, identifiers: Sequence[ObjectId], who: Credentials) -> None:
         """Ask for those attributes of these that are not known, in bundles.
 
-        What a quorum does not agree on at once stays unknown.
+        What a quorum does not agree on at once stays unknown. The bundles are over when the slowest
+        is; an answer may be as old as the question. Nothing is cached for longer because of that.
         """
-        service, now_us = self._service, await Now()
+        service, asked_us = self._service, await Now()
         wanted = [
             each
             for each in identifiers
-            if each not in self._coming and self._valid(each, now_us) is None
+            if each not in self._coming and self._valid(each, asked_us) is None
         ]
-        if not wanted or isinstance(service, PastMetadata):
+        if not wanted or not self._attribute_timeout_us or isinstance(service, PastMetadata):
             return
         fetched = Event()
         self._coming |= dict.fromkeys(wanted, fetched)
         try:
             found = await service.bundle(wanted, GET_ATTRIBUTES, NoArguments(), who)
-            now_us = await Now()
+            heard_us = min(asked_us, await Now())  # the clock may have been set back
             for identifier, answered in found.items():
-                self.learn(identifier, answered.answer, now_us)
+                self.learn(identifier, answered.answer, heard_us)
         except AdmissionRefused:
             pass  # a later question about one of them reports it
         finally:

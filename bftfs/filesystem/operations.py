@@ -658,8 +658,7 @@ class FileSystem:
         listed = await opened.entries(self._metadata, after, count)
         attributes: tuple[Attributes | None, ...]
         if with_attributes:
-            if not self._options.strict:
-                await self._metadata.fetch([entry.identifier for entry in listed], opened.who)
+            await self._metadata.fetch([entry.identifier for entry in listed], opened.who)
             attributes = await Together(
                 tuple(
                     partial(self._attributes_if_there, entry.identifier, opened.who)

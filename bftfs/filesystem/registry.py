@@ -74,6 +74,7 @@ def _method(
     rests_on: Callable[..., Digest | None] | None = None,
     names: tuple[tuple[str, int], ...] = (),
     overtaken: int = 0,
+    brief: bool = False,
 ) -> Method:
     """A method, whose arguments and answer are of the types that `invoke` is annotated with."""
     types = get_type_hints(invoke)
@@ -91,6 +92,7 @@ def _method(
         for_readers,
         names,
         overtaken,
+        brief,
     )
 
 
@@ -117,7 +119,7 @@ _METHODS = (
     _query(GET_BLOCKS, inode.get_blocks, _INODE),
     _method(PERMIT_WRITING, inode.permit_writing, _INODE),
     _method(PERMIT_READING, inode.permit_reading_blocks, _INODE, for_readers=True),
-    _query(GET_ATTRIBUTES, inode.get_attributes, _EITHER),
+    _query(GET_ATTRIBUTES, inode.get_attributes, _EITHER, brief=True),
     _query(PERMIT_HISTORY, inode.permit_history, _EITHER),
     _method(CHANGE_ATTRIBUTES, inode.change_attributes, _EITHER),
     _method(ACCESSED, inode.accessed, _EITHER),

@@ -227,6 +227,8 @@ class QueryUpdateClient:
         more of it then.
         """
         found = self._method(method, update=False)
+        if not found.brief:
+            raise ValueError(f"{method} is not asked of many objects at once")
         encoded = encode_record(arguments)
         by_preference: dict[tuple[NodeId, ...], list[ObjectId]] = {}
         for name in sorted(set(objects)):

@@ -61,6 +61,6 @@ def counter_types() -> ObjectTypes:
     return ObjectTypes(
         (
             Method("counter.increment", True, kinds, Increment, increment, Count),
-            Method("counter.fetch", False, kinds, Fetch, fetch, Count),
+            Method("counter.fetch", False, kinds, Fetch, fetch, Count, brief=True),
         )
     )

@@ -117,6 +117,8 @@ class Method:
     `names` are those fields of an update's arguments that are names in one of its objects, each
     with that object's role. The history of that object tells them; those of others do not.
 
+    A `brief` query reads few rows, whatever is in the state: many may be asked in one message.
+
     With the errno `overtaken` it refuses what was prepared on what others have changed since: its
     client prepares it again, and stands in line meanwhile (`admission.Lines`).
     """
@@ -133,6 +135,7 @@ class Method:
     for_readers: bool = False
     names: tuple[tuple[str, int], ...] = ()
     overtaken: int = 0
+    brief: bool = False
 
     def takes(self, names: tuple[ObjectId, ...]) -> bool:
         """True if the objects are of the kinds that the method takes."""

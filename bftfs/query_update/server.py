@@ -252,14 +252,15 @@ class QueryUpdateServer:
         """Answer one query of each object, as if each had come alone.
 
         Those that would have to wait, or whose answers are large, are left out, and so are the last
-        ones if all take too many bytes: the work is bounded by that, since a method that does much
-        answers much.
+        ones if all take too many bytes. With a method that is brief, the work is bounded by that.
         """
         _require_grant(sender, message)
         names = message.objects
         if any(map(ge, names, names[1:])):
             raise Refuse(errno.EINVAL, "the objects of a bundle ascend")
         method = self._method(message.method, names[:1])
+        if not method.brief:
+            raise Refuse(errno.EOPNOTSUPP, f"{method.name} is not asked of many objects at once")
         if not all(method.takes((name,)) for name in names):
             raise Refuse(errno.EINVAL, f"{method.name} does not take such objects")
         arguments = self.types.decode_arguments(method, message.arguments)

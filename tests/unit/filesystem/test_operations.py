@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bftfs.conversation import Together
+from bftfs.conversation import Pause, Together
 from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Changes, inode_number
@@ -572,6 +572,51 @@ def test_a_bundle_never_brings_an_older_version_back(world: World) -> None:
     world.objects.bundled_hook = change
     looks_in_order(world, mount, range(3))
     assert world.run(mount.attributes(files[5], ALICE)).mode & 0o777 == 0o600
+
+
+def test_attributes_of_a_slow_bundle_are_believed_no_longer_than_others(world: World) -> None:
+    """A bundle is over when its slowest round is: answers of the other rounds are older."""
+    maker, mount = world.mount(), world.mount(attribute_timeout_us=1_000_000)
+    files = [make(world, maker, b"%d" % number) for number in range(10)]
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.run(mount.read_directory(opened, 0, with_attributes=False))
+
+    async def change() -> None:
+        world.objects.bundled_hook = None
+        await maker.change_attributes(files[5], Changes(mode=0o600), ALICE)
+        await Pause(900_000)
+
+    world.objects.bundled_hook = change
+    looks_in_order(world, mount, range(3))
+    assert world.objects.bundles
+    world.pass_time(200_000)
+    assert world.run(mount.attributes(files[5], ALICE)).mode & 0o777 == 0o600
+
+
+def test_a_slow_bundle_makes_nothing_older_that_was_heard_meanwhile(world: World) -> None:
+    maker, mount = world.mount(), world.mount(attribute_timeout_us=1_000_000)
+    files = [make(world, maker, b"%d" % number) for number in range(10)]
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.run(mount.read_directory(opened, 0, with_attributes=False))
+
+    async def look() -> None:
+        world.objects.bundled_hook = None
+        await Pause(900_000)
+        await mount._metadata.latest(files[5], ALICE)
+
+    world.objects.bundled_hook = look
+    looks_in_order(world, mount, range(3))
+    world.pass_time(200_000)
+    world.objects.calls.clear()
+    world.run(mount.attributes(files[5], ALICE))
+    assert not world.objects.calls
+
+
+def test_who_caches_no_attributes_bundles_nothing(world: World) -> None:
+    mount = world.mount(attribute_timeout_us=0)
+    make(world, mount, b"x")
+    assert listing(world, mount)
+    assert not world.objects.bundles
 
 
 def test_strict_mounts_bundle_nothing(world: World) -> None:

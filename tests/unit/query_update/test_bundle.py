@@ -11,7 +11,10 @@ import pytest
 
 from bftfs import limits
 from bftfs.asking.refusal import Refused
-from bftfs.credentials import Grant
+from bftfs.credentials import ROOT, Credentials, Grant
+from bftfs.filesystem import registry
+from bftfs.filesystem.inode import ExtendedSetting
+from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update import bundle as bundles
 from bftfs.query_update.counter import Fetch, Increment
@@ -332,6 +335,77 @@ def test_a_reply_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     each = len(whole.histories[0]) + len(whole.answers[0])
     monkeypatch.setattr(limits, "BUNDLE_BYTES", 3 * each)
     assert step(cluster, asking(*NAMES)).reply.positions == bytes(range(3))
+
+
+def with_large_attributes() -> tuple[Cluster, ObjectId]:
+    """A directory with much that only root is told of."""
+    cluster = Cluster(types=registry.file_system_types())
+    writer = cluster.client("writer")
+    volume, root = (
+        object_id(kind, placement=0, unique=bytes(14))
+        for kind in (ObjectKind.VOLUME, ObjectKind.DIRECTORY)
+    )
+    who = Credentials(ROOT, ROOT)
+    writer.run(
+        writer.qu.update(
+            (volume, root), registry.FORMAT, Format(limits.BLOCK_BYTES_MIN, 0o755), who
+        )
+    )
+    for number in range(7):
+        value = ExtendedSetting(b"trusted.%d" % number, bytes(limits.XATTR_VALUE_BYTES), 0)
+        writer.run(writer.qu.update((root,), registry.SET_EXTENDED, value, who))
+    cluster.settle()
+    return cluster, root
+
+
+def bytes_read(cluster: Cluster, message: Bundle, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What a step reads of the store."""
+    disk, read = type(cluster.nodes[0].disk), [0]
+    get, scan = disk.get, disk.scan
+
+    def counted_get(self: Any, *arguments: Any) -> Any:
+        value = get(self, *arguments)
+        read[0] += len(value or b"")
+        return value
+
+    def counted_scan(self: Any, *arguments: Any, **options: Any) -> Any:
+        for key, value in scan(self, *arguments, **options):
+            read[0] += len(value)
+            yield key, value
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "get", counted_get)
+        patch.setattr(disk, "scan", counted_scan)
+        step(cluster, message)
+    return read[0]
+
+
+def test_only_brief_queries_are_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may read much and answer little, here the names of no attribute: 128 times a step."""
+    cluster, root = with_large_attributes()
+    reply = step(cluster, asking(root, method=registry.LIST_EXTENDED)).reply
+    assert isinstance(reply, Refused)
+    assert reply.code == errno.EOPNOTSUPP
+    message = asking(root, method=registry.GET_ATTRIBUTES)
+    assert step(cluster, message).reply.positions == b"\0"
+    assert bytes_read(cluster, message, monkeypatch) < 4_096
+    client = cluster.clients["writer"]
+    with pytest.raises(ValueError, match="many objects"):
+        client.run(client.qu.bundle((root,), registry.LIST_EXTENDED, Fetch(), USER))
+
+
+def test_must_fail_any_query_is_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, root = with_large_attributes()
+    method = cluster.types.method(registry.LIST_EXTENDED)
+    assert method is not None
+    object.__setattr__(method, "brief", True)
+    try:
+        message = asking(root, method=registry.LIST_EXTENDED)
+        (answer,) = step(cluster, message).reply.answers
+        assert len(answer) < limits.ANSWER_INLINE_BYTES
+        assert bytes_read(cluster, message, monkeypatch) > limits.BUNDLE_BYTES
+    finally:
+        object.__setattr__(method, "brief", False)
 
 
 def test_nodes_may_ask_no_more_than_clients() -> None:
