@@ -43,7 +43,7 @@ from functools import partial
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import Nodes
-from bftfs.conversation import Event, Pause, Wait
+from bftfs.conversation import Pause
 from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import RunReply, RunRequest
@@ -56,6 +56,7 @@ from bftfs.storage import StorageView, Write
 
 # With those that have not answered yet; then they are asked again.
 _PATIENCE_US = tuple(limits.SECOND_US * quarters // 4 for quarters in (1, 2, 4, 8))
+_LOOK_US = 5_000  # how often who waits for an attempt looks if it has ended
 
 _COPIED = "its store was copied from somewhere else while it was in use"
 _OLDER = "others know of a later run of this node than its store does: it is an older copy"
@@ -82,7 +83,6 @@ class Runs:
         self._others = OtherNodes(node, peers)
         self._host: Host | None = None
         self._beginning = False
-        self._ended = Event()  # an attempt has ended
         recovery.awaits = Want(b"run", lambda _view: self._begin_on_demand())
 
     async def run(self, host: Host) -> None:
@@ -102,7 +102,7 @@ class Runs:
         """Begin a run. False if that is not possible now."""
         if self._beginning:
             while self._beginning:
-                await Wait(self._ended)
+                await Pause(_LOOK_US)
             return self._recovery.awaits is None
         self._beginning = True
         try:
@@ -110,7 +110,6 @@ class Runs:
             self._recovery.note_run(begun=begun)
         finally:
             self._beginning = False
-            self._ended.announce()
         return begun
 
     async def _begin_alone(self, host: Host) -> bool:
