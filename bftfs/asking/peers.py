@@ -155,6 +155,7 @@ class Peers:
         """`trusted` are always believed: a node believes what it has itself accepted."""
         self.quorums = quorums
         self.metadata = Pace(hedge_us=HEDGE_US, patience_us=PATIENCE_US)
+        self.bundles = Pace(hedge_us=HEDGE_US, patience_us=PATIENCE_US)
         self.reads = Pace(hedge_us=limits.READ_PATIENCE_US, patience_us=PATIENCE_US)
         self.writes = Pace(hedge_us=limits.READ_PATIENCE_US, patience_us=limits.WRITE_PATIENCE_US)
         self.pages = Pace(hedge_us=HEDGE_US, patience_us=PATIENCE_US, judges_lateness=False)

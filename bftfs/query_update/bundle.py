@@ -118,7 +118,7 @@ async def ask_bundle(rounds: Rounds, message: Bundle) -> dict[ObjectId, Vote]:
         BundleReply,
         tally.take,
         subject=message.method,
-        pace=rounds.peers.pages,
+        pace=rounds.peers.bundles,
     )
     tally.conclude()
     return tally.agreed

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from bftfs import limits
+from bftfs.asking.peers import HEDGE_US
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import ROOT, Credentials, Grant
 from bftfs.filesystem import registry
@@ -199,6 +200,22 @@ def test_a_silent_server_is_replaced() -> None:
     filled(cluster)
     cluster.mute(0)
     assert bundle(cluster.client("reader")) == EXPECTED
+
+
+@pytest.mark.parametrize("delay_us", [None, 300_000])
+def test_a_silent_server_holds_up_the_first_bundle_only(delay_us: int | None) -> None:
+    """As it does with queries: who lists a large directory does not wait for it each time."""
+    cluster = Cluster()
+    filled(cluster)
+    cluster.route = lambda source, target, _: delay_us if 0 in (source[1], target[1]) else 500
+    reader = cluster.client("reader")
+    took_us = []
+    for _ in range(20):
+        began_us = cluster.now_us
+        assert bundle(reader) == EXPECTED
+        took_us.append(cluster.now_us - began_us)
+    assert took_us[0] > HEDGE_US
+    assert max(took_us[1:]) < HEDGE_US
 
 
 def test_what_has_to_be_repaired_is_left_out_and_harms_nothing_else() -> None:
