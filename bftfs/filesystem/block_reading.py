@@ -20,7 +20,7 @@ from bftfs.errors import (
     VersionUnrecoverable,
 )
 from bftfs.filesystem.attributes import Attributes, spans
-from bftfs.filesystem.block_memory import BlockCache, Buffer, Load, part
+from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Load, part
 from bftfs.filesystem.block_names import PAGE, BlockName, Part
 from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.epochs import Sealing
@@ -169,9 +169,31 @@ class BlockReader:
                 return None
             load.is_outdated = False  # what was dropped so far: the block is read again now
             name = contents.name(number)
-        if name is not None:
+        if name is None:
+            return await self._unnamed(contents, number, who)
+        try:
             return await self.version(identifier, number, name, who)
-        return await self._unnamed(contents, number, who)
+        except NoLongerKept:
+            if number not in contents.uncovered:
+                raise
+            return await self._on_what_is_named(contents, number, who)
+
+    async def _on_what_is_named(
+        self, contents: Contents, number: int, who: Credentials
+    ) -> Buffer | None:
+        """A block with this mount's patch, which is not covered, on what the inode names now.
+
+        Others have replaced what the patch was written for, and nodes have collected that since.
+        None if the block was covered meanwhile. Raises NoLongerKept if it is no patch.
+        """
+        await self.refresh(contents, who, number)
+        block = await self.covered_block(contents, number, who)
+        uncovered = contents.uncovered.get(number)
+        if uncovered is None:
+            return None
+        if not isinstance(uncovered.image, DirtyBlock):
+            raise NoLongerKept(subject=f"block {number}", at_us=contents.version)
+        return uncovered.image.over(block)
 
     async def _if_there(
         self, contents: Contents, number: int, name: BlockName | None, who: Credentials

@@ -581,7 +581,13 @@ class QueryUpdateClient:
             ):
                 return Verdict.DEAD, b""  # chains ascend; or it is another update of that version
             here = names[position], *names[:position], *names[position + 1 :]
-            return await self.repairs.chained(attempt.timestamp, here, base.timestamp)
+            found = await self.repairs.chained(attempt.timestamp, here, base.timestamp)
+            if (
+                found[0] is Verdict.UNKNOWN
+                and base.conditioned_on < attempt.timestamp != base.timestamp
+            ):
+                return Verdict.DEAD, b""  # servers have collected what was there; it was not this
+            return found
         return None, b""
 
     async def _agreed(

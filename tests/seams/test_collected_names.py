@@ -17,6 +17,7 @@ from bftfs import limits
 from bftfs.errors import NoLongerKept
 from bftfs.filesystem.attributes import NO_CHANGES
 from bftfs.filesystem.block_names import covered, name_at
+from bftfs.filesystem.block_reading import BlockReader
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import WRITE
@@ -356,3 +357,41 @@ def test_must_fail_where_a_patch_goes_that_is_named(monkeypatch: pytest.MonkeyPa
     assert case.hosts() == [0, 0]
     with pytest.raises(NoLongerKept):
         case.world.user("reader").read(case.identifier)
+
+
+def shown_on_what_is_gone() -> tuple[str, str]:
+    """A mount has not looked at a file for long. It patches what others have replaced since, and
+    nodes have collected; what its programs see then, and what there is when it has closed it."""
+    world = World(collection=CollectionPlan(WINDOW_US), volume=VOLUME)
+    user, other = world.user("user"), world.user("other")
+    user.format()
+    identifier = user.make("file", "." * BLOCK_BYTES)
+    options = Options(access_times=False, patch_saves_bytes=0, cache_bytes=0)
+    mount = user.filesystem(options)
+    file = user.run(mount.open(identifier, os.O_RDWR, user.who))
+    user.run(mount.read(file, 0, 1))
+    other.put(identifier, "n" * BLOCK_BYTES)
+    world.run_for(2 * WINDOW_US)
+    other.chmod(identifier, 0o640)
+    world.run_for(2 * WINDOW_US)
+    mount.write(file, 2, b"mine", now_ns=world.now_us * 1000)
+    user.run(mount._contents._writer.push(file.contents, tuple(file.contents.dirty)))
+    assert file.contents.uncovered[0].pushed.under is not None
+    shown = bytes(user.run(mount.read(file, 0, 10))).decode()
+    user.run(mount.release(file))
+    return shown, world.user("reader").read(identifier)[:10]
+
+
+def test_a_patch_is_shown_although_what_it_was_written_for_has_gone() -> None:
+    assert shown_on_what_is_gone() == ("nnminennnn", "nnminennnn")
+
+
+def test_must_fail_where_a_patch_is_shown_on_what_it_was_written_for_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise NoLongerKept(subject="block 0", at_us=0)
+
+    monkeypatch.setattr(BlockReader, "_on_what_is_named", fail)
+    with pytest.raises(NoLongerKept):
+        shown_on_what_is_gone()

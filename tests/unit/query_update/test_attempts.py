@@ -63,6 +63,30 @@ def test_an_attempt_is_not_given_up_for_what_is_older(base: Candidate, kept: boo
     assert (attempt in update.earlier) is kept
 
 
+@pytest.mark.parametrize(
+    ("base", "kept"),
+    [
+        (Candidate(at(8), at(6)), False),  # there is nothing between the two
+        (Candidate(at(9), at(8)), True),  # it may be below the earlier one
+    ],
+)
+def test_an_attempt_of_which_servers_have_collected_all_is_judged_by_the_latest_version(
+    base: Candidate, kept: bool
+) -> None:
+    client: Any = SimpleNamespace(repairs=SimpleNamespace(chained=knows_nothing))
+    attempt = EarlierAttempt(at(7), (at(5),), b"")
+    observed: Any = SimpleNamespace(classification=SimpleNamespace(object_candidate=base))
+    update: Any = SimpleNamespace(names=(bytes(16),))
+    judging = QueryUpdateClient._verdict(client, update, attempt, [observed])
+    verdict, _ = World().user("user").run(judging)
+    assert verdict is (Verdict.UNKNOWN if kept else Verdict.DEAD)
+
+
+async def knows_nothing(*_: Any) -> tuple[Verdict, bytes]:
+    await Pause(1)
+    return Verdict.UNKNOWN, b""
+
+
 def overdrawn(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
     """A server that waits for older updates of every client."""
     if not isinstance(message, Update):
