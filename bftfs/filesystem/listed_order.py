@@ -70,15 +70,15 @@ class ListedOrder:
     ) -> tuple[ObjectId, ...]:
         """A program looks at an entry whose attributes are not known.
 
-        Gives the entries to ask for together, from that one on; none if this is no pattern yet.
+        Gives the entries to ask for together, from that one on; none if this is no pattern yet. Who
+        looks at the same entry again and again waits for a change of that one.
         """
         order = self._orders.get(directory)
         place = None if order is None else _place(order, identifier)
         if order is None or place is None:
             return ()
-        is_near = order.at is not None and abs(place - order.at) <= NEAR
-        order.at = place + 1
-        if not is_near:
+        expected, order.at = order.at, place + 1
+        if expected in (None, order.at) or abs(place - expected) > NEAR:
             return ()
         order.looked_us = now_us
         return _from(order, place)

@@ -516,6 +516,38 @@ def test_who_looks_here_and_there_gets_what_he_asks_for(world: World) -> None:
     assert not world.objects.bundles
 
 
+def test_who_looks_at_one_file_again_and_again_asks_for_that_one(world: World) -> None:
+    maker, mount = world.mount(), world.mount(attribute_timeout_us=1_000_000)
+    for number in range(200):
+        make(world, maker, b"%d" % number)
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    looks_in_order(world, mount, range(3))
+    world.objects.bundles.clear()
+    for _ in range(10):
+        world.pass_time(1_000_000)
+        looks_in_order(world, mount, (7,))
+    assert not world.objects.bundles
+
+
+def test_who_is_interrupted_wakes_those_who_wait_for_his_bundle(world: World) -> None:
+    maker, mount = world.mount(), world.mount()
+    for number in range(40):
+        make(world, maker, b"%d" % number)
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    looks_in_order(world, mount, (0,))
+    world.objects.latency = lambda: 1_000_000
+    asking = world.host.engine.start(mount.lookup(ROOT_ID, b"1", ALICE), lambda *_: None)
+    waiting = world.host.start(mount.lookup(ROOT_ID, b"2", ALICE))
+    assert world.objects.bundles
+    asking.cancel()
+    world.host.settle()
+    (found,) = waiting
+    assert not isinstance(found, BaseException)
+    assert not mount._metadata._coming
+
+
 def test_several_who_look_at_once_share_a_bundle(world: World) -> None:
     maker, mount = world.mount(), world.mount()
     for number in range(40):
