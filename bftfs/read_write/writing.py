@@ -33,7 +33,7 @@ from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.conversation import Delivery, Now, Pause, Send
 from bftfs.credentials import NOBODY, Credentials
 from bftfs.crypto.digest import Digest, life_of
-from bftfs.errors import AdmissionRefused
+from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.messages import (
     TimeReply,
@@ -122,10 +122,25 @@ class TimeRound(Gathering[tuple[int, ...]]):
         ]
 
 
-class WriteRound(Gathering[Told]):
-    """Sends each node its fragment of one version. A node's answer is what it tells of lives."""
+class NodesTooLate(Exception):
+    """Some nodes take the time no more, and others are silent: this ends a round, and no more."""
 
-    __slots__ = ("_asked", "_forbidding", "_lives", "_made", "_session", "_silences_borne")
+    def __init__(self, *, heard: int) -> None:
+        """`heard`: how many nodes host the version, as far as is known."""
+        super().__init__(heard)
+        self.heard = heard
+
+
+class WriteRound(Gathering[Told]):
+    """Sends each node its fragment of one version. A node's answer is what it tells of lives.
+
+    Ends with `NodesTooLate` after a silence in which some node refuses an author's time.
+    """
+
+    __slots__ = (
+        *("_asked", "_forbidding", "_is_authors", "_is_late", "_lives", "_made", "_session"),
+        "_silences_borne",
+    )
 
     def __init__(
         self,
@@ -167,6 +182,8 @@ class WriteRound(Gathering[Told]):
         self._made: dict[NodeId, bytes] = {}
         self._silences_borne = silences
         self._forbidding = NO_NODES
+        self._is_authors = not request.vouchers
+        self._is_late = False
 
     @property
     def vouchers(self) -> tuple[Voucher, ...]:
@@ -179,6 +196,8 @@ class WriteRound(Gathering[Told]):
         message = reply.message
         if isinstance(message, WriteReply) and message.voucher:
             self._made[reply.node] = message.voucher
+        if isinstance(message, Refused) and message.code == errno.ETIME:
+            self._is_late = self._is_authors
         if self._silences_borne and isinstance(message, Refused) and message.code in FORBIDDEN:
             self._forbidding = self._forbidding.plus(reply.node)
             self.useless(reply.node)
@@ -198,6 +217,8 @@ class WriteRound(Gathering[Told]):
         is_over = await super()._lapse()
         if self._forbidding and not is_over and self._silences >= self._silences_borne:
             raise NodesDisagree(self._forbidding, heard=len(self._answers))
+        if self._is_late and not is_over:
+            raise NodesTooLate(heard=len(self._answers))
         return is_over
 
     def _outlived(self, answers: dict[NodeId, Told]) -> Iterable[NodeId]:
@@ -239,6 +260,10 @@ async def write_at(
     If the time is ahead of this client's clock, another client has pushed the block's time as far
     ahead as the fastest clocks of nodes allow. Nodes whose clocks are behind refuse the write until
     they have caught up. So it takes longer, and must not fail. [design §4]
+
+    If some nodes host it, and others refuse its time since all clocks were set back meanwhile,
+    these take it as a repair: for what others vouch for, no time is wrong. Otherwise the write
+    would wait for nodes that are down. (docs/decisions/0017-clock-jumps.md)
     """
     request = WriteRequest(
         block,
@@ -250,10 +275,21 @@ async def write_at(
         vouchers,
         wants_vouchers,
     )
-    waited_us, pause_us = 0, limits.CLOCKS_PATIENCE_US
+    began_us, waited_us, pause_us = await Now(), 0, limits.CLOCKS_PATIENCE_US
     while True:
         try:
             return await _write_where_permitted(session, request, encoded.fragments, permission)
+        except NodesTooLate as late:
+            everybody = frozenset(session.by_fragment[0])
+            if await repair(session, block, timestamp, encoded, hosts=everybody):
+                return ()
+            most_us = session.patience_total_us
+            if most_us is not None and await Now() - began_us > most_us:
+                raise QuorumUnavailable(
+                    heard=late.heard,
+                    required=session.thresholds.responses,
+                    subject=_named((block,)),
+                ) from late
         except AdmissionRefused as refused:
             if (
                 refused.code != errno.ETIME

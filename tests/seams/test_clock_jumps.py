@@ -36,6 +36,8 @@ from bftfs.query_update.history import (
 from bftfs.query_update.messages import Status, Update
 from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.replica import Replica
+from bftfs.read_write.messages import WriteRequest
+from bftfs.read_write.writing import WriteRound
 from bftfs.server.own_clock import OwnClock
 from bftfs.simulation import deployment
 from bftfs.simulation.deployment import CollectionPlan
@@ -573,6 +575,50 @@ def test_a_writer_that_is_at_work_when_the_clocks_go_back(jump_s: int, covers: b
     assert contents[4 * BLOCK_BYTES :] == (b"second" if covers else b"")
     done(world, other, other.putting(identifier, "again!"))
     assert user.read(identifier)[:7] == "again!."
+
+
+def written_while_the_clocks_go_back(jump_s: int) -> list[Any]:
+    """A node is down, and one hears of a block when all clocks are back; the others had taken it.
+
+    What comes of the write in ten minutes.
+    """
+    world = World()
+    user = world.user("user")
+    user.format()
+    identifier = user.make("file", "before")
+    world.nodes[0].crash(down_us=None)
+    jump(world, [user], jump_s)
+    world.ways.hold(
+        lambda _source, target, _kind, message: (
+            isinstance(message, WriteRequest) and target == world.nodes[5].endpoint
+        )
+    )
+    ended = world.start(user.host, user.putting(identifier, "after!"))
+    world.run_for(SECOND_US // 10)
+    jump(world, [user], -jump_s)
+    world.ways.flow()
+    world.ways.release()
+    world.run_for(600 * SECOND_US)
+    assert not ended or user.read(identifier) == "after!"
+    return ended
+
+
+@pytest.mark.parametrize("jump_s", JUMPS_S)
+def test_a_write_that_some_nodes_have_taken_waits_for_no_node_that_is_down(jump_s: int) -> None:
+    assert written_while_the_clocks_go_back(jump_s) == [None]
+
+
+def test_must_fail_where_a_time_that_few_refuse_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make = WriteRound.__init__
+
+    def patient(self: WriteRound, *given: Any, **named: Any) -> None:
+        make(self, *given, **named)
+        self._is_authors = False
+
+    monkeypatch.setattr(WriteRound, "__init__", patient)
+    assert written_while_the_clocks_go_back(YEAR_S) == []
 
 
 def written_again_when_the_clocks_go_back() -> str:
