@@ -241,7 +241,8 @@ class EpochFollower:
             self._cipher.learn(epoch, key)
         if described.epochs:
             held = {each.client for each in described.clients if each.epoch_key}
-            self._holders[latest] = self._holders.get(latest, frozenset()) | held
+            if latest in self._holders or latest not in self._serials:  # what is forgotten stays so
+                self._holders[latest] = self._holders.get(latest, frozenset()) | held
             self._serials[latest] = max(described.serial, self._serials.get(latest, 0))
             if len(self._holders) > _HOLDERS_KEPT:
                 del self._holders[min(self._replaceable(), key=self._rank)]
