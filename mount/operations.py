@@ -555,6 +555,7 @@ def statvfs(statistics: Statistics) -> StatvfsData:
 
 # The first class that fits decides. None: the exception carries the errno.
 TABLE: tuple[tuple[type[Exception], int | None], ...] = (
+    (errors.VersionGone, None),
     (FileSystemError, None),
     (errors.AdmissionRefused, None),
     (errors.QuorumUnavailable, errno.ETIMEDOUT),  # only a `soft` mount gives up

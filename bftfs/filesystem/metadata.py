@@ -229,7 +229,7 @@ class Metadata:
         service, asked_us = self._service, await Now()
         wanted = [
             each
-            for each in identifiers
+            for each in dict.fromkeys(identifiers)  # a hard link is another name of the same object
             if each not in self._coming and self._valid(each, asked_us) is None
         ]
         if not wanted or not self._attribute_timeout_us or isinstance(service, PastMetadata):

@@ -579,6 +579,20 @@ def test_a_directory_that_was_looked_through_is_listed_with_attributes(world: Wo
     assert world.objects.bundles == [10]
 
 
+def test_several_names_of_one_file_are_listed_and_looked_at(world: World) -> None:
+    maker, mount = world.mount(), world.mount()
+    files = [make(world, maker, b"%d" % number) for number in range(10)]
+    for number in range(10, 20):
+        world.run(maker.link(files[number % 2], ROOT_ID, b"%d" % number, ALICE))
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    assert len(world.run(mount.read_directory(opened, 0, with_attributes=False))) == 20
+    looks_in_order(world, mount, range(20))
+    world.pass_time(2_000_000)
+    again = world.run(mount.read_directory(opened, 0))
+    links = [entry.attributes and entry.attributes.links for entry in again]
+    assert links == [6, 6, *[1] * 8, *[6] * 10]
+
+
 def test_what_a_bundle_leaves_out_is_asked_for_by_itself(world: World) -> None:
     maker, mount = world.mount(), world.mount()
     for number in range(10):
