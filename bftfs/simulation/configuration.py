@@ -257,6 +257,8 @@ def _draw_rare_uses(drawn: Configuration, random: Random) -> FileMix:
         files = replace(files, doors=doors, guests=guests, contents=0.6)
     if random.random() < 0.15 and not files.undo:
         files = replace(files, shared=random.choice((0.3, 0.8)))
+    if random.random() < 0.5:
+        files = replace(files, bundles=random.choice((0.1, 0.5)))
     return files
 
 

@@ -30,6 +30,7 @@ from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renaming
 from bftfs.filesystem.file_history import History, past_file_system
+from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.identifiers import (
@@ -106,6 +107,9 @@ def _acl(mask: int) -> bytes:
 
 _ACL_OPEN, _ACL_MASKED = _acl(0o6), _acl(0o4)
 
+_WITH_ATTRIBUTES = (ObjectKind.DIRECTORY, ObjectKind.INODE)
+_BUNDLED = 6  # objects in a bundle
+
 GROUPS = 0o660  # the mode of new files: also for a group that the stranger is not in
 FORBIDDEN = b"forbidden"  # a name that only clients without the right to it create
 
@@ -125,6 +129,7 @@ class FileMix:
     guests: float = 0.0  # the share of writes that the stranger makes, permitted or not
     shared: float = 0.0  # the share of operations that write two files which all clients write
     undo: bool = False  # the auditor undoes a client's changes, and restores a former state
+    bundles: float = 0.0  # the share of queries before which many objects' attributes are asked for
 
 
 @dataclass(slots=True)
@@ -414,7 +419,13 @@ class _RecordedMetadata(QueryUpdateClient):
         arguments: Record,
         credentials: Credentials,
     ) -> Answered:
-        """Invoke a query."""
+        """Invoke a query, at times behind a bundle: mounts here cache nothing, and ask for none."""
+        workload = self._workload
+        if workload.mix.bundles and workload.random.random() < workload.mix.bundles:
+            known = [name for name in workload.known if kind_of(name) in _WITH_ATTRIBUTES]
+            await self.bundle(
+                known[-_BUNDLED:], registry.GET_ATTRIBUTES, NoArguments(), credentials
+            )
         asking = super().query(objects, method, arguments, credentials)
         return await self._witnessed(method, objects, arguments, asking, update=False)
 
