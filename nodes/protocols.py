@@ -153,6 +153,12 @@ def honest_services(
                 verifier.settings.node,
             ),
             Figure(
+                "bftfs_possible_versions_fullness",
+                "The unverified versions of some client, or of all, as a share of their limit: "
+                "beyond a half, ever more writes wait for verification.",
+                verifier.fullness(),
+            ),
+            Figure(
                 "bftfs_possible_blocks", "Blocks with unverified versions.", verifier.backlog.blocks
             ),
             Figure("bftfs_possible_objects", "Objects with incomplete updates.", incomplete.total),

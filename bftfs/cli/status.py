@@ -27,13 +27,13 @@ from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import NotAdmitted, UsageError
 from bftfs.filesystem.attributes import inode_number
+from bftfs.limits import VERIFY_SLOPE_FROM
 from bftfs.printable import as_word, printable
 from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.server.comparison import health_reports, told_by_a_correct_one, with_a_correct_one
 from mount.identity import identity_of
 
 _POOL_WORTH_SAYING = 0.85  # the share from which on a node collects, and soon slows writers
-_NEARLY = 0.8  # the share of a limit that is worth a warning
 _WRITES_REFUSED = "writes are refused"  # the beginning of that reason in a node's health
 _NODES_SENTENCE = "node: "  # the beginning of the last message of `python -m nodes`
 _NOT_ADMITTED = NotAdmitted.__name__  # the beginning of that reason for a lost connection
@@ -246,16 +246,20 @@ def writers(nodes: list[dict[str, Any]]) -> list[str]:
         if reason.startswith(_WRITES_REFUSED)
     ]
     for node in nodes:
-        limit = _figure(node, "bftfs_possible_versions_limit")
-        share = _figure(node, "bftfs_possible_versions") / limit if limit else 0.0
-        if share >= _NEARLY:
+        fullness = _figure(node, "bftfs_possible_versions_fullness")
+        if fullness > VERIFY_SLOPE_FROM:
             said.append(
-                f"node {node['node']}: unverified versions are at {share:.0%} of their limit"
+                f"node {node['node']}: unverified versions are at {fullness:.0%} of a limit: "
+                f"beyond {VERIFY_SLOPE_FROM:.0%}, writes wait for verification now and then"
             )
         if node["up"] and _share(node) >= _POOL_WORTH_SAYING:
             said.append(f"node {node['node']}: its room for versions is {_share(node):.0%} taken")
     for name, why in (
-        ("bftfs_verification_demands", "writes have waited for verification"),
+        ("bftfs_verification_demands", "writes have waited for verification, at a limit"),
+        (
+            "bftfs_verification_slowed",
+            "writes have waited for some verification, beyond half of a limit",
+        ),
         ("bftfs_repair_demands", "updates have waited because their client left others incomplete"),
     ):
         if waited := _total(nodes, name):

@@ -163,6 +163,10 @@ class Backlog:
 
     # --- choosing ----------------------------------------------------------------------------
 
+    def fullest(self) -> int:
+        """The most possible versions that one client has."""
+        return max(self._totals.values(), default=0)
+
     def ripe(self, now_us: int, most: int) -> list[BlockId]:
         """At most `most` blocks to verify now: those that settle most versions come first."""
         self._ripen(now_us)

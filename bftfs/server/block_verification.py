@@ -13,10 +13,13 @@ of its block. The `Backlog` has all possible versions.
 
 1. *When.* In idle time: when no client has asked this node or its peers for anything for a while
    (`IdleTime`). Blocks with the most possible versions come first; a block that was written just
-   now waits.
-2. *Bound.* When the possible versions of a client, of a client and block, or of the node reach a
-   limit, the writes of that client wait for verification on demand. So what a faulty client can
-   leave behind is bounded, and it delays nobody but itself.
+   now waits. Beside clients that never pause, for a bounded share of the time, which grows with the
+   backlog (`_beside_clients`); then each block by its responsible nodes.
+2. *Bound.* From half of the limit of a client, or of the node, on, ever more of a client's writes
+   wait until a few of its blocks are verified (`_slowing`): writers slow down to what is verified,
+   before they reach the limit. When the possible versions of a client, of a client and block, or of
+   the node reach a limit, the writes of that client wait for verification on demand. So what a
+   faulty client can leave behind is bounded, and it delays nobody but itself.
 3. *Cooperation.* Nodes k, k + 1, …, k + b (mod N) are responsible for a block; k is the rotation of
    its fragments. They verify it and send notices to the others. b + 1 equal notices convince a
    node, as one of them is a correct node's. If b + 1 notices differ, a correct
@@ -37,7 +40,7 @@ host runs in its next batch.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -72,6 +75,7 @@ from bftfs.server.tally import counter
 from bftfs.server.worker import IdleTime, claimed_ms
 from bftfs.storage import StorageView, Table, Write, after_keys
 
+_RIPE_PER_LOOK = 8 * limits.VERIFY_AT_ONCE  # ripe blocks that are looked at beside clients
 _ROWS_PER_LOOK = 2_000  # rows per step, when possible versions are searched in the store
 
 
@@ -105,6 +109,10 @@ class VerificationTally:
     failed: int = counter("Verifications that failed.", name="verifications_failed")
     notices: int = counter("Notices sent to other nodes.")
     demands: int = counter("Writes that waited for verification.", name="verification_demands")
+    slowed: int = counter(
+        "Writes that waited for some verification, beyond half of a limit.",
+        name="verification_slowed",
+    )
     demanded: dict[ClientId, int] = field(default_factory=dict)  # `demands` by client
 
 
@@ -184,6 +192,7 @@ class LazyVerifier:
         self._idle = IdleTime(session.thresholds.b)
         self._looked_until = b""  # the store has been searched up to this key
         self._least = min(settings.node, settings.client, settings.block)
+        self._owed: dict[ClientId, float] = {}  # blocks to verify for clients that are slowed
 
     # --- called by the server ----------------------------------------------------------------
 
@@ -211,7 +220,7 @@ class LazyVerifier:
             )
             worthwhile = backlog.has_worthwhile(client, now_us)
         else:
-            return None
+            return self._slowing(client, now_us)
         self.tally.demands += 1
         self.tally.demanded[client] = self.tally.demanded.get(client, 0) + 1
         if not worthwhile:
@@ -224,6 +233,56 @@ class LazyVerifier:
                 errno.EAGAIN, "too many of this client's versions are neither complete nor verified"
             )
         return want
+
+    def fullness(self) -> float:
+        """How near the possible versions of some client, or of all, are to their limit; 1 at it."""
+        settings = self.settings
+        return max(self.backlog.total / settings.node, self.backlog.fullest() / settings.client)
+
+    def _slowing(self, client: ClientId, now_us: int) -> Want | None:
+        """What a write waits for that is to be slowed; None if it is accepted.
+
+        Each accepted write adds to what the client owes; several blocks are verified for it
+        together. A write that has waited is accepted, unless others of its client have filled that
+        again. Only blocks with versions of the client count: nobody waits for those of others.
+        """
+        owed = self._owed.pop(client, 0.0)
+        if owed >= limits.VERIFY_AT_ONCE:
+            count = self.backlog.of_client_and_block
+            ripe = self._ripe(now_us, _RIPE_PER_LOOK)
+            blocks = [block for block in ripe if count(client, block)][: limits.VERIFY_AT_ONCE]
+            if blocks:
+                self.tally.slowed += 1
+                key = b"verify some" + client + blocks[0]
+                return Want(key, lambda _view: self._demand(lambda: blocks))
+        if slope := self._slope(client):
+            self._owed[client] = min(owed + slope, limits.VERIFY_AT_ONCE)
+        return None
+
+    def _slope(self, client: ClientId) -> float:
+        """Blocks to verify for a write of the client: none up to half of a limit, 1 at the limit.
+
+        The limit of the node concerns clients that have no less than their share of what there is.
+        """
+        backlog, settings = self.backlog, self.settings
+        own = backlog.of_client(client)
+        fullness = own / settings.client
+        if own * backlog.clients >= backlog.total:
+            fullness = max(fullness, backlog.total / settings.node)
+        begin = limits.VERIFY_SLOPE_FROM
+        return max(fullness - begin, 0.0) / (1.0 - begin)
+
+    def _ripe(self, now_us: int, most: int) -> list[BlockId]:
+        ripe = self.backlog.ripe(now_us, most)
+        return [block for block in ripe if block not in self._under_way]
+
+    def _is_responsible(self, block: BlockId) -> bool:
+        return not self._cooperative or self._distance(block) <= self._thresholds.b
+
+    def _distance(self, block: BlockId) -> int:
+        """How many nodes come before this one to verify `block`."""
+        N = self._thresholds.N
+        return (self._node - rotation_of(block, N)) % N
 
     def written(self, block: BlockId, timestamp: BlockTimestamp, now_us: int) -> Want | None:
         """A version is hosted from now on. Returns what the reply has to wait for. [§3.10.2]"""
@@ -247,8 +306,7 @@ class LazyVerifier:
         """How long after a write this node may verify the block."""
         if not self._cooperative:
             return limits.VERIFY_FRESH_US
-        N = self._thresholds.N
-        distance = (self._node - rotation_of(block, N)) % N
+        distance = self._distance(block)
         delay = limits.VERIFY_FRESH_US + distance * limits.VERIFY_STAGGER_US
         return delay if distance <= self._thresholds.b else delay + limits.VERIFY_ALONE_US
 
@@ -424,12 +482,7 @@ class LazyVerifier:
         """
         blocks = choose()
         for at in range(0, len(blocks), limits.VERIFY_AT_ONCE):
-            await Together(
-                tuple(
-                    partial(self._verify, block)
-                    for block in blocks[at : at + limits.VERIFY_AT_ONCE]
-                )
-            )
+            await self._verify_together(blocks[at : at + limits.VERIFY_AT_ONCE])
         return []
 
     async def _at_once(self, block: BlockId, timestamp: BlockTimestamp) -> list[Write] | None:
@@ -458,19 +511,16 @@ class LazyVerifier:
                 self._asleep = True
                 await Wait(self._event)
             if await idle.clients_are_busy(host):
+                await self._beside_clients(host)
                 continue
             now_us = await Now()
-            blocks = [
-                block
-                for block in self.backlog.ripe(now_us, idle.at_once)
-                if block not in self._under_way
-            ]
+            blocks = self._ripe(now_us, idle.at_once)
             if blocks:
                 idle.begin()
-                await Together(tuple(partial(self._verify, block) for block in blocks))
+                await self._verify_together(blocks)
                 idle.end(now_us, host.foreground_us)
                 continue
-            if self._looked_until != VERSIONS_END and self.backlog.total < self.settings.node // 2:
+            if self._has_to_look():
                 host.arrange(self._look)
                 await Pause(limits.VERIFY_IDLE_US)
                 continue
@@ -478,6 +528,30 @@ class LazyVerifier:
             wait_us = limits.VERIFY_IDLE_US if due_us is None else due_us - now_us
             await Pause(min(max(wait_us, limits.VERIFY_IDLE_US), limits.VERIFY_FRESH_US))
             idle.at_once = 1
+
+    async def _beside_clients(self, host: Host) -> None:
+        """Clients are busy: verify some blocks nevertheless, and rest for the rest of the time."""
+        share = min(self.fullness() / limits.VERIFY_SLOPE_FROM, 1.0) * limits.VERIFY_BESIDE_SHARE
+        began_us = await Now()
+        ripe = self._ripe(began_us, _RIPE_PER_LOOK)
+        if share >= limits.VERIFY_BESIDE_LEAST and ripe:
+            # Where the responsible nodes are down, others verify what they have left.
+            chosen = [block for block in ripe if self._is_responsible(block)] or ripe
+            await self._verify_together(chosen[: limits.VERIFY_AT_ONCE])
+            took_us = max(await Now() - began_us, 1_000)
+            rest_us = round(took_us * (1.0 - share) / share)
+            # Peers may have been silent for long: then the bound of the time is less strict.
+            await Pause(min(rest_us, limits.VERIFY_PATIENCE_US))
+        elif self._has_to_look():
+            host.arrange(self._look)
+            await Pause(limits.VERIFY_STAGGER_US)
+
+    def _has_to_look(self) -> bool:
+        """True if the store is to be searched for more possible versions, after a restart."""
+        return self._looked_until != VERSIONS_END and self.backlog.total < self.settings.node // 2
+
+    async def _verify_together(self, blocks: Sequence[BlockId]) -> None:
+        await Together(tuple(partial(self._verify, block) for block in blocks))
 
     def _look(self, view: StorageView, now_us: int) -> list[Write]:
         """After a restart, search the store for possible versions, some rows at a time.

@@ -128,15 +128,19 @@ def test_what_limits_writers() -> None:
     assert writers([node(0), node(1, up=False)]) == []
     nodes = [
         node(0, reasons=("writes are refused: the disk is full",)),
-        node(1, possible_versions=900, possible_versions_limit=1000, verification_demands=2),
-        node(2, possible_versions=10, possible_versions_limit=1000, verification_demands=3),
+        node(1, possible_versions_fullness=0.9, verification_demands=2, verification_slowed=7),
+        node(2, possible_versions_fullness=0.5, verification_demands=3),
         node(3) | {"used_bytes": 88, "free_bytes": 12},
     ]
     assert writers(nodes) == [
         "node 0: writes are refused: the disk is full",
-        "node 1: unverified versions are at 90% of their limit",
+        "node 1: unverified versions are at 90% of a limit: beyond 50%, writes wait for "
+        "verification now and then",
         "node 3: its room for versions is 88% taken",
-        "5 writes have waited for verification, at all nodes together, since they were started",
+        "5 writes have waited for verification, at a limit, at all nodes together, since they were "
+        "started",
+        "7 writes have waited for some verification, beyond half of a limit, at all nodes "
+        "together, since they were started",
     ]
 
 

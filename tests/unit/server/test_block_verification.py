@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,11 @@ from bftfs.identifiers import BlockId, ClientId, NodeId
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 from bftfs.server.backlog import Backlog
-from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
+from bftfs.server.block_verification import (
+    LazyVerifier,
+    VerificationPolicy,
+    VerificationSettings,
+)
 from bftfs.server.step import Ready
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
@@ -158,6 +163,120 @@ def test_a_new_version_is_verified_soon_after_long_retries() -> None:
 
 
 # --- limits ----------------------------------------------------------------------------------
+
+
+SLOPING = VerificationSettings(VerificationPolicy.COOPERATIVE, client=200, block=64)
+
+
+def backlogs_beside_a_busy_client() -> tuple[int, int]:
+    """The greatest backlog of a node before and after ten seconds in which a client reads."""
+    cluster = Cluster(SLOPING)
+    client = cluster.client()
+    for number in range(90):
+        client.write(block(number), b"item")
+        client.read(block(number))
+    verifiers = [cluster.verifier(node) for node in everyone(cluster)]
+    before = max(verifier.backlog.total for verifier in verifiers)
+    end_us = cluster.world.now_us + 10 * SECOND_US
+    while cluster.world.now_us < end_us:
+        client.read(block(1))
+        client.read(block(3))
+    return before, max(verifier.backlog.total for verifier in verifiers)
+
+
+def test_a_large_backlog_shrinks_beside_clients_that_never_pause() -> None:
+    before, after = backlogs_beside_a_busy_client()
+    assert before >= 80
+    assert after < before // 2
+
+
+def test_must_fail_without_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "VERIFY_BESIDE_SHARE", 0.0)
+    before, after = backlogs_beside_a_busy_client()
+    assert after == before
+
+
+def test_beside_clients_blocks_are_verified_by_those_responsible() -> None:
+    cluster = Cluster(SLOPING)
+    client = cluster.client()
+    for number in range(90):
+        client.write(block(number), b"item")
+    verifiers = [cluster.verifier(node) for node in everyone(cluster)]
+    end_us = cluster.world.now_us + 5 * SECOND_US  # until then, others wait for them
+    while cluster.world.now_us < end_us:
+        client.read(block(1))
+        client.read(block(3))
+    verified = sum(verifier.tally.verified for verifier in verifiers)
+    settled = sum(verifier.tally.settled for verifier in verifiers)
+    assert verified > 0
+    assert settled > 2 * verified, "each verification settles it at other nodes as well"
+
+
+def waits_of_a_writer(cluster: Cluster) -> tuple[list[int], int]:
+    """Writes that were slowed at node 0 after each 50 of 300, and those that met the limit, 200.
+
+    The writer reads beside it, so the node is never idle.
+    """
+    client, verifier = cluster.client(), cluster.verifier(0)
+    slowed = []
+    for turn in range(6):
+        for number in range(50):
+            client.write(block(100 * turn + number), b"item")
+        slowed.append(verifier.tally.slowed)
+        end_us = cluster.world.now_us + 3 * limits.VERIFY_FRESH_US // 2
+        while cluster.world.now_us < end_us:
+            client.read(block(1))
+            client.read(block(3))
+    return slowed, verifier.tally.demands
+
+
+def test_writers_slow_down_before_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No write waits below half of the limit; above, they wait often enough not to reach it."""
+    monkeypatch.setattr(limits, "VERIFY_BESIDE_SHARE", 0.0)
+    settings = VerificationSettings(VerificationPolicy.LAZY, client=200, block=64)
+    slowed, demands = waits_of_a_writer(Cluster(settings))
+    assert slowed[:2] == [0, 0]
+    assert 0 < slowed[3] < slowed[4] < slowed[5]
+    assert demands == 0
+
+
+def test_must_fail_without_a_slope(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "VERIFY_BESIDE_SHARE", 0.0)
+    monkeypatch.setattr(LazyVerifier, "_slope", lambda _self, _client: 0.0)
+    settings = VerificationSettings(VerificationPolicy.LAZY, client=200, block=64)
+    slowed, demands = waits_of_a_writer(Cluster(settings))
+    assert slowed == [0] * 6
+    assert demands > 0
+
+
+def test_the_slope_grows_up_to_the_limit() -> None:
+    verifier = Cluster(SLOPING).verifier(0)
+    client = ClientId(bytes(16))
+    slopes = []
+    for total in range(200):
+        verifier.backlog.add(block(total), BlockTimestamp(total, client, bytes(32)), 0)
+        if (total + 1) % 50 == 0:
+            slopes.append(verifier._slope(client))
+    assert slopes == [0, 0, 0.5, 1]
+
+
+def test_writers_wait_for_their_own_blocks_only_and_not_twice() -> None:
+    """Whoever is near its limit slows nobody else down, and a write that has waited is accepted."""
+    verifier = Cluster(SLOPING).verifier(0)
+    client, other = ClientId(bytes(16)), ClientId(b"?" * 16)
+    verifier.backlog.add(block(999), BlockTimestamp(1, other, bytes(32)), 0)
+    for total in range(199):
+        verifier.backlog.add(block(total), BlockTimestamp(total, client, bytes(32)), 0)
+    waited = []
+    for _ in range(100):
+        waited.append(verifier.before_write(block(500), client, SECOND_US) is not None)
+        assert verifier.before_write(block(500), other, SECOND_US) is None
+    assert 8 <= sum(waited) <= 12, "eight blocks are verified for as many writes"
+    assert not any(one and following for one, following in pairwise(waited))
+    for total in range(199):
+        verifier.backlog.postpone(block(total), 2 * SECOND_US)
+    tries = [verifier.before_write(block(500), client, SECOND_US) for _ in range(100)]
+    assert tries == [None] * 100, "nobody waits where nothing of its own is to be verified"
 
 
 def test_writes_over_a_blocks_limit_wait_for_verification() -> None:
