@@ -128,7 +128,7 @@ class BlockRewriter:
         for position in range(first, stop, batch):
             items = []
             for number in range(position, min(position + batch, stop, in_file)):
-                # What was merged on another version is no part of this one.
+                # Bytes merged on another version do not belong to this one.
                 block = await self.reader.covered_block(contents, number, who)
                 if len(block):
                     target = block_id(contents.identifier, incarnation=incarnation, number=number)

@@ -132,7 +132,7 @@ def kept_overtaking() -> FileSystemError:
 
 
 def _latest(identifier: ObjectId, number: int, name: BlockName) -> tuple[BlockId, BlockTimestamp]:
-    """What was written of a block that goes by this name since."""
+    """The block and timestamp of the latest version that `name` stands for."""
     slot, timestamp = name.latest
     block = block_id(identifier, incarnation=name.incarnation, number=number, slot=slot)
     return block, timestamp

@@ -207,7 +207,7 @@ class BlockWriter:
             return _Covered.NOT_ALL
         contents.cover = None
         if answer.before == version and contents.appended_to == size:
-            # What was appended meanwhile was put behind all that this mount has covered now.
+            # Bytes appended meanwhile already stand behind everything that this mount has covered.
             contents.appended_to = answer.attributes.size
         return self._covered(contents, cover, answer)
 

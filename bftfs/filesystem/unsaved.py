@@ -1,4 +1,4 @@
-"""What programs have written and no update of an inode covers yet: which files, how many bytes.
+"""Bytes that programs have written and no update of an inode covers yet: how many, of which files.
 
 Bytes that are dirty, or on their way to the nodes, are counted here and nowhere else: writers wait
 while there are too many (`ContentStore.write_behind`). `BlockPusher` takes dirty blocks out, and

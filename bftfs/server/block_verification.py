@@ -240,7 +240,7 @@ class LazyVerifier:
         return max(self.backlog.total / settings.node, self.backlog.fullest() / settings.client)
 
     def _slowing(self, client: ClientId, now_us: int) -> Want | None:
-        """What a write waits for that is to be slowed; None if it is accepted.
+        """The verifications that a slowed write waits for; None if the write is accepted now.
 
         Each accepted write adds to what the client owes; several blocks are verified for it
         together. A write that has waited is accepted, unless others of its client have filled that

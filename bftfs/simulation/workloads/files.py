@@ -346,7 +346,7 @@ class FileWorkload:
                     yield Shown(identifier, seen.content, began, inf)
 
     def _exposed(self) -> Iterator[Exposed]:
-        """What the stranger has put together that others have written.
+        """The bytes of others that the stranger has put together from fragments.
 
         Where fewer fragments make a block than nodes may be behind and lie together, nothing is
         promised: a real cluster has no such thresholds.

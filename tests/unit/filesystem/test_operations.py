@@ -16,6 +16,7 @@ from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Changes, inode_number
 from bftfs.filesystem.directory import RENAME_EXCHANGE
+from bftfs.filesystem.metadata import OpenDirectory
 from bftfs.filesystem.operations import ACCESSES_AT_ONCE, FileSystem
 from bftfs.identifiers import ObjectId, placement_of
 from tests.unit.filesystem.test_acl import acl
@@ -475,6 +476,17 @@ def test_listing_caches_attributes_and_names(world: World) -> None:
     assert world.objects.calls == {registry.READ_DIRECTORY: 1}
 
 
+def listed(
+    world: World, count: int, **options: Any
+) -> tuple[FileSystem, list[ObjectId], OpenDirectory]:
+    """A mount that has listed so many files of another one, without attributes; and the files."""
+    maker, mount = world.mount(), world.mount(**options)
+    files = [make(world, maker, b"%d" % number) for number in range(count)]
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    return mount, files, opened
+
+
 def test_listing_asks_for_no_attributes_that_are_not_wanted(world: World) -> None:
     maker, mount = world.mount(), world.mount()
     for number in range(10):
@@ -494,11 +506,7 @@ def looks_in_order(world: World, mount: FileSystem, names: Iterable[int]) -> Non
 def test_who_looks_in_the_order_of_the_listing_gets_the_attributes_of_the_next(
     world: World,
 ) -> None:
-    maker, mount = world.mount(), world.mount()
-    for number in range(250):
-        make(world, maker, b"%d" % number)
-    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
-    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    mount, *_ = listed(world, 250)
     world.objects.calls.clear()
     looks_in_order(world, mount, range(250))
     assert world.objects.calls == {registry.GET_ATTRIBUTES: 1}
@@ -506,22 +514,14 @@ def test_who_looks_in_the_order_of_the_listing_gets_the_attributes_of_the_next(
 
 
 def test_who_looks_here_and_there_gets_what_he_asks_for(world: World) -> None:
-    maker, mount = world.mount(), world.mount()
-    for number in range(200):
-        make(world, maker, b"%d" % number)
-    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
-    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    mount, *_ = listed(world, 200)
     looks_in_order(world, mount, (100, 20, 150, 60, 199, 0))
     assert world.objects.calls[registry.GET_ATTRIBUTES] == 6
     assert not world.objects.bundles
 
 
 def test_who_looks_at_one_file_again_and_again_asks_for_that_one(world: World) -> None:
-    maker, mount = world.mount(), world.mount(attribute_timeout_us=1_000_000)
-    for number in range(200):
-        make(world, maker, b"%d" % number)
-    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
-    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    mount, *_ = listed(world, 200, attribute_timeout_us=1_000_000)
     looks_in_order(world, mount, range(3))
     world.objects.bundles.clear()
     for _ in range(10):
@@ -531,11 +531,7 @@ def test_who_looks_at_one_file_again_and_again_asks_for_that_one(world: World) -
 
 
 def test_who_is_interrupted_wakes_those_who_wait_for_his_bundle(world: World) -> None:
-    maker, mount = world.mount(), world.mount()
-    for number in range(40):
-        make(world, maker, b"%d" % number)
-    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
-    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    mount, *_ = listed(world, 40)
     looks_in_order(world, mount, (0,))
     world.objects.latency = lambda: 1_000_000
     asking = world.host.engine.start(mount.lookup(ROOT_ID, b"1", ALICE), lambda *_: None)
@@ -549,11 +545,7 @@ def test_who_is_interrupted_wakes_those_who_wait_for_his_bundle(world: World) ->
 
 
 def test_several_who_look_at_once_share_a_bundle(world: World) -> None:
-    maker, mount = world.mount(), world.mount()
-    for number in range(40):
-        make(world, maker, b"%d" % number)
-    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
-    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    mount, *_ = listed(world, 40)
     world.objects.latency = lambda: 1_000
     looks = [partial(mount.lookup, ROOT_ID, b"%d" % number, ALICE) for number in range(16)]
 
@@ -566,11 +558,7 @@ def test_several_who_look_at_once_share_a_bundle(world: World) -> None:
 
 
 def test_a_directory_that_was_looked_through_is_listed_with_attributes(world: World) -> None:
-    maker, mount = world.mount(), world.mount()
-    for number in range(10):
-        make(world, maker, b"%d" % number)
-    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
-    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    mount, _, opened = listed(world, 10)
     looks_in_order(world, mount, range(10))
     world.pass_time(2_000_000)
     world.objects.bundles.clear()
@@ -594,11 +582,7 @@ def test_several_names_of_one_file_are_listed_and_looked_at(world: World) -> Non
 
 
 def test_what_a_bundle_leaves_out_is_asked_for_by_itself(world: World) -> None:
-    maker, mount = world.mount(), world.mount()
-    for number in range(10):
-        make(world, maker, b"%d" % number)
-    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
-    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    mount, *_ = listed(world, 10)
     world.objects.bundled = False
     looks_in_order(world, mount, range(10))
     assert world.objects.calls[registry.GET_ATTRIBUTES] == 10
@@ -606,10 +590,7 @@ def test_what_a_bundle_leaves_out_is_asked_for_by_itself(world: World) -> None:
 
 def test_a_bundle_never_brings_an_older_version_back(world: World) -> None:
     """The answers of a bundle that was asked for before this mount's own change come after it."""
-    maker, mount = world.mount(), world.mount()
-    files = [make(world, maker, b"%d" % number) for number in range(10)]
-    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
-    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    mount, files, _ = listed(world, 10)
 
     async def change() -> None:
         world.objects.bundled_hook = None
@@ -640,10 +621,7 @@ def test_attributes_of_a_slow_bundle_are_believed_no_longer_than_others(world: W
 
 
 def test_a_slow_bundle_makes_nothing_older_that_was_heard_meanwhile(world: World) -> None:
-    maker, mount = world.mount(), world.mount(attribute_timeout_us=1_000_000)
-    files = [make(world, maker, b"%d" % number) for number in range(10)]
-    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
-    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    mount, files, _ = listed(world, 10, attribute_timeout_us=1_000_000)
 
     async def look() -> None:
         world.objects.bundled_hook = None
@@ -666,11 +644,7 @@ def test_who_caches_no_attributes_bundles_nothing(world: World) -> None:
 
 
 def test_strict_mounts_bundle_nothing(world: World) -> None:
-    maker, mount = world.mount(), world.mount(strict=True)
-    for number in range(10):
-        make(world, maker, b"%d" % number)
-    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
-    world.run(mount.read_directory(opened, 0, with_attributes=False))
+    mount, *_ = listed(world, 10, strict=True)
     looks_in_order(world, mount, range(10))
     assert world.objects.calls[registry.GET_ATTRIBUTES] == 10
     assert not world.objects.bundles
