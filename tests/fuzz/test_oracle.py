@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from tests.fuzz.corpus import minimal
 from tests.fuzz.mutation import Campaign
 from tests.fuzz.target import Finding, Target, judge
 from tests.fuzz.targets import all_targets
+from tests.fuzz.tracing import PROJECT, Tracer
 
 
 def _find(target: Target, *, most: int = 20_000) -> Finding:
@@ -111,6 +114,23 @@ def test_work_is_the_same_in_every_run() -> None:
         first = judge(target, data)
         parse_history.__globals__["_parsed"].clear()
         assert judge(target, data).work == first.work
+
+
+def test_garbage_of_earlier_runs_is_no_work() -> None:
+    source = "def planted():\n    try:\n        yield\n    finally:\n        pass\n"
+    scope: dict[str, Any] = {}
+    exec(compile(source, str(PROJECT / "bftfs" / "planted.py"), "exec"), scope)
+    for _ in range(100):
+        begun = scope["planted"]()
+        next(begun)
+        cycle: list[object] = [begun]
+        cycle.append(cycle)
+    del begun, cycle
+    with Tracer(most_work=1_000) as tracer:
+        allocated = [[] for _ in range(100_000)]
+    assert allocated
+    assert gc.isenabled()
+    assert tracer.work == 0
 
 
 def test_guidance_reaches_what_chance_does_not() -> None:
