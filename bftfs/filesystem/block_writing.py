@@ -273,7 +273,7 @@ class BlockWriter:
     def _covered(self, contents: Contents, cover: Cover, answer: inode.ContentsChanged) -> _Covered:
         """Take note of a cover that took effect."""
         contents.must_ask(answer.behind)
-        # What it has named comes after all that it has found, and before all that came since.
+        # The versions that the cover named follow those it found, and precede all later ones.
         named = cover.names.keys() - set(answer.behind)
         overtaken = set(contents.overtaken()) - named
         contents.covered(cover, answer.attributes.size, overtaken)

@@ -37,7 +37,7 @@ class _Order:
 
 
 class ListedOrder:
-    """What a mount knows of the order of directories."""
+    """The order in which a mount has listed the entries of directories."""
 
     def __init__(self) -> None:
         self._orders: OrderedDict[ObjectId, _Order] = OrderedDict()

@@ -29,7 +29,7 @@ from bftfs.query_update.rounds import Plan, Rounds
 
 
 class Vote(NamedTuple):
-    """What a server says of one object: the answer, and the history that it was given on."""
+    """A server's answer for one object, and the replica history that it was given on."""
 
     history: bytes
     error: int
@@ -81,7 +81,7 @@ class BundleTally:
         for name, vote in zip(told, map(Vote, *columns), strict=True):
             votes = self._votes[name]
             alike = votes[vote] = votes.get(vote, NOBODY).plus(node)
-            # What follows a version in the history is not complete: it has to be repaired.
+            # A barrier that follows the version in the history is not complete: it needs repair.
             if is_quorum(alike) and not is_barrier(parse_history(vote.history).latest):
                 self.agreed[name] = vote
         return True

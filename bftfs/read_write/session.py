@@ -50,7 +50,7 @@ class Session:
         self.by_fragment = nodes_by_fragment(thresholds.N)
         self.validated = ValidatedVersions(limits.VALIDATED_VERSIONS)
         self.lives = Lives()
-        # What the first attempt of a read bears: more than any needed lately that a node refused.
+        # Silences that a read waits for at first: one more than refused reads needed lately.
         self.silences = 1
         self._silences_until_us = 0
         self._first_lives = (0,) * thresholds.N

@@ -355,6 +355,22 @@ def _another_message(reply: FragmentsReply, body: bytes) -> tuple[Any, bytes]:
     return InventoryReply((), more=False), body
 
 
+def rebuilt_beside(
+    rewrite: Callable[[FragmentsReply, bytes], tuple[Any, bytes]], *, blocks: int, within_us: int
+) -> Cluster:
+    """Node 2 loses its store and gets all of it back, beside a liar that rewrites its replies."""
+    cluster = Cluster()
+    written(cluster.client(), blocks)
+    cluster.run_for(5 * SECOND_US)
+    before = fragments(cluster, 2)
+    liar = _Rewriting(cluster, 5, rewrite)
+    cluster.lose_store(2)
+    cluster.run_for(within_us)
+    assert liar.rewritten
+    assert fragments(cluster, 2) == before
+    return cluster
+
+
 @pytest.mark.parametrize(
     "rewrite",
     [
@@ -370,15 +386,7 @@ def _another_message(reply: FragmentsReply, body: bytes) -> tuple[Any, bytes]:
 def test_a_liar_among_those_that_send_fragments_is_replaced(
     rewrite: Callable[[FragmentsReply, bytes], tuple[Any, bytes]],
 ) -> None:
-    cluster = Cluster()
-    written(cluster.client(), 30)
-    cluster.run_for(5 * SECOND_US)
-    before = fragments(cluster, 2)
-    liar = _Rewriting(cluster, 5, rewrite)
-    cluster.lose_store(2)
-    cluster.run_for(5 * SECOND_US)
-    assert liar.rewritten
-    assert fragments(cluster, 2) == before
+    cluster = rebuilt_beside(rewrite, blocks=30, within_us=5 * SECOND_US)
     assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
     lying = rewrite is not _nothing
     assert (sum(cluster.deployment.healers[NodeId(2)][1]._session.peers.faults) > 0) == lying
@@ -414,15 +422,7 @@ def _first_part_padded(reply: FragmentsReply, _body: bytes) -> tuple[Any, bytes]
 
 def requests_beside(rewrite: Callable[[FragmentsReply, bytes], tuple[Any, bytes]]) -> int:
     """How many requests rebuild a store if a liar's replies are rewritten so."""
-    cluster = Cluster()
-    written(cluster.client(), 60)
-    cluster.run_for(5 * SECOND_US)
-    before = fragments(cluster, 2)
-    liar = _Rewriting(cluster, 5, rewrite)
-    cluster.lose_store(2)
-    cluster.run_for(10 * SECOND_US)
-    assert liar.rewritten
-    assert fragments(cluster, 2) == before
+    cluster = rebuilt_beside(rewrite, blocks=60, within_us=10 * SECOND_US)
     return cluster.network.between_nodes[FragmentsRequest]
 
 
