@@ -22,7 +22,7 @@ from bftfs.asking.quorum import NOBODY, Nodes, ThresholdQuorums
 from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Conversation, Now, Pause
 from bftfs.credentials import Credentials
-from bftfs.errors import AdmissionRefused, FileSystemError, PastUnknown
+from bftfs.errors import AdmissionRefused, FileSystemError, NoLongerKept, PastUnknown
 from bftfs.filesystem import acl as acls
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Changes
@@ -580,7 +580,7 @@ class FileSession:
             system = random.choice((self._system, self._closing, self._closing))
             root, shared = self.workload.root, self.workload.shared
             using = use_shared_files(system, root, shared, random, self.name)
-            return self._task("use shared files", lambda: using)
+            return self._task("use shared files", lambda: using, saves=True)
         if mix.made and random.random() < mix.made:
             return self._make_file()
         if mix.past and random.random() < mix.past:
@@ -646,8 +646,13 @@ class FileSession:
         conversation: Callable[[], Conversation[Any]],
         *,
         may_fail: bool = True,
+        saves: bool = False,
     ) -> Task:
-        """An operation, which may fail as operations on names do, if it is one of a user."""
+        """An operation, which may fail as operations on names do, if it is one of a user.
+
+        One that `saves` what was written before may be told that this is lost: what no update of
+        the inode has covered within the window may have been collected.
+        """
 
         async def perform() -> None:
             what, world, done = f"{self.name} {name}", self.host.world, self.workload.done
@@ -658,12 +663,21 @@ class FileSession:
                 # A write may be refused for want of permission, by nodes that are behind as well;
                 # a mount tells it to whoever closes the file.
                 refused = isinstance(error, AdmissionRefused) and error.code == errno.EACCES
-                if not may_fail or not (refused or isinstance(error, FileSystemError)):
+                lost = saves and isinstance(error, NoLongerKept) and self._may_be_lost(error.at_us)
+                if not may_fail or not (refused or lost or isinstance(error, FileSystemError)):
                     raise
             else:
                 done.append(f"{what} {world.now_us}")
 
         return Task(name, perform)
+
+    def _may_be_lost(self, time_us: int) -> bool:
+        """True if nodes may have collected what was written then, and is not covered.
+
+        That no version that is covered is among it, `checkers.retention` sees to.
+        """
+        kept_since_us = self.workload.kept_since_us
+        return kept_since_us is not None and time_us < kept_since_us()
 
     def _on_names(self) -> Task:
         random, mix = self.workload.random, self.workload.mix

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from random import Random
 from typing import Final
 
 from bftfs import limits
 from bftfs.conversation import Conversation, Now, Pause
-from bftfs.errors import FileSystemError
+from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem.operations import FileSystem
 from bftfs.identifiers import ObjectId
 from bftfs.simulation.checkers.shared_files import SharedFiles
@@ -44,13 +45,18 @@ def use_shared_files(
     async def use() -> None:
         found = await system.lookup(root, LOG if appends else TABLE, CREDENTIALS)
         file = await system.open(found.identifier, os.O_RDWR, CREDENTIALS)
-        for pause_us, (offset, content) in zip(pauses, written, strict=True):
-            await Pause(pause_us)
-            if system.write(file, offset, content, now_ns=await Now() * 1_000):
-                await system.write_behind(file)
-        if is_synced:
-            await system.synchronize(file)
-            shared.closed.update(content for _, content in written)
+        try:
+            for pause_us, (offset, content) in zip(pauses, written, strict=True):
+                await Pause(pause_us)
+                if system.write(file, offset, content, now_ns=await Now() * 1_000):
+                    await system.write_behind(file)
+            if is_synced:
+                await system.synchronize(file)
+                shared.closed.update(content for _, content in written)
+        except (FileSystemError, OperationFailed):
+            with suppress(FileSystemError, OperationFailed):
+                await system.release(file)  # as a kernel does for a program that has been told
+            raise
         await system.release(file)
         shared.closed.update(content for _, content in written)
 
