@@ -19,7 +19,8 @@ open what they write from now on; every other client must.
    signed descriptions that it has read; of these one that none of them lists as an earlier one; and
    then that with the highest serial. So a later description whose signer did not know of a
    revocation brings no client back to a key that the revoked client has, not even a mount that
-   begins now: nodes keep the revocation beside it. A client changes its choice only for what is
+   begins now: nodes keep the revocation beside it. Whoever has got an epoch's key has got those of
+   the epochs before it, which the keyring has. A client changes its choice only for what is
    signed; so it goes back only if that shows that more revoked clients have the key. It remembers
    who has got the keys of the present epoch and of the best others, and assumes that all revoked
    clients have got the rest: old descriptions that a node shows, however many, displace none of
@@ -241,11 +242,23 @@ class EpochFollower:
             self._cipher.learn(epoch, key)
         if described.epochs:
             held = {each.client for each in described.clients if each.epoch_key}
-            if latest in self._holders or latest not in self._serials:  # what is forgotten stays so
-                self._holders[latest] = self._holders.get(latest, frozenset()) | held
+            if latest not in self._holders:
+                self._begin_holders(latest)
+            for epoch in listed & self._holders.keys():  # the keyring has the earlier keys
+                self._holders[epoch] |= held
             self._serials[latest] = max(described.serial, self._serials.get(latest, 0))
             if len(self._holders) > _HOLDERS_KEPT:
                 del self._holders[min(self._replaceable(), key=self._rank)]
+
+    def _begin_holders(self, epoch: EpochId) -> None:
+        """Note who has got the key of an epoch: all who have got that of one that follows it.
+
+        If it is forgotten of one of these, or of the epoch itself, that stays so.
+        """
+        known = [each for each in self._serials if epoch in self._lists[each]]
+        if all(each in self._holders for each in known):
+            held = (self._holders[each] for each in known)
+            self._holders[epoch] = frozenset[ClientId]().union(*held)
 
     def _replaceable(self) -> Iterable[EpochId]:
         """The epochs of which it may be forgotten who has got their keys.
