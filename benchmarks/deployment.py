@@ -24,10 +24,11 @@ from benchmarks.errors import BenchmarkError, WorkloadError
 from benchmarks.measurement import Measure
 from benchmarks.processes import ProcessWatch, WatchedProcess
 from benchmarks.session import Phase, Place, Session
+from bftfs.addresses import UnixAddress, parse_address
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.local_cluster import create_cluster, local_addresses, smallest_cluster
-from bftfs.cluster import ClusterDescription, Durability, UnixAddress, parse_address
+from bftfs.cluster import ClusterDescription, Durability
 from bftfs.conversation import Conversation, Receive, Send
 from bftfs.credentials import Credentials, Grant
 from bftfs.crypto.digest import client_id_of

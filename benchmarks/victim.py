@@ -25,12 +25,13 @@ import msgspec
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.cluster import ClusterDescription, load
+from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import read_identity
 from bftfs.data_directory import DataDirectory
+from bftfs.description_files import load
 from bftfs.envelope import REPLIES
 from bftfs.errors import BftfsError
 from bftfs.filesystem import object_types, registry

@@ -1,9 +1,6 @@
 """The cluster description: nodes, clients, and settings on which all of them must agree.
 
-A frozen value, kept as TOML in `cluster.toml` and signed by the administrator: the file next to it,
-`cluster.toml.sig`, holds detached Ed25519 signatures, one per line. It keeps the signature of the
-previous description beside the current one, so that the description is signed at every moment
-while it is replaced.
+A frozen value, and its form as TOML. `description_files.py` signs it and keeps it in files.
 
 Each description has a number, its serial, one more than that of the description it was made from.
 So a machine that has seen a description recognises older ones, even if a backup brings them back.
@@ -17,7 +14,6 @@ step: people edit this file.
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
@@ -25,13 +21,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import tomli_w
 
 from bftfs import limits
+from bftfs.addresses import parse_address
 from bftfs.credentials import Grant
 from bftfs.crypto import epochs as epoch_keys
 from bftfs.crypto.digest import AuthenticatorKeys, Digest, client_id_of, cluster_digest
@@ -40,9 +36,7 @@ from bftfs.crypto.keys import (
     Identity,
     authenticator_key,
     is_public_key,
-    verify_signature,
 )
-from bftfs.durable_files import replace_file
 from bftfs.errors import ImpossibleThresholds, UsageError
 from bftfs.identifiers import (
     CLIENT_ID_BYTES,
@@ -56,7 +50,6 @@ from bftfs.identifiers import (
     ObjectKind,
     object_id,
 )
-from bftfs.printable import as_word
 from bftfs.retention import LetGo, format_duration, parse_duration
 from bftfs.server.step import Role, Sender
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
@@ -73,13 +66,7 @@ FOLLOWED = 32  # descriptions that a description names as known
 FOLLOWED_BYTES = 16  # of the digest of each
 _PAST_CLIENTS = 4096  # that are remembered; beyond, those that were revoked first are forgotten
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also the name of a key file
-_TCP = re.compile(
-    r"tcp:(?:(?P<host>[A-Za-z0-9._-]+)|\[(?P<six>[0-9A-Fa-f:.]+)\]):(?P<port>[0-9]{1,5})", re.ASCII
-)
 _END_S = 1 << 37  # beyond the year 6000: no date of ours
-_UNIX_PATH_BYTES = 107  # sun_path of Linux, without its final zero
-_SIGNATURES = 2  # in a signature file: of the description, and of the one that it replaced
-_SIGNED = b"bftfs cluster description 1\x00"
 _NO_GRANT = Grant(uids=(), write=False)  # nodes and the administrator act for no user
 _COMMENT = (
     "# A bftfs cluster. Nodes and clients accept it only as signed in the file next to it;\n"
@@ -92,52 +79,6 @@ class Durability(Enum):
 
     SYNC = "sync"
     INTERVAL = "interval"
-
-
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
-    """A socket in the file system."""
-
-    path: str
-
-    def __str__(self) -> str:
-        return f"unix:{self.path}"
-
-
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
-    """A host, by name or number, and a port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp:{host}:{self.port}"
-
-
-Address = UnixAddress | TcpAddress
-
-
-def parse_address(text: str) -> Address:
-    """The address that `unix:/path` or `tcp:host:port` stands for; UsageError if none."""
-    scheme, _, rest = text.partition(":")
-    if scheme == "unix":
-        if not rest.startswith("/") or "\0" in rest:
-            raise UsageError(f"the address {text!r} needs an absolute path: `unix:/path/to/socket`")
-        if len(os.fsencode(rest)) > _UNIX_PATH_BYTES:
-            raise UsageError(
-                f"the path in the address {text!r} is longer than the {_UNIX_PATH_BYTES} bytes "
-                "that a Unix socket may have; choose a directory with a shorter name"
-            )
-        return UnixAddress(rest)
-    tcp = _TCP.fullmatch(text)
-    if tcp and 1 <= int(tcp["port"]) <= 65535:
-        return TcpAddress(tcp["six"] or tcp["host"], int(tcp["port"]))
-    raise UsageError(
-        f"{text!r} is not an address; write `unix:/path/to/socket`, `tcp:host:port` "
-        "or, for IPv6, `tcp:[::1]:port`, with a port from 1 to 65535"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -614,157 +555,6 @@ def create(
     return NewCluster(description, administrator, nodes)
 
 
-# --- files -----------------------------------------------------------------------------------
-
-
-def signature_path(path: Path) -> Path:
-    """Where the signatures of the description in `path` are."""
-    return path.with_name(path.name + ".sig")
-
-
-@dataclass(frozen=True, slots=True)
-class SignedDescription:
-    """A description as its file has it, and its signature in hexadecimal digits."""
-
-    description: ClusterDescription
-    encoded: bytes
-    signature: bytes
-
-
-def load(path: Path, *, administrator: bytes | None = None) -> ClusterDescription:
-    """The description in `path`, verified as by `read`."""
-    return read(path, administrator=administrator).description
-
-
-def read(path: Path, *, administrator: bytes | None = None) -> SignedDescription:
-    """The description in `path`, verified.
-
-    With `administrator`, it must be signed by that key, wherever the file comes from; without, by
-    the key that it names itself, which protects against accidents and not against forgery.
-    """
-    encoded = _read(path, "cluster description", "create a cluster with `bftfs cluster init`")
-    signatures = _read(
-        signature_path(path), "signature", "sign the description with `bftfs cluster sign`"
-    )
-    description = decode(encoded, source=str(path))
-    if administrator is not None and administrator != description.administrator:
-        raise UsageError(
-            f"{as_word(path)} names another administrator than the one this machine trusts; "
-            "get the description from your administrator again"
-        )
-    for line in signatures.split()[:_SIGNATURES]:
-        if _is_signed(encoded, line, description.administrator):
-            return SignedDescription(description, encoded, line)
-    raise UsageError(
-        f"{as_word(path)} is not signed by its administrator: {as_word(signature_path(path))} "
-        "does not match; "
-        "if you have changed the file, run `bftfs cluster sign`, else get both files again"
-    )
-
-
-def verified(
-    encoded: bytes, signature: bytes, *, administrator: bytes, source: str
-) -> SignedDescription:
-    """The description that somebody has sent, if `administrator` has signed it.
-
-    Nothing of it is read before. `source` names it in messages. Raises UsageError.
-    """
-    if len(encoded) > limits.DESCRIPTION_BYTES or not _is_signed(encoded, signature, administrator):
-        raise UsageError(f"{source} is not signed by this cluster's administrator")
-    description = decode(encoded, source=source)
-    if description.administrator != administrator:
-        raise UsageError(f"{source} names another administrator")
-    return SignedDescription(description, encoded, signature)
-
-
-def load_unsigned(path: Path) -> ClusterDescription:
-    """The description in `path` as it stands, for its administrator to sign."""
-    encoded = _read(path, "cluster description", "create a cluster with `bftfs cluster init`")
-    return decode(encoded, source=str(path))
-
-
-def store(
-    path: Path, description: ClusterDescription, administrator: Identity
-) -> SignedDescription:
-    """Sign the description, and replace the one in `path` by it."""
-    if administrator.public_key != description.administrator:
-        raise UsageError(
-            f"the key given is not that of the administrator whom {as_word(path)} names; "
-            "give the `admin.key` that was made with the cluster"
-        )
-    encoded = encode(description)
-    if len(encoded) > limits.DESCRIPTION_BYTES:
-        raise UsageError(
-            f"the description would have {len(encoded)} bytes, and {limits.DESCRIPTION_BYTES} are "
-            "the limit: revoke clients that are not used, or give them fewer uids"
-        )
-    signature = administrator.sign(_SIGNED + encoded).hex().encode()
-    signed = SignedDescription(description, encoded, signature)
-    adopt(path, signed)
-    return signed
-
-
-def as_signed(path: Path) -> Path:
-    """Where the administrator's machine has the description as it was signed last.
-
-    Of the one in `path`, which people edit.
-    """
-    return path.with_suffix(".signed.toml")
-
-
-def adopt(path: Path, signed: SignedDescription) -> None:
-    """Replace the description of the administrator's machine in `path`, and note how it was."""
-    keep(path, signed)
-    keep(as_signed(path), signed)
-
-
-def keep(path: Path, signed: SignedDescription) -> None:
-    """Replace the description in `path`; at no moment is there an unsigned one."""
-    signatures = signature_path(path)
-    lines = [signed.signature]
-    try:
-        if path.exists() and signatures.exists():
-            replaced = path.read_bytes()
-            lines += (
-                line
-                for line in signatures.read_bytes().split()
-                if _is_signed(replaced, line, signed.description.administrator)
-            )
-        replace_file(signatures, b"\n".join(lines[:_SIGNATURES]) + b"\n")
-        replace_file(path, signed.encoded)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {as_word(path)}: {error.strerror}; check that its directory exists "
-            "and is yours"
-        ) from error
-
-
-def _is_signed(encoded: bytes, line: bytes, administrator: bytes) -> bool:
-    return verify_signature(
-        administrator, message=_SIGNED + encoded, signature=_from_hex(line.decode(errors="replace"))
-    )
-
-
-def _read(path: Path, what: str, next_step: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no {what} {as_word(path)}; {next_step}") from error
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the {what} {as_word(path)}: {error.strerror}; check the path and "
-            "its permissions"
-        ) from error
-
-
-def _from_hex(digits: str) -> bytes:
-    """The bytes that hexadecimal digits stand for; empty if they are not digits."""
-    try:
-        return bytes.fromhex(digits)
-    except ValueError:
-        return b""
-
-
 # --- TOML ------------------------------------------------------------------------------------
 
 
@@ -1052,7 +842,10 @@ def _seconds(name: str, moment: datetime | None) -> int | None:
 
 
 def _octets(name: str, digits: str, length: int) -> bytes:
-    octets = _from_hex(digits)
+    try:
+        octets = bytes.fromhex(digits)
+    except ValueError:
+        octets = b""
     if len(octets) != length or len(digits) != 2 * length:
         raise UsageError(f"{name} = {digits!r}: write {2 * length} hexadecimal digits")
     return octets

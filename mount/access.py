@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 
-from bftfs import cluster as description_files
+from bftfs import description_files
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription

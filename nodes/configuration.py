@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from bftfs import limits
-from bftfs.cluster import Durability, parse_address
+from bftfs.addresses import parse_address
+from bftfs.cluster import Durability
 from bftfs.errors import UsageError
 from bftfs.printable import as_word
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings

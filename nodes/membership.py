@@ -42,11 +42,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from bftfs import cluster
+from bftfs import description_files
 from bftfs.asking.refusal import Refused
-from bftfs.cluster import ClusterDescription, SignedDescription, signature_path
+from bftfs.cluster import ClusterDescription
 from bftfs.credentials import Grant
 from bftfs.crypto.digest import Body, Digest, cluster_digest
+from bftfs.description_files import SignedDescription, signature_path
 from bftfs.durable_files import replace_file
 from bftfs.envelope import (
     DescriptionReply,
@@ -74,12 +75,12 @@ RESTART = "more than its clients has changed in its cluster description: restart
 
 def latest_description(path: Path, kept: Path) -> SignedDescription:
     """The description to start with: that in `path`, unless a later one is kept in `kept`."""
-    given = cluster.read(path)
+    given = description_files.read(path)
     if not kept.exists():
-        cluster.keep(kept, given)
+        description_files.keep(kept, given)
         return given
     try:
-        latest = cluster.read(kept)
+        latest = description_files.read(kept)
     except UsageError as mistake:
         raise UsageError(
             f"{as_word(kept)}, the latest cluster description that this node has seen, cannot be "
@@ -100,7 +101,7 @@ def latest_description(path: Path, kept: Path) -> SignedDescription:
     others.add(latest)
     revoked.store(described)
     others.store()
-    cluster.keep(kept, given)
+    description_files.keep(kept, given)
     return given
 
 
@@ -175,7 +176,7 @@ class Others:
         self._latest = latest
         for path in kept.parent.glob(f"{kept.name}.other.*.toml"):
             try:
-                self.add(cluster.read(path, administrator=latest.administrator))
+                self.add(description_files.read(path, administrator=latest.administrator))
             except UsageError as mistake:
                 PROCESS_LOG.warning("another description is not used", reason=str(mistake))
 
@@ -224,7 +225,7 @@ class Others:
         wanted = {self._path(other): other for other in self.signed}
         for path, other in wanted.items():
             if not path.exists():
-                cluster.keep(path, other)
+                description_files.keep(path, other)
         for path in self._kept.parent.glob(f"{self._kept.name}.other.*.toml"):
             if path not in wanted:
                 self._remove(path)
@@ -342,7 +343,9 @@ class LiveMembership:
             return
         self._seen = seen
         try:
-            self._consider(cluster.read(self._path, administrator=self._started.administrator))
+            self._consider(
+                description_files.read(self._path, administrator=self._started.administrator)
+            )
         except UsageError as mistake:
             PROCESS_LOG.warning("cluster description not taken over", reason=str(mistake))
 
@@ -393,7 +396,7 @@ class LiveMembership:
         try:
             self._revoked.store(self.latest)
             self.others.store()
-            cluster.keep(self._kept, self.signed)
+            description_files.keep(self._kept, self.signed)
         except UsageError as mistake:
             self.unstored = (
                 f"number {self.latest.serial} of the cluster's descriptions is used, and not "
@@ -463,7 +466,7 @@ class LiveMembership:
 
     def take(self, encoded: bytes, signature: bytes) -> None:
         """Use a description that was sent. Raises UsageError if it is none, or is not later."""
-        sent = cluster.verified(
+        sent = description_files.verified(
             encoded,
             signature,
             administrator=self._started.administrator,

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import click
 
 from bftfs.cli.reach import NodeAccess
-from bftfs.cluster import ClusterDescription, SignedDescription
+from bftfs.cluster import ClusterDescription
 from bftfs.data_directory import DataDirectory
+from bftfs.description_files import SignedDescription
 from bftfs.envelope import UpkeepRequest
 from bftfs.identifiers import ClientId
 from bftfs.printable import printable

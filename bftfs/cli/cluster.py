@@ -11,8 +11,7 @@ from dataclasses import replace
 import click
 from rich.table import Table
 
-from bftfs import cluster as description_files
-from bftfs import limits
+from bftfs import description_files, limits
 from bftfs.cli.announcement import announce, last_seen
 from bftfs.cli.client_table import clients_table, day, facts, groups_shown, users_shown
 from bftfs.cli.decisions import tell_decisions

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import click
 
-from bftfs import cluster as description_files
-from bftfs import limits
+from bftfs import description_files, limits
 from bftfs.cli.announcement import announce
 from bftfs.cli.decisions import what_goes
 from bftfs.cli.options import data_option

@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import click
 
-from bftfs import cluster as description_files
-from bftfs import limits
+from bftfs import description_files, limits
 from bftfs.cli import processes
 from bftfs.cli.options import data_option, data_words, new_data_option
-from bftfs.cluster import ClientEntry, ClusterDescription, Durability
+from bftfs.cluster import ClientEntry, ClusterDescription, Durability, create
 from bftfs.credentials import Grant
 from bftfs.crypto import keys
 from bftfs.crypto.digest import client_id_of
@@ -79,7 +78,7 @@ def create_cluster(
         )
     directory.path.chmod(0o700)
     _clear_unfinished(directory)
-    made = description_files.create(
+    made = create(
         addresses,
         t=t,
         b=b,

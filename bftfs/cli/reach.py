@@ -10,20 +10,16 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self, TypeAlias, TypeVar
 
+from bftfs.addresses import UnixAddress, parse_address
 from bftfs.asking.ask import ask_all
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
-from bftfs.cluster import (
-    ClusterDescription,
-    SignedDescription,
-    UnixAddress,
-    parse_address,
-    verified,
-)
+from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Delivery
 from bftfs.crypto.keys import Identity, read_identity
 from bftfs.data_directory import DataDirectory
+from bftfs.description_files import SignedDescription, verified
 from bftfs.envelope import (
     REPLIES,
     Announcement,

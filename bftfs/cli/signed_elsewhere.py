@@ -21,11 +21,12 @@ from typing import Any
 
 import click
 
-from bftfs import cluster
+from bftfs import description_files
 from bftfs.cli.epochs import with_keys_settled
 from bftfs.cli.reach import NodeAccess
-from bftfs.cluster import ClusterDescription, PastClient, SignedDescription, signature_path
+from bftfs.cluster import ClusterDescription, PastClient
 from bftfs.data_directory import DataDirectory
+from bftfs.description_files import SignedDescription, signature_path
 from bftfs.errors import UsageError
 from bftfs.identifiers import ClientId
 from bftfs.printable import as_word
@@ -37,7 +38,7 @@ def description_to_change(directory: DataDirectory) -> ClusterDescription:
     Without clients who were revoked in any of them, with the rights that all grant of which it
     does not know, and with the key epochs of all.
     """
-    here = cluster.read(directory.description)
+    here = description_files.read(directory.description)
     known = _of_nodes(directory, here.description)
     latest = max((here, *known), key=lambda each: each.description.serial)
     if latest is not here:
@@ -59,7 +60,7 @@ def description_to_change(directory: DataDirectory) -> ClusterDescription:
 
 def adopt_later(directory: DataDirectory) -> SignedDescription:
     """The latest description, which is in the files here from now on."""
-    here = cluster.read(directory.description)
+    here = description_files.read(directory.description)
     latest = max(
         (here, *_of_nodes(directory, here.description)), key=lambda each: each.description.serial
     )
@@ -74,7 +75,7 @@ def edited_description(directory: DataDirectory) -> ClusterDescription:
     Clients that were taken out of it are remembered as revoked. Raises UsageError if it was made
     from an older one than nodes have.
     """
-    edited = cluster.load_unsigned(directory.description)
+    edited = description_files.load_unsigned(directory.description)
     known = [*_of_nodes(directory, edited), *_signed_here(directory, edited)]
     latest = max((each.description.serial for each in known), default=0)
     if latest > edited.serial:
@@ -117,7 +118,7 @@ def _of_nodes(directory: DataDirectory, mine: ClusterDescription) -> list[Signed
     for number in range(mine.n):  # nodes of this machine that do not run
         with suppress(UsageError):
             kept = directory.node(number).description
-            each = cluster.read(kept, administrator=mine.administrator)
+            each = description_files.read(kept, administrator=mine.administrator)
             found[each.signature] = each
     return [each for each in found.values() if each.description.cluster_id == mine.cluster_id]
 
@@ -125,8 +126,8 @@ def _of_nodes(directory: DataDirectory, mine: ClusterDescription) -> list[Signed
 def _signed_here(directory: DataDirectory, mine: ClusterDescription) -> list[SignedDescription]:
     """The description as it was signed here last, if it is there."""
     with suppress(UsageError):
-        path = cluster.as_signed(directory.description)
-        found = cluster.read(path, administrator=mine.administrator)
+        path = description_files.as_signed(directory.description)
+        found = description_files.read(path, administrator=mine.administrator)
         if found.description.cluster_id == mine.cluster_id:
             return [found]
     return []
@@ -183,14 +184,14 @@ def _put_beside(directory: DataDirectory, suffix: str, known: Sequence[SignedDes
     """Write the latest of these descriptions beside the one here; its path."""
     latest = max(known, key=lambda each: each.description.serial)
     path = directory.description.with_suffix(f".{suffix}.toml")
-    cluster.keep(path, latest)
+    description_files.keep(path, latest)
     return path
 
 
 def _adopt(directory: DataDirectory, here: SignedDescription, later: SignedDescription) -> None:
     """Replace the files here by a later description, and say so."""
     before = _put_beside(directory, "before", [here])
-    cluster.adopt(directory.description, later)
+    description_files.adopt(directory.description, later)
     mine, theirs = here.description, later.description
     click.echo(
         f"Nodes have number {theirs.serial} of the descriptions, signed on another machine: "

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from bftfs import cluster as description_files
+from bftfs import description_files
 from bftfs.cli.options import data_option, json_option
 from bftfs.cli.plain_console import plain_console
 from bftfs.cli.reach import NodeAccess

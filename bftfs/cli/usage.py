@@ -19,8 +19,7 @@ import click
 from rich.box import SIMPLE
 from rich.table import Table
 
-from bftfs import cluster as description_files
-from bftfs import limits
+from bftfs import description_files, limits
 from bftfs.cli.command_session import CommandSession, Located, absolute, session_at
 from bftfs.cli.options import data_path_option, json_option
 from bftfs.cli.plain_console import plain_console

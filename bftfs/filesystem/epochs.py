@@ -49,7 +49,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from bftfs import cluster
+from bftfs import description_files
 from bftfs.asking.ask import Asking, ask_all
 from bftfs.asking.peers import Peers
 from bftfs.cluster import ClusterDescription
@@ -217,7 +217,7 @@ class EpochFollower:
         if cluster_digest(reply.encoded) in self._read:
             return
         verify = partial(
-            cluster.verified,
+            description_files.verified,
             reply.encoded,
             reply.signature,
             administrator=self._description.administrator,

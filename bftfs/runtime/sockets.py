@@ -9,7 +9,7 @@ import socket
 import stat
 from collections.abc import Sequence
 
-from bftfs.cluster import TcpAddress, UnixAddress, parse_address
+from bftfs.addresses import TcpAddress, UnixAddress, parse_address
 from bftfs.errors import UsageError
 from bftfs.limits import MIB
 from bftfs.runtime import host_names

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bftfs import cluster
+from bftfs import description_files
 from bftfs.cli.local_cluster import with_new_client
 from bftfs.credentials import Grant
 from bftfs.crypto.keys import read_identity
@@ -312,11 +312,11 @@ class Machines:
         That command tells the nodes, and no node runs yet: it would wait for them for seconds.
         """
         directory = DataDirectory(self.data)
-        description = cluster.load(directory.description)
+        description = description_files.load(directory.description)
         for mount in (*self.mounts, self.auditor):
             description = with_new_client(directory, description, mount.name, Grant(), None)
         administrator = read_identity(directory.administrator_key)
-        cluster.store(directory.description, description, administrator)
+        description_files.store(directory.description, description, administrator)
 
     def supervise(self) -> None:
         """Restart the nodes that ended by themselves."""

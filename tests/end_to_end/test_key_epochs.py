@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from bftfs import cluster as description_files
+from bftfs import description_files
 from bftfs.cli.command_session import session_at
 from bftfs.cli.processes import mount_processes
 from bftfs.crypto.cipher import BlockCipher, epoch_named

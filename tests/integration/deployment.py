@@ -11,14 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bftfs import cluster
-from bftfs.cluster import (
-    ClientEntry,
-    ClusterDescription,
-    Durability,
-    UnixAddress,
-    parse_address,
-)
+from bftfs import cluster, description_files
+from bftfs.addresses import UnixAddress, parse_address
+from bftfs.cluster import ClientEntry, ClusterDescription, Durability
 from bftfs.crypto.keys import Identity, write_identity
 from bftfs.data_directory import DataDirectory, NodeDirectory
 
@@ -77,7 +72,7 @@ class Deployment:
     def describe(self, description: ClusterDescription) -> None:
         """Sign another description of the cluster."""
         self.description = description
-        cluster.store(self.directory.description, description, self.administrator)
+        description_files.store(self.directory.description, description, self.administrator)
 
     @property
     def nodes(self) -> range:

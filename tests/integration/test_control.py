@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from prometheus_client.parser import text_string_to_metric_families
 
-from bftfs import cluster
+from bftfs import description_files
 from bftfs.asking.refusal import Refused
 from bftfs.cli.main import program
 from bftfs.crypto.keys import write_identity
@@ -193,7 +193,7 @@ def office(deployment: Deployment, tmp_path: Path) -> DataDirectory:
     """The administrator's machine: the description and the key, and nothing of any node."""
     office = DataDirectory(tmp_path / "office")
     office.path.mkdir()
-    cluster.store(office.description, deployment.description, deployment.administrator)
+    description_files.store(office.description, deployment.description, deployment.administrator)
     write_identity(office.administrator_key, deployment.administrator)
     return office
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from bftfs import cluster
+from bftfs import description_files
 from bftfs.asking.refusal import Refused
 from bftfs.cli.main import program
 from bftfs.cli.status import descriptions, node_states
@@ -31,7 +31,7 @@ PATIENCE_S = 30
 def bring(deployment: Deployment, source: Path) -> None:
     """Copy a description and its signature to the machine of node 3."""
     target = deployment.description_files[OLD]
-    for name in (lambda path: path, cluster.signature_path):
+    for name in (lambda path: path, description_files.signature_path):
         shutil.copy(name(source), name(target))
 
 
@@ -49,7 +49,7 @@ def test_a_node_with_old_files_hears_from_its_peers_and_admits_nobody_again(
     bring(counting, counting.directory.description)
     (tmp_path / "backup").mkdir()
     backup = tmp_path / "backup" / "cluster.toml"
-    for name in (lambda path: path, cluster.signature_path):
+    for name in (lambda path: path, description_files.signature_path):
         shutil.copy(name(counting.directory.description), name(backup))
     for key, identity in (
         (counting.directory.client_key("client0"), counting.clients[0]),
@@ -89,7 +89,7 @@ def test_a_node_with_old_files_hears_from_its_peers_and_admits_nobody_again(
     data = ("--data", str(counting.directory.path))
     write_volume_key(counting.directory.volume_key, bytes(32))
     said = CliRunner().invoke(program, ["cluster", "revoke-client", "client0", *data])
-    left = cluster.load(counting.directory.description).clients
+    left = description_files.load(counting.directory.description).clients
     assert said.output == (
         f"Key epoch 1 begins: the clients that are left ({len(left)}) get its key from the nodes, "
         "and write with it from then on.\n"

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from bftfs import cluster
+from bftfs import cluster, description_files
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
-from bftfs.cluster import FOLLOWED, ClientEntry, ClusterDescription, PastClient, SignedDescription
+from bftfs.cluster import FOLLOWED, ClientEntry, ClusterDescription, PastClient
 from bftfs.credentials import Grant
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
+from bftfs.description_files import SignedDescription
 from bftfs.envelope import (
     Announcement,
     DescriptionReply,
@@ -68,7 +69,7 @@ def signed(
 ) -> SignedDescription:
     """The description as it is sent."""
     encoded = cluster.encode(description)
-    signature = administrator.sign(cluster._SIGNED + encoded).hex().encode()
+    signature = administrator.sign(description_files._SIGNED + encoded).hex().encode()
     return SignedDescription(description, encoded, signature)
 
 
@@ -83,9 +84,9 @@ class Machine:
 
     def copy_in(self, description: ClusterDescription) -> None:
         """The administrator brings both files, signed."""
-        for path in (self._path, cluster.signature_path(self._path)):
+        for path in (self._path, description_files.signature_path(self._path)):
             path.unlink(missing_ok=True)
-        cluster.store(self._path, description, NEW.administrator)
+        description_files.store(self._path, description, NEW.administrator)
 
     def restart(self) -> None:
         """Its node starts anew with what its directory has."""
@@ -320,7 +321,7 @@ def test_what_could_not_be_stored_is_stored_later(
         (tmp_path / retries).mkdir()
         machine = Machine(tmp_path / retries, BEFORE)
         with monkeypatch.context() as patch:
-            patch.setattr(cluster, "replace_file", full)
+            patch.setattr(description_files, "replace_file", full)
             for _ in range(2):
                 assert "is used, and not stored: cannot write" in machine.tell(signed(AFTER))
                 assert machine.membership.unstored
@@ -671,9 +672,11 @@ def read_of_replays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     machine = Machine(tmp_path, made_from(NARROWED))
     elsewhere = signed(replace(BEFORE, cluster_id=b"e" * 16))
     read: list[bytes] = []
-    verified = cluster.verified
+    verified = description_files.verified
     monkeypatch.setattr(
-        cluster, "verified", lambda *a, **more: (read.append(a[0]), verified(*a, **more))[1]
+        description_files,
+        "verified",
+        lambda *a, **more: (read.append(a[0]), verified(*a, **more))[1],
     )
     for _ in range(10):
         for each in (signed(BEFORE), elsewhere):
@@ -779,7 +782,7 @@ def test_who_may_bring_and_who_may_have_a_description(tmp_path: Path) -> None:
         reply = step(MemoryStorage(), other, DescriptionRequest(), b"", 0).reply
         assert isinstance(reply, DescriptionReply)
         administrator = NEW.administrator.public_key
-        found = cluster.verified(
+        found = description_files.verified(
             reply.encoded, reply.signature, administrator=administrator, source="it"
         )
         assert found.description == AFTER
@@ -812,7 +815,7 @@ def test_what_a_node_has_seen_survives_a_crash(
                     machine.membership.refresh()
             else:
                 machine.membership.refresh()
-        found = cluster.load(directory / "description.toml")
+        found = description_files.load(directory / "description.toml")
         assert found == (after if survived == 2 else BEFORE)
         machine.restart()
         assert not machine.knows_laptop
@@ -830,7 +833,7 @@ def test_a_nodes_own_description_is_not_swapped(tmp_path: Path) -> None:
     machine.restart()
     other = cluster.create(["unix:/a"], t=0, b=0, draw=lambda length: bytes([next(DRAWS)]) * length)
     path = tmp_path / "other.toml"
-    cluster.store(path, other.description, other.administrator)
+    description_files.store(path, other.description, other.administrator)
     with pytest.raises(UsageError, match="describes another cluster"):
         latest_description(path, kept)
 
@@ -860,7 +863,7 @@ def test_must_fail_where_a_lower_serial_is_taken_from_others(
 def test_must_fail_where_signatures_are_not_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_is_signed", lambda *_: True)
+    monkeypatch.setattr(description_files, "_is_signed", lambda *_: True)
     machine = Machine(tmp_path, AFTER)
     machine.hear(signed(replace(THERE, serial=9), LAPTOP))
     assert machine.membership.principal(DESK.public_key) is not None

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from bftfs import cluster
+from bftfs import cluster, description_files
 from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
-from bftfs.cluster import ClientEntry, ClusterDescription, SignedDescription
+from bftfs.cluster import ClientEntry, ClusterDescription
 from bftfs.coding.erasure import ErasureCode
 from bftfs.crypto.cipher import BlockCipher, epoch_named
 from bftfs.crypto.keys import Identity
+from bftfs.description_files import SignedDescription
 from bftfs.envelope import DescriptionReply, DescriptionRequest, EpochReply, EpochRequest
 from bftfs.errors import FileSystemError, InvalidAuthenticator, PeerFault
 from bftfs.filesystem import epochs
@@ -66,7 +67,7 @@ class Realm:
             described = described.with_client(ClientEntry(name, identity(name).public_key))
         self.first = self.latest = described
         file = path / "cluster.toml"
-        cluster.store(file, described, self.made.administrator)
+        description_files.store(file, described, self.made.administrator)
         self.memberships = []
         for node in self.world.nodes:
             kept = path / f"node{node.node}.toml"
@@ -97,7 +98,7 @@ class Realm:
     def signed(self, described: ClusterDescription) -> SignedDescription:
         encoded = cluster.encode(described)
         administrator = self.made.administrator
-        signature = administrator.sign(cluster._SIGNED + encoded).hex().encode()
+        signature = administrator.sign(description_files._SIGNED + encoded).hex().encode()
         return SignedDescription(described, encoded, signature)
 
     def begun(self, described: ClusterDescription, **more: Any) -> ClusterDescription:
@@ -283,9 +284,11 @@ def test_a_description_is_read_once(realm: Realm, monkeypatch: pytest.MonkeyPatc
     """Though a liar goes on to call it by the name of another epoch."""
     realm.answer(0, claiming(EpochId(b"x" * 16), realm.signed(realm.revoke())))
     read = []
-    verified = cluster.verified
+    verified = description_files.verified
     monkeypatch.setattr(
-        cluster, "verified", lambda *a, **more: (read.append(a[0]), verified(*a, **more))[1]
+        description_files,
+        "verified",
+        lambda *a, **more: (read.append(a[0]), verified(*a, **more))[1],
     )
     for number in range(4):
         realm.world.run_for(CONFIRMED_US)
@@ -327,7 +330,7 @@ def test_nobody_but_the_administrator_begins_an_epoch(realm: Realm) -> None:
         draw=realm.draw,
     )
     encoded = cluster.encode(forged)
-    signature = stranger.sign(cluster._SIGNED + encoded).hex().encode()
+    signature = stranger.sign(description_files._SIGNED + encoded).hex().encode()
     elsewhere = realm.begun(replace(realm.first, cluster_id=b"e" * 16))
     for lie in (SignedDescription(forged, encoded, signature), realm.signed(elsewhere)):
         for node in range(6):  # even if all nodes say so

@@ -8,17 +8,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from bftfs import cluster
-from bftfs.cluster import (
-    ClientEntry,
-    ClusterDescription,
-    Durability,
-    NewCluster,
-    PastClient,
-    TcpAddress,
-    UnixAddress,
-    parse_address,
-)
+from bftfs import cluster, description_files
+from bftfs.addresses import TcpAddress, UnixAddress, parse_address
+from bftfs.cluster import ClientEntry, ClusterDescription, Durability, NewCluster, PastClient
 from bftfs.credentials import Credentials, Grant
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
@@ -261,13 +253,13 @@ def test_what_is_no_address(text: str) -> None:
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     path = tmp_path / "cluster.toml"
-    cluster.store(path, DESCRIPTION, NEW.administrator)
+    description_files.store(path, DESCRIPTION, NEW.administrator)
     return path
 
 
 def test_what_is_stored_is_loaded(stored: Path) -> None:
-    assert cluster.load(stored) == DESCRIPTION
-    assert cluster.load(stored, administrator=NEW.administrator.public_key) == DESCRIPTION
+    assert description_files.load(stored) == DESCRIPTION
+    assert description_files.load(stored, administrator=NEW.administrator.public_key) == DESCRIPTION
     assert sorted(entry.name for entry in stored.parent.iterdir()) == [
         "cluster.signed.toml",
         "cluster.signed.toml.sig",
@@ -279,43 +271,45 @@ def test_what_is_stored_is_loaded(stored: Path) -> None:
 def test_an_altered_description_is_refused(stored: Path) -> None:
     stored.write_bytes(stored.read_bytes().replace(b"write = false", b"write = true "))
     with pytest.raises(UsageError, match="is not signed by its administrator") as raised:
-        cluster.load(stored)
+        description_files.load(stored)
     assert str(stored) in str(raised.value)
     assert "bftfs cluster sign" in str(raised.value)
 
 
 def test_a_forged_description_is_refused(stored: Path) -> None:
     forged = new_cluster(first=100)
-    cluster.store(stored, forged.description, forged.administrator)
-    assert cluster.load(stored) == forged.description
+    description_files.store(stored, forged.description, forged.administrator)
+    assert description_files.load(stored) == forged.description
     with pytest.raises(UsageError, match="another administrator"):
-        cluster.load(stored, administrator=NEW.administrator.public_key)
+        description_files.load(stored, administrator=NEW.administrator.public_key)
 
 
 def test_only_the_administrator_can_store(stored: Path) -> None:
     with pytest.raises(UsageError, match="not that of the administrator"):
-        cluster.store(stored, DESCRIPTION, LAPTOP)
-    assert cluster.load(stored) == DESCRIPTION
+        description_files.store(stored, DESCRIPTION, LAPTOP)
+    assert description_files.load(stored) == DESCRIPTION
 
 
 @pytest.mark.parametrize("signature", [b"", b"\n", b"00" * 64, b"\xff\xfe", b"zz\n"])
 def test_a_broken_signature_file_is_refused(stored: Path, signature: bytes) -> None:
-    cluster.signature_path(stored).write_bytes(signature)
+    description_files.signature_path(stored).write_bytes(signature)
     with pytest.raises(UsageError, match="is not signed"):
-        cluster.load(stored)
+        description_files.load(stored)
 
 
 def test_missing_files_are_named(stored: Path) -> None:
-    cluster.signature_path(stored).unlink()
+    description_files.signature_path(stored).unlink()
     with pytest.raises(UsageError, match=r"there is no signature .*cluster\.toml\.sig"):
-        cluster.load(stored)
+        description_files.load(stored)
     stored.unlink()
     with pytest.raises(UsageError, match=r"there is no cluster description .*cluster\.toml"):
-        cluster.load(stored)
+        description_files.load(stored)
     with pytest.raises(UsageError, match="cannot read the cluster description"):
-        cluster.load(stored.parent)
+        description_files.load(stored.parent)
     with pytest.raises(UsageError, match="cannot write"):
-        cluster.store(stored.parent / "nowhere" / "cluster.toml", DESCRIPTION, NEW.administrator)
+        description_files.store(
+            stored.parent / "nowhere" / "cluster.toml", DESCRIPTION, NEW.administrator
+        )
 
 
 class CrashError(Exception):
@@ -338,25 +332,25 @@ def test_a_crash_while_replacing_leaves_a_signed_description(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", crashing)
         with pytest.raises(CrashError):
-            cluster.store(stored, grown, NEW.administrator)
-    assert cluster.load(stored) == DESCRIPTION
-    cluster.store(stored, grown, NEW.administrator)
-    assert cluster.load(stored) == grown
+            description_files.store(stored, grown, NEW.administrator)
+    assert description_files.load(stored) == DESCRIPTION
+    description_files.store(stored, grown, NEW.administrator)
+    assert description_files.load(stored) == grown
 
 
 def test_what_lay_there_unsigned_is_not_signed_by_replacing_it(stored: Path) -> None:
     tampered = stored.read_bytes().replace(b"write = false", b"write = true ")
     stored.write_bytes(tampered)
-    cluster.store(stored, DESCRIPTION, NEW.administrator)
+    description_files.store(stored, DESCRIPTION, NEW.administrator)
     stored.write_bytes(tampered)
     with pytest.raises(UsageError, match="is not signed"):
-        cluster.load(stored)
+        description_files.load(stored)
 
 
 def test_a_change_by_hand_is_signed_again(stored: Path) -> None:
     stored.write_bytes(stored.read_bytes().replace(b"write = false", b"write = true "))
-    cluster.store(stored, cluster.load_unsigned(stored), NEW.administrator)
-    assert cluster.load(stored).clients[0].grant.write
+    description_files.store(stored, description_files.load_unsigned(stored), NEW.administrator)
+    assert description_files.load(stored).clients[0].grant.write
 
 
 # --- TOML -------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bftfs import cluster
+from bftfs import cluster, description_files
+from bftfs.addresses import parse_address
 from bftfs.cli.times import parse_time
-from bftfs.cluster import Durability, parse_address
+from bftfs.cluster import Durability
 from bftfs.crypto.keys import Identity, read_identity, read_volume_key
 from bftfs.errors import UsageError
 from bftfs.filesystem.time_names import format_time_name, looks_like_a_time_name, parse_time_name
@@ -70,8 +71,8 @@ def signatures(data: bytes) -> None:
     choices = Choices(data)
     real = made.administrator.sign(b"bftfs cluster description 1\0" + encoded).hex().encode()
     lines = [real if choices.flag(8) else choices.octets(choices.number(140)) for _ in range(3)]
-    cluster.signature_path(path).write_bytes(b"\n".join(lines))
-    cluster.load(path, administrator=made.administrator.public_key)
+    description_files.signature_path(path).write_bytes(b"\n".join(lines))
+    description_files.load(path, administrator=made.administrator.public_key)
     assert real in b"\n".join(lines).split()[:2]
 
 

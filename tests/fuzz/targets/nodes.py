@@ -15,8 +15,9 @@ from typing import Any, get_args
 from bftfs import cluster
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.cluster import ClusterDescription, Durability, SignedDescription
+from bftfs.cluster import ClusterDescription, Durability
 from bftfs.crypto.keys import Identity
+from bftfs.description_files import SignedDescription
 from bftfs.envelope import (
     REPLIES,
     REQUESTS,

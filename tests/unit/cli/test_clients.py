@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from bftfs import cluster as description_files
+from bftfs import description_files
 from bftfs.cli import cluster, local_cluster
-from bftfs.cluster import Durability
+from bftfs.cluster import Durability, decode
 from bftfs.credentials import ALL_RIGHTS, Grant
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
@@ -200,7 +200,7 @@ def test_shares_of_the_room(directory: DataDirectory) -> None:
 def test_older_descriptions_have_no_shares(directory: DataDirectory) -> None:
     encoded = directory.description.read_text().replace("client_share = 50\n", "")
     encoded = encoded.replace("share = 100\n", "")
-    description = description_files.decode(encoded.encode(), source="old")
+    description = decode(encoded.encode(), source="old")
     assert description.share_of(description.clients[0].client) == 1.0
     with pytest.raises(UsageError, match="0 is not a share of the room"):
         replace(description, client_share=0)

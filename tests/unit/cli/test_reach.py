@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from bftfs import cluster
+from bftfs import cluster, description_files
 from bftfs.cli import reach, signed_elsewhere
 from bftfs.cli.main import program
 from bftfs.cli.reach import NodeAccess
@@ -64,7 +64,9 @@ class Office:
         )
         write_identity(self.directory.administrator_key, self.made.administrator)
         write_volume_key(self.directory.volume_key, VOLUME_KEY)
-        cluster.store(self.directory.description, self.made.description, self.made.administrator)
+        description_files.store(
+            self.directory.description, self.made.description, self.made.administrator
+        )
 
     def bftfs(self, *words: str) -> Result:
         return CliRunner().invoke(
@@ -259,7 +261,7 @@ def test_who_has_heard_of_a_revocation_and_who_has_not(
     assert lines[2].startswith("bftfs: node 5 has not heard of it: it cannot be reached at tcp:")
     assert lines[3].startswith("bftfs: if you have just changed the clients on another machine")
     assert "`bftfs cluster tell` tells all again; start node 5 on its machine" in lines[4]
-    description = cluster.load(office.directory.description)
+    description = description_files.load(office.directory.description)
     last = {message.encoded for message in heard[-3:]}
     assert last == {office.directory.description.read_bytes()}
     assert description.serial == 2
@@ -283,7 +285,7 @@ def test_when_a_client_was_seen_is_what_a_correct_node_says(
     """One node lies about it, two are down."""
     _hurry(monkeypatch)
     office.bftfs("cluster", "add-client", "alice", "--uid", "1000", "--gid", "1000")
-    alice = cluster.load(office.directory.description).clients[-1].client
+    alice = description_files.load(office.directory.description).clients[-1].client
     seen = [1 << 36, 1_790_000_100, 1_790_000_200, 1_790_000_000]
     for each in office.sockets[4:]:
         each.close()
@@ -323,7 +325,7 @@ class TwoMachines:
         self.office = office
         laptop = ClientEntry("laptop", LAPTOP.public_key)
         described = office.made.description.with_client(laptop)
-        cluster.store(office.directory.description, described, office.made.administrator)
+        description_files.store(office.directory.description, described, office.made.administrator)
         self.elsewhere = DataDirectory(path / "elsewhere")
         self.elsewhere.path.mkdir()
         for name in ("cluster.toml", "cluster.toml.sig", "admin.key", "volume.key"):
@@ -374,7 +376,7 @@ def test_a_change_is_made_in_what_another_machine_has_signed(machines: TwoMachin
     assert "Nodes have number 2 of the descriptions, signed on another machine" in added.output
     assert machines.names == (["desk"], ["laptop"])
     assert "number 3" in machines.office.bftfs("cluster", "tell").output
-    assert cluster.load(machines.office.directory.description).serial == 3
+    assert description_files.load(machines.office.directory.description).serial == 3
 
 
 def test_must_fail_where_nodes_are_not_asked_first(
@@ -402,12 +404,12 @@ def test_of_two_with_one_number_both_revocations_hold(
     other = machines.elsewhere.path / "cluster.other.toml"
     assert "nodes have another description with number 2" in added.output
     assert "Revoked elsewhere, and so here, too: laptop." in added.output
-    assert cluster.load(other).past_clients[0].name == "laptop"
+    assert description_files.load(other).past_clients[0].name == "laptop"
     assert machines.names == (["desk", "tv"], ["laptop"])
 
 
 def keys_of(directory: DataDirectory, client: Identity) -> dict[EpochId, bytes]:
-    return epoch_keys_in(cluster.load(directory.description), client)
+    return epoch_keys_in(description_files.load(directory.description), client)
 
 
 def test_a_revocation_begins_an_epoch_whose_key_those_get_who_stay(machines: TwoMachines) -> None:
@@ -532,7 +534,7 @@ def test_who_is_taken_out_by_hand_is_remembered_as_revoked(machines: TwoMachines
     done = machines.office.bftfs("cluster", "sign")
     assert done.return_value == 0, done.output
     assert machines.names == (["laptop"], ["desk"])
-    [past] = cluster.load(path).past_clients
+    [past] = description_files.load(path).past_clients
     assert past.revoked_s >= (past.added_s or 0) > 0
 
     again = path.read_text().partition("[[past_clients]]")[0]
@@ -603,7 +605,7 @@ def signed_without_knowing_from_what(
     edit(machines.office.directory, "write = true", "write = false")
     assert machines.office.bftfs("cluster", "sign").return_value == 0
     assert may_write(machines) == {False}
-    cluster.as_signed(machines.elsewhere.description).unlink()
+    description_files.as_signed(machines.elsewhere.description).unlink()
     edit(machines.elsewhere, 'name = "desk"', 'name = "table"')
     return machines.there("sign")
 
@@ -712,7 +714,7 @@ def test_who_names_what_it_does_not_send_is_waited_for_once(
 ) -> None:
     """Otherwise a node that lies would hold a revocation up for half a minute."""
     _hurry(monkeypatch)
-    signed = cluster.read(office.directory.description)
+    signed = description_files.read(office.directory.description)
     asked: list[bytes] = []
 
     def answer(message: DescriptionRequest) -> bytes | None:
@@ -733,9 +735,9 @@ def test_what_somebody_else_has_signed_is_not_taken(machines: TwoMachines) -> No
     """A lying node offers a later description of its own, nonsense, and an older one."""
     liar = Identity.generate(b"l" * 32)
     here = machines.office.directory
-    mine = cluster.read(here.description)
+    mine = description_files.read(here.description)
     later = replace(mine.description, administrator=liar.public_key, clients=(), serial=99)
-    forged = cluster.store(here.path / "forged.toml", later, liar)
+    forged = description_files.store(here.path / "forged.toml", later, liar)
     machines.office.bftfs("cluster", *ADD_DESK)
     machines.lies = [
         DescriptionReply(forged.encoded, forged.signature),

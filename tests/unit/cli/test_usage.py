@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from bftfs import cluster
+from bftfs import cluster, description_files
 from bftfs.cli import usage
 from bftfs.cli.decisions import decisions_known
 from bftfs.cluster import ClientEntry, ClusterDescription
@@ -172,14 +172,14 @@ def let_go(office: Office, *words: str) -> Result:
 
 
 def described(office: Office) -> ClusterDescription:
-    return cluster.load(office.directory.description)
+    return description_files.load(office.directory.description)
 
 
 def revoked(office: Office) -> ClientId:
     """A client of the past."""
     entry = ClientEntry("mallory", Identity.generate(b"m" * 32).public_key)
     later = office.made.description.with_client(entry).without_client("mallory", at_s=7)
-    cluster.store(office.directory.description, later, office.made.administrator)
+    description_files.store(office.directory.description, later, office.made.administrator)
     return entry.client
 
 
@@ -217,7 +217,7 @@ def test_what_is_let_go_is_signed_told_and_shown(office: Office) -> None:
 def test_mistakes(office: Office, words: tuple[str, ...], why: str) -> None:
     entry = ClientEntry("laptop", Identity.generate(b"l" * 32).public_key)
     description = office.made.description.with_client(entry)
-    cluster.store(office.directory.description, description, office.made.administrator)
+    description_files.store(office.directory.description, description, office.made.administrator)
     result = let_go(office, *words, "--yes")
     assert why in str(result.exception)
     assert described(office).let_go == ()
