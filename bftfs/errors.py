@@ -195,7 +195,7 @@ class FileSystemError(BftfsError):
 
 
 class VersionGone(FileSystemError):
-    """The nodes do not have what a client has written any more, and so it cannot be named."""
+    """What a client has written can be named no more: nodes may have collected it."""
 
     def __init__(self, subject: str) -> None:
         super().__init__(errno.EIO, f"what was written to {subject} is gone")

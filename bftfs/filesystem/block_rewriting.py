@@ -32,7 +32,7 @@ from typing import TypeVar
 from bftfs import limits
 from bftfs.conversation import Draw, Together
 from bftfs.credentials import Credentials
-from bftfs.errors import AdmissionRefused, FileSystemError
+from bftfs.errors import AdmissionRefused, FileSystemError, VersionGone
 from bftfs.filesystem import inode
 from bftfs.filesystem.attributes import INCARNATION_GAP
 from bftfs.filesystem.block_memory import part
@@ -78,7 +78,7 @@ class BlockRewriter:
             try:
                 return await attempt()
             except FileSystemError as refusal:
-                if refusal.code != errno.EAGAIN:
+                if refusal.code != errno.EAGAIN and not isinstance(refusal, VersionGone):
                     raise
                 await self.reader.refresh(contents, who, number)
         raise kept_overtaking()

@@ -144,11 +144,13 @@ class VouchRequest(Message, frozen=True, tag=0x33):
 class VouchReply(Message, frozen=True, tag=0x43):
     """The node's authenticator over block and timestamp; empty if it does not host the version.
 
-    Or over a set; empty if it does not host all of it.
+    Or over a set; empty if it does not host all of it. `is_late`: as this node knows the inode, an
+    update can name some version of the set no more. So nodes may have collected that.
     """
 
     authenticator: AuthenticatorField
     lives: LivesField = ()
+    is_late: bool = False
 
 
 class VersionName(Value, frozen=True):

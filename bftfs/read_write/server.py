@@ -18,7 +18,7 @@ each reply that others count tells the latest lives that the node knows of.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -159,6 +159,11 @@ class RetainedPast(Protocol):
 
     def wants(self, view: StorageView, key: bytes) -> bool:
         """True if the version with this key would be kept."""
+
+    def may_be_named(
+        self, view: StorageView, versions: Sequence[tuple[BlockId, BlockTimestamp]]
+    ) -> bool:
+        """False if an update can name one of these no more, by what this node has."""
 
 
 class GrantAuthority:
@@ -547,10 +552,11 @@ class ReadWriteServer:
     ) -> Ready:
         lives = self._keys.told
         versions = [(each.block, each.timestamp) for each in message.versions]
+        is_late = self._past is not None and not self._past.may_be_named(view, versions)
         for block, timestamp in versions:
             if view.get(Table.BLOCK, version_key(block, timestamp)) is None:
-                return Ready(VouchReply(b"", lives))
-        return Ready(VouchReply(self._keys.make_knowing(digest_of(versions)), lives))
+                return Ready(VouchReply(b"", lives, is_late))
+        return Ready(VouchReply(self._keys.make_knowing(digest_of(versions)), lives, is_late))
 
 
 def _voucher_digest(block: BlockId, message: WriteRequest | VouchRequest) -> bytes:

@@ -10,6 +10,19 @@ which repairs them, and the nodes are asked again. b nodes may say that they hos
 lacks, so that it need not be repaired, and not vouch for it, or not validly. If reading has not
 helped, the fragments are therefore sent to all nodes.
 
+**What can be named no more.** Others may have named a later version of the block meanwhile, or cut
+it off. Then some nodes have collected the version, and others have not: N - t will not vouch for
+it, however often it is repaired. So a node tells besides whether an update can still name all of
+the set (`is_late`), by the inode as it is there, and whether or not it hosts them. If b + 1 say
+that it is too late, that ends the round: the version counts as gone.
+
+It ends if it has to: a correct node collects what can be named no more as something established
+says, which N - t nodes have, of which N - 2t > b are correct and answer. And b liars do not make it
+too late. If a correct node says so besides, and is wrong (what it goes by need not be established),
+nothing is lost: the attempts at the update are settled before its client is told, and what none of
+them has named is written again. (tests/seams/test_shared_files.py, from
+`test_nobody_waits_for_vouchers_for_what_can_be_named_no_more` on)
+
 **Concurrency.** As any client procedure.
 """
 
@@ -49,7 +62,8 @@ async def gather(
     lack versions. One of the b may also accuse a correct node, and withhold its own voucher. So
     before a refusal nobody is waited for if there are enough vouchers with those of suspects.
 
-    Raises QuorumUnavailable if total patience runs out, VersionGone if a version is not there.
+    Raises QuorumUnavailable if total patience runs out, VersionGone if a version is not there, or
+    can be named no more.
     """
     thresholds, peers = session.thresholds, session.peers
     request = VouchSetRequest(tuple(VersionName(*version) for version in versions))
@@ -82,6 +96,8 @@ async def gather(
         for vouchers in (made(replies).vouchers, _vouchers(replies)):
             if len(vouchers) >= thresholds.responses:
                 return vouchers
+        if sum(reply.is_late for reply in replies.values()) > thresholds.b:
+            raise VersionGone(f"block {versions[0][0].hex()}")
         await _repair(session, versions, who, everywhere=everywhere)
         everywhere = True
         await Pause(pause_us)

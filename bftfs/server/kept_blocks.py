@@ -23,6 +23,7 @@ version: rule 3 goes by versions of the inode, and by no clock.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from itertools import islice
 from math import inf
 from typing import NamedTuple
@@ -209,26 +210,36 @@ def kept_names(
 
 
 def may_be_named(replica: Replica, block: BlockId, timestamp: BlockTimestamp) -> bool:
-    """True if an update may still name this version of a block, by what is established here.
+    """True if an update may still name this version of a block, by what is established here."""
+    return _nameable_after(replica, replica.row.established)(block, timestamp)
 
-    It cannot if something is established that is later than every update that names the version
-    (`limits.COVERED_WITHIN_US`), a later version is named, or the block was cut off.
+
+def _nameable_after(
+    replica: Replica, version: LogicalTimestamp
+) -> Callable[[BlockId, BlockTimestamp], bool]:
+    """The rule that says which versions of blocks an update may name after that of the inode.
+
+    It cannot name one if that version of the inode is later than every update that names it
+    (`limits.COVERED_WITHIN_US`), or names a later one, or has cut the block off.
     """
-    established = replica.row.established
-    if time_of(established) > timestamp.time + limits.COVERED_WITHIN_US:
-        return False
-    state = state_at(replica, established)
+    state = state_at(replica, version)
     encoded = None if state is None else state.get(ATTRIBUTES_KEY)
-    if state is None or encoded is None:
-        return True
-    layout = attributes_in(replica, encoded).layout
-    if layout is None:
-        return False
-    incarnation, number = incarnation_of(block), block_number_of(block)
-    if incarnation <= layout.newest and incarnation != layout.incarnation(number):
-        return False
-    name = name_at(state, number)
-    return name is None or (name.incarnation, name.latest[1]) < (incarnation, timestamp)
+    layout = None if encoded is None else attributes_in(replica, encoded).layout
+
+    def may_be_named(block: BlockId, timestamp: BlockTimestamp) -> bool:
+        if time_of(version) > timestamp.time + limits.COVERED_WITHIN_US:
+            return False
+        if state is None or encoded is None:
+            return True
+        if layout is None:
+            return False
+        incarnation, number = incarnation_of(block), block_number_of(block)
+        if incarnation <= layout.newest and incarnation != layout.incarnation(number):
+            return False
+        name = name_at(state, number)
+        return name is None or (name.incarnation, name.latest[1]) < (incarnation, timestamp)
+
+    return may_be_named
 
 
 class KeptVersions:
@@ -286,6 +297,17 @@ class CollectedPast:
             return False
         shown = shown_by(replica, replica.row.collected_us)
         return shown is not None and shown.alive is None
+
+    def may_be_named(
+        self, view: StorageView, versions: Sequence[tuple[BlockId, BlockTimestamp]]
+    ) -> bool:
+        """False if an update can name one of these no more, by the latest version of its inode.
+
+        Nothing is removed by this, so that need not be established.
+        """
+        replicas = [Replica(view, inode) for inode in {inode_of(block) for block, _ in versions}]
+        rules = {each.object: _nameable_after(each, each.head) for each in replicas}
+        return all(rules[inode_of(block)](block, timestamp) for block, timestamp in versions)
 
     def wants(self, view: StorageView, key: bytes) -> bool:
         """True if collection would keep the version of a block with this key."""

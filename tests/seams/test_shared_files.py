@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,9 +22,13 @@ from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import Update, UpdateReply
 from bftfs.read_write import vouching
 from bftfs.read_write.client import ReadWriteClient
+from bftfs.read_write.messages import VouchReply, WriteReply, WriteRequest
+from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.server.kept_blocks import CollectedPast
 from bftfs.simulation.deployment import CollectionPlan
 from bftfs.simulation.network import Kind
 from bftfs.simulation.world import SECOND_US
+from tests.seams.test_vouchers import forge
 from tests.seams.world import BLOCK_BYTES, SUPERUSER, TYPES, VOLUME, User, World
 
 PATIENCE_US = 20 * SECOND_US  # of a soft mount
@@ -52,8 +57,8 @@ class Scene:
         self.append(self.second, self.theirs, b"<other>")
         self.other.run(self.second.flush(self.theirs))
 
-    def seen(self) -> str:
-        return self.world.user("reader").read(self.identifier)
+    def seen(self, size: int = 100) -> str:
+        return self.world.user("reader").read(self.identifier, size)
 
     def lose(self, kind: type, *, arrives: bool) -> None:
         """From now on, answers to updates of the first mount are lost, or the updates are late."""
@@ -197,6 +202,7 @@ def test_must_fail_where_an_update_fails_because_its_blocks_are_collected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(vouching, "NoLongerKept", ZeroDivisionError)
+    monkeypatch.setattr(CollectedPast, "may_be_named", lambda *_: True)
     mount, file, user, _ = collected((0, 1), True, 0)
     for _ in range(2):  # and so on, for ever
         with pytest.raises(NoLongerKept):
@@ -227,6 +233,153 @@ def collected(
     assert scene.world.hosting(block, pushed.timestamp) == list(keeping)
     scene.world.ways.hold(lambda *_: False)
     return mount, file, scene.user, scene.world.user("reader")
+
+
+# --- what can be named no more, and some nodes still have ----------------------------------------
+
+
+def half_collected(keeping: tuple[int, ...], *, arrives: bool) -> tuple[Scene, FileSystem]:
+    """A mount has missed the answer to its cover of a patch; others have replaced that since.
+
+    All but some nodes have collected it, at once: so they do not say that they have, but that they
+    never had it. The mount goes by no patience when it tries again.
+    """
+    plan = CollectionPlan(600 * SECOND_US, roomy=tuple(map(NodeId, keeping)))
+    scene = Scene(World(collection=plan, volume=VOLUME), "." * 40)
+    for _ in range(11):  # so that there is something to collect besides
+        scene.append_elsewhere()
+        scene.world.run_for(100 * SECOND_US)
+    mount = scene.user.filesystem(Options(access_times=False, patch_saves_bytes=0))
+    _, scene.file = scene.opened(scene.user, mount)
+    scene.append(mount, scene.file, b"<mine>")
+    scene.lose(Update, arrives=arrives)
+    with pytest.raises(QuorumUnavailable):
+        scene.user.run(mount.flush(scene.file))
+    size = scene.other.attributes(scene.identifier).size
+    scene.second.write(scene.theirs, 0, b"x" * size, now_ns=scene.world.now_us * 1_000)
+    scene.other.run(scene.second.flush(scene.theirs))
+    scene.append_elsewhere()
+    pushed = scene.file.contents.uncovered[0].pushed
+    block = scene.file.contents.layout.block(scene.identifier, 0, pushed.slot)
+    hosting = partial(scene.world.hosting, block, pushed.timestamp)
+    if not arrives:
+        scene.world.run_until(lambda: hosting() == list(keeping))
+    scene.user.objects.rounds.patience_total_us = None
+    scene.world.ways.hold(lambda *_: False)
+    return scene, mount
+
+
+@pytest.mark.parametrize("keeping", [(0, 1), (0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("arrives", [True, False])
+@pytest.mark.parametrize("silent", [None, 0, 5])
+def test_nobody_waits_for_vouchers_for_what_can_be_named_no_more(
+    keeping: tuple[int, ...], arrives: bool, silent: int | None
+) -> None:
+    """Neither so many nodes have it that it is complete, nor so few that it is not. Readers repair
+    it, and nodes do not take it again."""
+    scene, mount = half_collected(keeping, arrives=arrives)
+    if silent is not None:
+        scene.world.nodes[silent].crash(down_us=None)
+    scene.user.run(mount.flush(scene.file), within_us=60 * SECOND_US)
+    seen = scene.seen(200)
+    assert seen.count("<mine>") == (not arrives)
+    assert seen.endswith("<other>" if arrives else "<other><mine>")
+
+
+def test_must_fail_where_nodes_do_not_say_that_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CollectedPast, "may_be_named", lambda *_: True)
+    scene, mount = half_collected((0, 1, 2), arrives=False)
+    with pytest.raises(AssertionError, match="has not happened"):
+        scene.user.run(mount.flush(scene.file), within_us=60 * SECOND_US)
+
+
+class Belated:
+    """A server that does not vouch for the first version that it is asked to vouch for, and says
+    that it is too late to name that."""
+
+    def __init__(self, honest: Any) -> None:
+        self._honest = honest
+        self._about: BlockTimestamp | None = None
+
+    def step(self, *arguments: Any) -> Any:
+        ready, message = self._honest.step(*arguments), arguments[2]
+        if not isinstance(ready.reply, WriteReply | VouchReply):
+            return ready
+        timestamp = getattr(message, "versions", (message,))[0].timestamp
+        self._about = self._about or timestamp
+        if timestamp != self._about:
+            return ready
+        if isinstance(ready.reply, WriteReply):
+            ready.reply = WriteReply(ready.reply.lives)
+        else:
+            ready.reply = VouchReply(b"", ready.reply.lives, is_late=True)
+        return ready
+
+
+def named_beside(liars: int) -> bool:
+    """True if what a mount appends is named as it was written first, though some nodes say that it
+    is too late, one is silent, and one has missed it."""
+    scene = Scene(World(t=2, b=1))
+    for number in range(liars):
+        forge(scene.world, number, Belated)
+    scene.world.nodes[liars].crash(down_us=None)
+    lacking = scene.world.nodes[liars + 1].endpoint
+    scene.world.ways.hold(
+        lambda _source, target, _kind, message: (
+            target == lacking and isinstance(message, WriteRequest)
+        )
+    )
+    scene.append(scene.mount, scene.file, b"<mine>")
+    writer = scene.mount._contents._writer
+    scene.user.run(writer.push(scene.file.contents, tuple(scene.file.contents.dirty)))
+    name = scene.file.contents.uncovered[0].name
+    scene.world.ways.hold(lambda *_: False)
+    scene.user.run(scene.mount.flush(scene.file), within_us=60 * SECOND_US)
+    assert scene.seen() == "0123456789<mine>"
+    return scene.file.contents.named(0) == name
+
+
+def test_b_liars_do_not_make_it_late() -> None:
+    assert named_beside(1)
+
+
+def test_must_fail_where_more_than_b_say_so_in_vain() -> None:
+    """Nothing is lost by it, nor there twice: it is written and named anew."""
+    assert not named_beside(2)
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_what_more_than_b_liars_call_late_is_there_once(arrives: bool) -> None:
+    scene = Scene()
+    scene.append(scene.mount, scene.file, b"<mine>")
+    scene.lose(Update, arrives=arrives)
+    with pytest.raises(QuorumUnavailable):
+        scene.user.run(scene.mount.flush(scene.file))
+    scene.world.ways.flow()
+    scene.append_elsewhere()
+    for number in range(2):
+        forge(scene.world, number, Belated)
+    scene.user.run(scene.mount.flush(scene.file), within_us=60 * SECOND_US)
+    assert scene.seen().count("<mine>") == 1
+
+
+def test_a_cut_is_repeated_whose_block_can_be_named_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vouched, asked = ReadWriteClient.vouched, 0
+
+    async def gone_at_first(*arguments: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise VersionGone("what was shortened")
+        return await vouched(*arguments)
+
+    scene = Scene()
+    monkeypatch.setattr(ReadWriteClient, "vouched", gone_at_first)
+    scene.user.run(scene.mount.truncate(scene.identifier, 4, SUPERUSER))
+    assert asked == 2
+    assert scene.seen() == "0123"
 
 
 def test_must_fail_who_writes_again_what_was_covered(monkeypatch: pytest.MonkeyPatch) -> None:

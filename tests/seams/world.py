@@ -323,12 +323,12 @@ class User:
         self.files.write(file, offset, contents.encode(), now_ns=await Now() * 1000)
         await self.files.release(file)
 
-    def read(self, identifier: ObjectId) -> str:
+    def read(self, identifier: ObjectId, size: int = 100) -> str:
         """A file's first bytes, as a mount that knows nothing of it yet shows them."""
 
         async def read() -> bytes:
             file = await self.files.open(identifier, os.O_RDONLY, self.who)
-            contents = bytes(await self.files.read(file, 0, 100))
+            contents = bytes(await self.files.read(file, 0, size))
             await self.files.release(file)
             return contents
 

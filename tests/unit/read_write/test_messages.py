@@ -45,6 +45,7 @@ REPLIES: list[Any] = [
     ReadReply((Listed(TIMESTAMP, True),) * 17, Below.MORE, b"x" * 192),
     ReadReply((), Below.ORIGIN, b""),
     VouchReply(b""),
+    VouchReply(b"a" * 96, (1,) * 6, is_late=True),
     AuthoredReply((b"k" * 88,) * 1_024, b"\xff" * 89),
     Refused(13, "no"),
 ]
