@@ -9,9 +9,8 @@ however many have gone. `tests/unit/query_update/test_catching_up.py` counts the
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
-
-from sortedcontainers import SortedSet
 
 from bftfs.query_update.object_type import (
     BEYOND_SEQUENCE,
@@ -46,8 +45,9 @@ class Holes:
         self._prefix = prefix
         self._rows = rows
         self._rewound = rewound
-        # Serials that the step has put there, or that were there and have another value now.
-        self._put = SortedSet(
+        # Serials that the step has put there, or that were there and have another value now, each
+        # once and ascending. A plain list: nearly every step has none or one of them.
+        self._put = sorted(
             serial_at(key) for key in moved if key.startswith(SEQUENCE) and rows[key] is not None
         )
         # What is known to have gone: from the key up to the value, and from the value up to the
@@ -60,15 +60,18 @@ class Holes:
 
         Requires: called with each version that the step applies, in order.
         """
-        gone = []
+        gone, put = [], self._put
         for key, value in changes:
             if key.startswith(SEQUENCE):
                 serial = serial_at(key)
-                self._put.discard(serial)
+                place = bisect_left(put, serial)
+                is_there = place < len(put) and put[place] == serial
                 if value is None:
                     gone.append(serial)
-                else:
-                    self._put.add(serial)
+                    if is_there:
+                        del put[place]
+                elif not is_there:
+                    put.insert(place, serial)
         found: dict[int, int] = {}
         end = 0
         for serial in sorted(gone):
@@ -85,7 +88,7 @@ class Holes:
     def _start(self, serial: int) -> int:
         """From where on everything up to `serial` has gone."""
         below = FIRST_SERIAL - 1
-        place = self._put.bisect_left(serial)
+        place = bisect_left(self._put, serial)
         if place:
             below = self._put[place - 1]
         at = serial
@@ -100,7 +103,7 @@ class Holes:
 
     def _end(self, serial: int) -> int:
         """Up to where everything from `serial` on has gone, as far as it is known."""
-        place = self._put.bisect_right(serial)
+        place = bisect_right(self._put, serial)
         above = self._put[place] if place < len(self._put) else None
         at = serial + 1
         while True:
@@ -113,7 +116,7 @@ class Holes:
                 return at if above is None else min(above, at)
             at += 1
         if above is not None:
-            return int(above)
+            return above
         # Nothing is left behind it. What has gone never comes back, unless it was taken back.
         return serial + 1 if self._rewound else max(at, self._newest_gone() + 1)
 
