@@ -163,7 +163,6 @@ def _with_jumps(drawn: Configuration, random: Random) -> Configuration:
         or drawn.byzantine_nodes
         or drawn.collection is not None
         or drawn.files.undo
-        or drawn.files.shared
         or not all(client.sane for client in drawn.clients)
     ):
         return drawn

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from bftfs import limits
 from bftfs.credentials import Grant
-from bftfs.errors import AdmissionRefused, ContentionExhausted
+from bftfs.errors import AdmissionRefused, ContentionExhausted, NoLongerKept
 from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
@@ -101,6 +101,13 @@ def run(configuration: Configuration) -> Report:
     return simulation.report()
 
 
+class _Began(NamedTuple):
+    """The moment at which an operation began."""
+
+    clock_us: int  # of its client
+    jumps: int  # of all clocks, ahead and back, so far
+
+
 def _forgets(error: BaseException) -> bool:
     """True if an operation may end so because nodes have collected its versions meanwhile."""
     return isinstance(error, ContentionExhausted) or (
@@ -153,21 +160,17 @@ class _CorrectClient:
                 simulation.world.after(0, self._next, life)
                 return
             self.pending[number] = task, simulation.world.now_us
-            began_us = self._host.wall_clock_us()
-            ended = partial(self._ended, life, number, began_us)
+            began = _Began(self._host.wall_clock_us(), simulation.deployment.jumps)
+            ended = partial(self._ended, life, number, began)
             self._host.start(task.conversation(), ended)
 
     def _ended(
-        self, life: int, number: int, began_us: int, _result: Any, error: BaseException | None
+        self, life: int, number: int, began: _Began, _result: Any, error: BaseException | None
     ) -> None:
         simulation = self._simulation
-        del self.pending[number]
+        task, _ = self.pending.pop(number)
         simulation.ended += 1
-        if (
-            error is not None
-            and self._plan.sane
-            and not (_forgets(error) and simulation.may_be_forgotten(began_us))
-        ):
+        if error is not None and self._plan.sane and not simulation.may_end_so(task, began, error):
             simulation.findings.append(f"progress: {self.name} got no result: {error!r}")
         world = simulation.world
         pause_us = 0 if simulation.quiet else world.between(*self._plan.think_us)
@@ -360,6 +363,20 @@ class Simulation:
     def keeps(self, number: int) -> bool:
         """True if operation `number` takes place; false if shrinking has dropped it."""
         return self._kept is None or number in self._kept
+
+    def may_end_so(self, task: Task, began: _Began, error: BaseException) -> bool:
+        """True if the faults of this run may keep a correct client from a result.
+
+        One that saves what its mount has written may be told that nodes have collected it: no
+        update of the inode has covered it within the window. That no version that is covered is
+        among it, `checkers.retention` sees to. Or that its times are wrong: all clocks have jumped
+        twice meanwhile. What is told so counts as not saved.
+        """
+        if task.saves and isinstance(error, NoLongerKept):
+            return self.may_be_forgotten(error.at_us)
+        if task.saves and isinstance(error, AdmissionRefused) and error.code == errno.ETIME:
+            return self.deployment.jumps - began.jumps >= 2
+        return _forgets(error) and self.may_be_forgotten(began.clock_us)
 
     def may_be_forgotten(self, since_us: int) -> bool:
         """True if nodes may have collected the versions of an operation that began at that time.

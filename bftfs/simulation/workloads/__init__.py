@@ -25,6 +25,7 @@ class Task:
 
     name: str
     conversation: Callable[[], Conversation[Any]]
+    saves: bool = False  # what the mount has written to files, perhaps long before
 
 
 @dataclass(frozen=True, slots=True)

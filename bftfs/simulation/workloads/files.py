@@ -22,7 +22,7 @@ from bftfs.asking.quorum import NOBODY, Nodes, ThresholdQuorums
 from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Conversation, Now, Pause
 from bftfs.credentials import Credentials
-from bftfs.errors import AdmissionRefused, FileSystemError, NoLongerKept, PastUnknown
+from bftfs.errors import AdmissionRefused, FileSystemError, PastUnknown
 from bftfs.filesystem import acl as acls
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Changes
@@ -648,11 +648,7 @@ class FileSession:
         may_fail: bool = True,
         saves: bool = False,
     ) -> Task:
-        """An operation, which may fail as operations on names do, if it is one of a user.
-
-        One that `saves` what was written before may be told that this is lost: what no update of
-        the inode has covered within the window may have been collected.
-        """
+        """An operation, which may fail as operations on names do, if it is one of a user."""
 
         async def perform() -> None:
             what, world, done = f"{self.name} {name}", self.host.world, self.workload.done
@@ -663,21 +659,12 @@ class FileSession:
                 # A write may be refused for want of permission, by nodes that are behind as well;
                 # a mount tells it to whoever closes the file.
                 refused = isinstance(error, AdmissionRefused) and error.code == errno.EACCES
-                lost = saves and isinstance(error, NoLongerKept) and self._may_be_lost(error.at_us)
-                if not may_fail or not (refused or lost or isinstance(error, FileSystemError)):
+                if not may_fail or not (refused or isinstance(error, FileSystemError)):
                     raise
             else:
                 done.append(f"{what} {world.now_us}")
 
-        return Task(name, perform)
-
-    def _may_be_lost(self, time_us: int) -> bool:
-        """True if nodes may have collected what was written then, and is not covered.
-
-        That no version that is covered is among it, `checkers.retention` sees to.
-        """
-        kept_since_us = self.workload.kept_since_us
-        return kept_since_us is not None and time_us < kept_since_us()
+        return Task(name, perform, saves)
 
     def _on_names(self) -> Task:
         random, mix = self.workload.random, self.workload.mix
