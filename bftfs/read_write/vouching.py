@@ -61,6 +61,7 @@ async def gather(
     answer in time. If N - t correct nodes were among them, there would be no further one: then some
     lack versions. One of the b may also accuse a correct node, and withhold its own voucher. So
     before a refusal nobody is waited for if there are enough vouchers with those of suspects.
+    Replies count for one attempt only: where too few come, the next one waits longer.
 
     Raises QuorumUnavailable if total patience runs out, VersionGone if a version is not there, or
     can be named no more.
@@ -86,13 +87,12 @@ async def gather(
     is_found_out = bool(peers.disbelieved) and refused == 1
     most = thresholds.responses if not refused or is_found_out else thresholds.N
     left_us, pause_us = session.patience_total_us, _PAUSE_US
+    patience_us = limits.WRITE_PATIENCE_US
     everywhere = refused > 1
     if everywhere:
         await _repair(session, versions, who, everywhere=True)
     while True:
-        replies = await ask_all(
-            peers, requests, judge, patience_us=limits.WRITE_PATIENCE_US, enough=enough
-        )
+        replies = await ask_all(peers, requests, judge, patience_us=patience_us, enough=enough)
         for vouchers in (made(replies).vouchers, _vouchers(replies)):
             if len(vouchers) >= thresholds.responses:
                 return vouchers
@@ -102,7 +102,7 @@ async def gather(
         everywhere = True
         await Pause(pause_us)
         if left_us is not None:
-            left_us -= pause_us + limits.WRITE_PATIENCE_US
+            left_us -= pause_us + patience_us
             if left_us <= 0:
                 raise QuorumUnavailable(
                     heard=len(vouchers),
@@ -110,6 +110,8 @@ async def gather(
                     subject="vouchers for a write",
                 )
         pause_us = min(2 * pause_us, _PAUSE_MOST_US)
+        if len(replies) < thresholds.responses:  # the others may be far away
+            patience_us = min(2 * patience_us, limits.PATIENCE_MOST_US)
 
 
 def _vouchers(replies: Mapping[NodeId, VouchReply]) -> tuple[Voucher, ...]:

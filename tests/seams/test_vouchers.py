@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from bftfs import limits
 from bftfs.asking.peers import Peers
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Pause
 from bftfs.crypto.digest import life_of
 from bftfs.filesystem import block_names
@@ -411,3 +414,49 @@ def test_must_fail_where_nobody_listens_to_those_that_vouch_besides(
 ) -> None:
     monkeypatch.setattr(accepting, "claims_of", lambda *_: set())
     assert named_with_what_was_lost() is Status.SUCCESS
+
+
+# --- who is far away -----------------------------------------------------------------------------
+
+
+class Late:
+    """A server that refuses what authors write, as of a wrong time."""
+
+    def __init__(self, honest: Any) -> None:
+        self._honest = honest
+
+    def step(self, *arguments: Any) -> Any:
+        if isinstance(arguments[2], WriteRequest):
+            return Ready(Refused(errno.ETIME, "the time is wrong"))
+        return self._honest.step(*arguments)
+
+
+def saved_from_afar(contents: str, *liars: int) -> bool:
+    """Whether a user to whom nodes answer after three seconds, and these liars at once,
+    has saved something after five minutes.
+    """
+    world, user, identifier = started()
+    for liar in liars:
+        forge(world, liar, Late)
+    world.ways.distances_us = {
+        node.endpoint: 1_500_000 for node in world.nodes if int(node.node) not in liars
+    }
+    saved = world.start(user.host, user.putting(identifier, contents))
+    world.run_for(300 * SECOND_US)
+    return saved == [None]
+
+
+def test_who_is_far_from_all_nodes_saves_several_blocks() -> None:
+    assert saved_from_afar(TWO)
+
+
+def test_who_is_far_saves_beside_a_liar_that_finds_the_time_wrong() -> None:
+    assert saved_from_afar(ONE, 0)
+
+
+@pytest.mark.parametrize(("contents", "liars"), [(TWO, ()), (ONE, (0,))])
+def test_must_fail_where_nodes_that_vouch_are_never_waited_for_any_longer(
+    contents: str, liars: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PATIENCE_MOST_US", limits.WRITE_PATIENCE_US)
+    assert not saved_from_afar(contents, *liars)
