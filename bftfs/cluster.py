@@ -204,9 +204,9 @@ class ClusterDescription:
         return FollowedDescription(self.serial, self.digest[:FOLLOWED_BYTES])
 
     def knows_of(self, other: ClusterDescription) -> bool:
-        """True if `other` was known to who signed this one, or is older than what this one lists.
+        """True if the signer of this one knew `other`, or it is older than what this one lists.
 
-        If it was not, then what it takes was not given again by anybody who knew of that.
+        Otherwise this one gives back no right that `other` takes: its signer did not know of that.
         """
         if other.serial < self._follows_from or other.digest == self.digest:
             return True
@@ -217,7 +217,7 @@ class ClusterDescription:
         return other.as_followed in self.follows and self.has_ends_of(other)
 
     def has_ends_of(self, other: ClusterDescription) -> bool:
-        """True if it has all epochs of `other`, and calls everybody revoked whom that does."""
+        """True if it has all epochs of `other`, and calls each client revoked that `other` does."""
         revoked = {past.client for past in self.past_clients}
         epochs = {each.epoch for each in self.epochs}
         return all(past.client in revoked for past in other.past_clients) and all(

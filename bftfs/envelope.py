@@ -192,7 +192,7 @@ class DescriptionRequest(Message, frozen=True, tag=0x58):
 
 
 class DescriptionReply(Message, frozen=True, tag=0x59):
-    """That description. It proves itself, by its signature and its serial, whoever sends it.
+    """That description. It proves itself, by its signature and its serial, whichever node sends it.
 
     With the digests of those that the node keeps beside the latest one.
     """

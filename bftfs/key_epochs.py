@@ -1,4 +1,4 @@
-"""Key epochs of a cluster: who has the keys with which blocks are sealed, and from when on.
+"""Key epochs of a cluster: which clients have the keys that seal blocks, and from when on.
 
 **Situation.** Every client has the volume key, for ever. A revoked one is cut off; but if it gets
 fragments of blocks, from discarded disks or lying nodes, it could open them with that key.
@@ -129,7 +129,7 @@ def epoch_keys_in(described: ClusterDescription, identity: Identity) -> dict[Epo
     """The keys of all epochs of a signed description, as the client `identity` gets them.
 
     Empty if it has none, or none for this client. Raises InvalidAuthenticator if what it has does
-    not open, as after a mistake of who edited it by hand.
+    not open, as after a mistake in an edit by hand.
     """
     entry = described.client(client_id_of(public_key=identity.public_key))
     if not described.epochs or entry is None or not entry.epoch_key:

@@ -39,7 +39,7 @@ class KernelRequest:
     name: str
     inode: int
     thread: int | None = None  # the thread that asks
-    opener: int | None = None  # that opened the handle, if the kernel does not tell who asks
+    opener: int | None = None  # that opened the handle, if the kernel does not tell which one asks
     # Without either, it is the kernel itself: interrupting would gain nothing.
 
 

@@ -124,7 +124,7 @@ async def _reach(
 
 
 async def _say_who_is_waited_for(network: Network, directory: DataDirectory) -> None:
-    """Print it on the terminal of who mounts, once it takes a while."""
+    """Print it on the terminal of the user who mounts, once it takes a while."""
     said = ""
     await trio.sleep(WAIT_WORTH_SAYING_S)
     while True:

@@ -132,7 +132,7 @@ class Turns:
         self.left_some = False  # True if not all were served in the last turn
 
     def begin(self, waiting: list[Connection], now_us: int) -> Turn:
-        """Begin a turn, and put those who wait into its order."""
+        """Begin a turn, and put the connections that wait into its order."""
         self._number += 1
         accounts = {id(each.account): each.account for each in waiting if each.account is not None}
         turn = Turn(self._number, len(accounts), now_us)
@@ -160,7 +160,7 @@ class Turn:
         self._last_us = now_us  # when the last request had been stepped
         self.volume = 0  # bytes of requests and replies: bodies, and large parts of replies
         self.is_shared = principals > 1  # otherwise time does not count
-        self.is_ordered = False  # True if it matters for later turns who is served how much
+        self.is_ordered = False  # True if later turns depend on how much each one is served
         self._share_us = TIME_PER_TURN_US // max(principals, 1)
 
     def goes_on(self, account: Account) -> bool:
@@ -198,7 +198,7 @@ class Connection:
     deadline_us: int  # its greeting, or the proof of that, must come before this time
     used: int = 0  # the turn in which it sent something last
     sender: Sender | None = None  # that its greeting names
-    proven: bool = False  # True once that is who it is
+    proven: bool = False  # True once it has proven to be that one
     account: Account | None = None
     backlog: deque[Frame] = field(default_factory=deque)  # requests that have not been stepped
     backlog_bytes: int = 0

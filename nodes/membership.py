@@ -10,7 +10,7 @@ its clients. Nodes, and attackers on the network, may show old descriptions, whi
    (`bftfs.server.comparison`). It takes it only if the administrator whom its first description
    names has signed it, and if it supersedes the latest one seen: its serial is higher. It stores it
    beside its store, with its signature, and starts with it the next time. So nothing that is older
-   can admit a revoked client, or give anybody more rights, whoever brings it.
+   can admit a revoked client, or give anybody more rights, from whatever sender.
 2. What the administrator takes holds until a later description is signed whose signer knew of it:
    each names those that he knew of (`ClusterDescription.follows`). Of a client that several list of
    which the latest one does not know of the others, the node grants what all of them grant. One
@@ -108,7 +108,7 @@ def latest_description(path: Path, kept: Path) -> SignedDescription:
 class Revocations:
     """The clients that the administrator has called revoked, in any description.
 
-    Their file has those whom the latest description does not call so, as another one does: a line
+    Their file has those that another description calls revoked and the latest one does not: a line
     for each, with its id in hexadecimal digits and its name. Mostly there is none.
     """
 
@@ -132,14 +132,14 @@ class Revocations:
         return client in self._names
 
     def add(self, described: ClusterDescription) -> bool:
-        """Note whom `described` calls revoked; True if somebody was not known to be."""
+        """Note the clients that `described` calls revoked; True if one was not known to be."""
         found = {past.client: past.name for past in described.past_clients}
         has_news = not self._names.keys() >= found.keys()
         self._names |= found
         return has_news
 
     def store(self, latest: ClusterDescription) -> None:
-        """Store those whom `latest`, which is stored, too, does not name. Raises UsageError."""
+        """Store those that `latest`, which is stored, too, does not name. Raises UsageError."""
         named = {past.client for past in latest.past_clients}
         lacking = {each: name for each, name in self._names.items() if each not in named}
         if self._stored.keys() >= lacking.keys():
@@ -164,9 +164,9 @@ def revocations_path(kept: Path) -> Path:
 class Others:
     """Signed descriptions that take rights which the latest one does not take, or have other keys.
 
-    It was signed without knowing of them; or they call clients revoked whom it does not, or list
+    It was signed without knowing of them; or they call clients revoked that it does not, or list
     key epochs that it does not. Each is kept in files of its own, and shown to anybody who asks. If
-    there are too many, those with the lowest numbers go; whom they revoke stays noted
+    there are too many, those with the lowest numbers go; the clients they revoke stay noted
     (`Revocations`). One that another kept one follows does not count.
     """
 
@@ -248,8 +248,9 @@ class Others:
     def _is_replaced(signed: SignedDescription, others: Iterable[SignedDescription]) -> bool:
         """True if a later one of `others` names it: what it takes was known there.
 
-        And has its keys, and revokes whom it revokes. Otherwise somebody who shows a node old
-        descriptions would take rights that were given again, and crowd out what others take.
+        And has its keys, and revokes the clients that it revokes. Otherwise somebody who shows a
+        node old descriptions would take rights that were given again, and crowd out what others
+        take.
         """
         return any(other.description.replaces(signed.description) for other in others)
 
@@ -415,8 +416,8 @@ class LiveMembership:
         return (
             f"number {self.latest.serial} of the cluster's descriptions lists "
             f"{', '.join(names[:8])}, whose keys another one calls revoked: the node does not "
-            "admit them; run `bftfs cluster revoke-client` for each, and give who is to come back "
-            "a new key"
+            "admit them; run `bftfs cluster revoke-client` for each, and give those that are "
+            "to come back a new key"
         )
 
     @property

@@ -7,8 +7,9 @@ system; they change if it is copied as a whole, even onto itself, by `cp`, `tar`
 somebody changes owner or mode. (That is harmless, and so is to copy the directory of a node that
 was stopped in an orderly way: until it is started again, any copy is as good.)
 
-A snapshot that turns back a whole file system, or a disk, turns this back as well, and who
-overwrites the other two files in place leaves it as it is. Only the server's runs tell that.
+A snapshot that turns back a whole file system, or a disk, turns this back as well, and a
+program that overwrites the other two files in place leaves it as it is. Only the server's runs tell
+that.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ server that lost its store; docs/protocols-read-write.md, What a node has forgot
 3. A liar may claim lives that nobody has begun. A claim holds one round up: in the next one the
    server in question answers for itself. If it does not confirm the claim, one of the two lies, and
    this client no longer counts what the claimant says of that server's lives. If the claimant culls
-   what the other one signed, they quarrel (`Rounds.denied`): the other one may be who lies.
+   what the other one signed, they quarrel (`Rounds.denied`): the other one may be the liar.
 
 **Tests.** `tests/unit/asking/test_lives.py`.
 
@@ -49,7 +49,8 @@ class Lives:
 
     def __init__(self) -> None:
         self._moments = count()
-        # By who claims it and of whom: which life, and when that was heard first.
+        # By the claimant and the server that it speaks of: which life, and when that was heard
+        # first.
         self._claims: dict[tuple[NodeId, NodeId], tuple[int, int]] = {}
         self._false: set[tuple[NodeId, NodeId]] = set()
 

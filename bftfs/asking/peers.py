@@ -2,7 +2,8 @@
 
 Rule 1: nothing here affects safety. The nodes may be asked in any order, at any time, or never; the
 protocols decide what counts as evidence.
-Rule 2: whoever is left out, a quorum remains. This rule is enforced here, and nowhere else.
+Rule 2: whichever nodes are left out, a quorum remains. This rule is enforced here, and nowhere
+else.
 
 A principal (a mount, a node, a command) has one `Peers`, which both protocols use: a node that lies
 to one is known to the other, and a node that is down is found out once. (Only `bftfs inspect` uses
@@ -338,7 +339,7 @@ class Peers:
 
         The last one left out what the servers `disbelieved` and `ahead_of_clock` report. One of
         these may be needed (Rule 2), so after some failures they count again. If this attempt has
-        changed who is disbelieved, the next one may succeed, and they stay left out for now.
+        changed which are disbelieved, the next one may succeed, and they stay left out for now.
         """
         borne = _FAILURES_BORNE if self.quorum_willing() else _FAILURES_ALONE
         if failures % borne == 0 and disbelieved and self.disbelieved == disbelieved:
@@ -380,7 +381,7 @@ class Peers:
         self.relent()
 
     def _conclude(self) -> None:
-        """Determine whom to disbelieve."""
+        """Determine which nodes to disbelieve."""
         includes_benign = self.quorums.includes_benign
         convicted = self._convicted
         for accused in range(self.quorums.n):

@@ -409,8 +409,9 @@ class Receiving:
     def _give(self, tree: _Tree, record: GivenAttributes) -> None:
         """Set attributes, as far as that is permitted here.
 
-        A program runs as the stream's owner of it or as who starts it, and never as the receiver:
-        an ordinary user gives no set-id bits to files, and nobody to those of other owners.
+        A program runs as the stream's owner of it or as the user who starts it, and never as the
+        receiver: an ordinary user gives no set-id bits to files, and nobody to those of other
+        owners.
         """
         with tree.opened(record.path) as (there, status):
             if stat.S_IFMT(status.st_mode) != stat.S_IFMT(record.mode):

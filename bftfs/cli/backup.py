@@ -38,8 +38,8 @@ def send(path: str, base: str | None, history: bool) -> None:
     --history, the contents that files had before are sent as well; with --from, those that were
     replaced since.
 
-    A backup is not encrypted: whoever has it can read it. `bftfs send PATH > FILE` keeps it in a
-    file.
+    A backup is not encrypted: anybody who has it can read it. `bftfs send PATH > FILE` keeps it in
+    a file.
 
     Example: bftfs send --from autumn photos@winter
     """
@@ -112,7 +112,7 @@ def receive(directory: Path) -> None:
     backup of, and earlier versions of files, are in DIRECTORY/.bftfs-backup.
 
     Owners, devices and some attributes can be made by root only; whatever may not be set is
-    counted. As root, receive only backups of whom you trust with that.
+    counted. As root, receive only backups of people whom you trust with that.
 
     Example: bftfs receive /backup/photos
     """

@@ -178,7 +178,7 @@ def add_client(
 
 
 def _own_uid() -> int:
-    """The uid of who runs the command; nobody gives away root's rights without saying so."""
+    """The uid of the user who runs this; nobody gives away root's rights without saying so."""
     uid = os.getuid()
     if uid == 0:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Key epochs where the description is changed: who may have the present key, and who has it."""
+"""Key epochs where the description is changed: clients that get the present key, or have it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def with_keys_settled(
 ) -> ClusterDescription:
     """The description, with the present key for all of its clients, and for nobody else.
 
-    A new epoch begins if somebody has the present key who is not among the clients any more, as the
+    A new epoch begins if the present key was given to a client that is not listed any more, as the
     descriptions that were `seen` tell, or if one of these has an epoch that is not known here.
     """
     administrator = keys.read_identity(directory.administrator_key)

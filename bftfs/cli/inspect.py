@@ -111,7 +111,8 @@ def inspected(
     description = session.description
     thresholds = description.read_write
     steps = list(session.steps(session.files, located.path))
-    # Of its own: to show who answers, it waits patiently once, also for those that were slow.
+    # Of its own: to show which nodes answer, it waits patiently once, also for those that were
+    # slow.
     peers = Peers(ThresholdQuorums(description.query_update))
     objects = session.network.perform_many(
         (

@@ -1,4 +1,4 @@
-"""How far a command is that works through many things, on the terminal of who runs it.
+"""How far a command is that works through many things, on the terminal of its user.
 
 A line on the standard error appears once that has taken a second. Nothing is printed where the
 standard error is no terminal.

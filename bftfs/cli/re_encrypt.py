@@ -87,8 +87,8 @@ def re_encrypt(path: str, rate: float | None) -> int:
         click.echo(f"bftfs: and {len(done.failures) - _FAILURES_SHOWN} more", err=True)
     if done.failures:
         click.echo(
-            f"bftfs: {len(done.failures)} files were left as they are; run this again as who may "
-            "read and write them",
+            f"bftfs: {len(done.failures)} files were left as they are; run this again as a user "
+            "who may read and write them",
             err=True,
         )
     return 1 if done.failures else 0

@@ -188,8 +188,8 @@ def restore_tree(
 ) -> Counts:
     """Make `target` equal to `located`.
 
-    Who interrupts it, or whom an error stops, is told what has been done, how to `go_on`, and how
-    to `go_back`, if that is possible.
+    A user who interrupts it, or whom an error stops, is told what has been done, how to `go_on`,
+    and how to `go_back`, if that is possible.
     """
     with Progress("restored") as progress:
         restoring = Restoring(session.view, PathTarget(target), located.time_us, told=progress)

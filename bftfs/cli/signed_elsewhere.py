@@ -1,8 +1,8 @@
 """Before a command changes the description, it asks nodes for a later one from another machine.
 
 Situation: there may be two machines with `admin.key`, or the files here come from a backup. A
-change of an older description would take back what was signed since: admit whom somebody has
-revoked, and forget whom somebody has added. So a command that changes the description asks the
+change of an older description would take back what was signed since: admit clients that were
+revoked, and forget clients that were added. So a command that changes the description asks the
 nodes first. It believes what the administrator has signed, and that every revocation holds, and
 every right that was taken without the latest description's knowing of it: nodes do the same
 (`nodes.membership`). It takes up the key epochs that others have begun. The new description names
@@ -47,9 +47,9 @@ def description_to_change(directory: DataDirectory) -> ClusterDescription:
         other = _put_beside(directory, "other", known)
         click.echo(
             f"bftfs: nodes have another description with number {here.description.serial}, which "
-            f"was signed on another machine: {as_word(other)}; whom it revokes is revoked here, "
-            "too; see what else is in it, make these changes here as well, and run `bftfs cluster "
-            "sign`",
+            f"was signed on another machine: {as_word(other)}; clients that it revokes are revoked "
+            "here, too; see what else is in it, make these changes here as well, and run `bftfs "
+            "cluster sign`",
             err=True,
         )
     seen = [each.description for each in (here, *known)]
@@ -99,9 +99,10 @@ def edited_description(directory: DataDirectory) -> ClusterDescription:
             break
     else:
         click.echo(
-            f"bftfs: it is not known here what {as_word(directory.description)} was made from: who "
-            "was taken out of it is not called revoked, and may have the present key; rights that "
-            "nodes have heard of hold beside it, until you see that it is right and sign it again",
+            f"bftfs: it is not known here what {as_word(directory.description)} was made from: "
+            "clients taken out of it are not called revoked, and may have the present key; rights "
+            "that nodes have heard of hold beside it, until you see that it is right and sign it "
+            "again",
             err=True,
         )
         signed = replace(signed, follows=(), follows_from=0)  # it knows of nothing
@@ -202,8 +203,8 @@ def _adopt(directory: DataDirectory, here: SignedDescription, later: SignedDescr
     lost = [each.name for each in mine.clients if each.client not in known]
     if lost:
         click.echo(
-            f"bftfs: it does not have {', '.join(lost)}: add who is to stay with `bftfs cluster "
-            "add-client`",
+            f"bftfs: it does not have {', '.join(lost)}: add those that are to stay with `bftfs "
+            "cluster add-client`",
             err=True,
         )
 
@@ -211,7 +212,7 @@ def _adopt(directory: DataDirectory, here: SignedDescription, later: SignedDescr
 def _without_revoked(
     description: ClusterDescription, others: Sequence[ClusterDescription]
 ) -> ClusterDescription:
-    """The description without those whom others call revoked; its serial stays."""
+    """The description without those that others call revoked; its serial stays."""
     for other in others:
         gone = {past.client: past for past in other.past_clients}
         names = [each.name for each in description.clients if each.client in gone]
@@ -224,7 +225,7 @@ def _without_revoked(
 def _with_removed(
     description: ClusterDescription, before: ClusterDescription
 ) -> ClusterDescription:
-    """The description, which remembers whom `before` listed and it does not list as revoked."""
+    """The description, which remembers as revoked the clients that only `before` listed."""
     known = _named(description)
     now_s = int(time.time())
     removed = tuple(

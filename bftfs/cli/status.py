@@ -160,7 +160,7 @@ def node_states(
 
 
 def _asking(directory: DataDirectory, client: str) -> Identity:
-    """As whom to ask: the client, or the administrator if only that key is here."""
+    """The principal that asks: the client, or the administrator if only that key is here."""
     if client == DEFAULT_CLIENT and not directory.client_key(client).exists():
         with suppress(UsageError):
             return read_identity(directory.administrator_key)

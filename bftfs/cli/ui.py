@@ -104,8 +104,8 @@ class SessionSource:
 def ui(directory: DataDirectory, client: str | None, port: int, opens: bool) -> None:
     """Show files, their past and the nodes in a browser on this machine, until Ctrl-C.
 
-    Prints the address of the pages, which has a token: who has it sees what you may read. The pages
-    change nothing, and only this machine can reach them.
+    Prints the address of the pages, which has a token: anybody who has it sees what you may read.
+    The pages change nothing, and only this machine can reach them.
 
     Example: bftfs ui --data /srv/files --open
     """
@@ -146,7 +146,7 @@ def ui(directory: DataDirectory, client: str | None, port: int, opens: bool) -> 
 
 
 def _whose(directory: DataDirectory, client: str | None) -> tuple[str, Path | None]:
-    """As whom nodes are asked, and the mount point for commands: those of the mount we are in."""
+    """The client that asks nodes, and the mount point for commands, as of the mount we are in."""
     here = None
     with suppress(FileNotFoundError):  # the current directory may have been removed
         here = containing(Path.cwd())

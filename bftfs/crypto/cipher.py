@@ -2,7 +2,7 @@
 
 AES-256-GCM under a key per inode, derived from the key of an epoch. The block's id is authenticated
 with it, so that a block cannot be passed off as another, and so is the epoch's: it stands before
-what is sealed, and whoever changes it leaves something that does not open.
+what is sealed, and what is sealed does not open with another.
 
 A sealed block of the first epoch is nonce, ciphertext, tag; of later ones, the mark, the epoch's
 id, and then the same. A nonce that begins like a mark would be tried as both: a block opens under

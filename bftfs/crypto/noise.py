@@ -16,7 +16,7 @@ message has come under the keys that the second one brings.
 
 The cipher of one direction numbers its messages: none can be left out, repeated or reordered. After
 each `MESSAGES_PER_KEY` messages both ends go on with the key that the specification's REKEY makes
-of the last. This bounds what is encrypted under one key, and whoever steals a key cannot open what
+of the last. This bounds what is encrypted under one key, and a thief of one key cannot open what
 was sent under those before it.
 
 Unlike [Noise §3]: a message is not limited to 65,535 bytes, but by its caller. That limit spares

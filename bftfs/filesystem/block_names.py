@@ -3,8 +3,8 @@
 A block's version is part of the file because an update of the inode has named it, and for no other
 reason: neither its time, nor how many nodes host it, nor who has completed it since. The update is
 checked by every node against the file's permissions, and totally ordered with all others of the
-inode. So what a writer has left at some nodes and not covered shows to nobody, whoever finishes it
-and whenever. (docs/decisions/0015-named-blocks.md)
+inode. So what a writer has left at some nodes and not covered shows to nobody, whichever client
+finishes it and whenever. (docs/decisions/0015-named-blocks.md)
 
 Map keys of an inode's state: b"b" + block number -> incarnation and timestamp of its version, and
 perhaps how many of its bytes count. A name of another incarnation than the layout's has been cut

@@ -32,7 +32,7 @@ from bftfs.filesystem.unsaved import Unsaved
 
 OVERTAKEN_ATTEMPTS: Final = 1_000  # at one of which each attempt has made way for another mount's
 BACK_OFF_US: Final = 1_000  # bound of the first random pause between these; it doubles…
-BACK_OFF_DOUBLINGS: Final = 2  # …so often: shorter than the time for which who succeeds steps back
+BACK_OFF_DOUBLINGS: Final = 2  # …so often: shorter than the time for which a winner steps back
 
 
 class _Covered(Enum):

@@ -68,7 +68,7 @@ from bftfs.lock import Lock
 CONFIRMED_US: Final = 5 * SECOND_US  # how long an answer counts for what is sealed
 SOUGHT_US: Final = SECOND_US  # between two searches for keys that are not known
 _FETCH_PATIENCE_US: Final = 2 * SECOND_US
-_HOLDERS_KEPT: Final = 8  # epochs of which it is remembered who has got their keys: the best
+_HOLDERS_KEPT: Final = 8  # epochs of which it is remembered which clients have their keys: the best
 
 
 @dataclass(slots=True)
@@ -108,7 +108,8 @@ class EpochFollower:
         self._read: set[Digest] = set()  # descriptions whose keys are known
         # The epochs that a description lists, by its digest, and by its latest epoch.
         self._lists: dict[bytes, frozenset[EpochId]] = {FIRST_EPOCH: frozenset((FIRST_EPOCH,))}
-        # Of descriptions, by their latest epoch: serials, and who has got its key, of the last few.
+        # Of descriptions, by their latest epoch: serials, and the clients that have its key, of the
+        # last few.
         self._serials: dict[EpochId, int] = {}
         self._holders: dict[EpochId, frozenset[ClientId]] = {}
         self._earlier: set[EpochId] = set()  # epochs that were followed by others
@@ -116,7 +117,7 @@ class EpochFollower:
         self._use(description)
 
     async def confirm(self) -> None:
-        """Make sure that the cipher seals for those who are clients now.
+        """Make sure that the cipher seals for the present clients only.
 
         Raises QuorumUnavailable or AdmissionRefused if too few nodes answer.
         """
@@ -251,7 +252,7 @@ class EpochFollower:
                 del self._holders[min(self._replaceable(), key=self._rank)]
 
     def _begin_holders(self, epoch: EpochId) -> None:
-        """Note who has got the key of an epoch: all who have got that of one that follows it.
+        """Note which clients have the key of an epoch: all that have the key of a later one.
 
         If it is forgotten of one of these, or of the epoch itself, that stays so.
         """
@@ -261,7 +262,7 @@ class EpochFollower:
             self._holders[epoch] = frozenset[ClientId]().union(*held)
 
     def _replaceable(self) -> Iterable[EpochId]:
-        """The epochs of which it may be forgotten who has got their keys.
+        """The epochs of which it may be forgotten which clients have their keys.
 
         Not the present one: it would seem to be worse than it is.
         """

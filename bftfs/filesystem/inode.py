@@ -732,9 +732,9 @@ def may_write_blocks(inode: MutableState, who: Principal) -> int:
 def may_read(subject: Subject, who: Principal) -> bool:
     """True if `who` may be shown a file's bytes, as far as nodes can tell.
 
-    Besides those who may read it, these are its owner, who may open it to himself; whoever may
-    execute it, since the kernel reads it for him; and whoever may write it, since a client writes
-    whole blocks: it needs the bytes beside those that a program writes.
+    Besides those who may read it, these are its owner, who may open it to himself; users who may
+    execute it, since the kernel reads it for them; and users who may write it, since a client
+    writes whole blocks: it needs the bytes beside those that a program writes.
     """
     attributes = subject.attributes
     if owns(who, attributes):

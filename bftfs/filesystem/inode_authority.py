@@ -31,8 +31,8 @@ class InodeAuthority:
     fewer than m = QC - t fragments, or vouchers for a repair.
     (`ReadWriteThresholds.require_knowing_vouchers`)
 
-    A node that is behind may refuse what is permitted now. Whom that holds up asks the inode, by an
-    update that reaches such nodes. (`bftfs.read_write.permission`)
+    A node that is behind may refuse what is permitted now. A client that is refused so asks the
+    inode, by an update that reaches such nodes. (`bftfs.read_write.permission`)
     """
 
     def __init__(self, recovery: Recovery, doubts: Doubts) -> None:

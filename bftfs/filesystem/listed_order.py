@@ -70,8 +70,8 @@ class ListedOrder:
     ) -> tuple[ObjectId, ...]:
         """A program looks at an entry whose attributes are not known.
 
-        Gives the entries to ask for together, from that one on; none if this is no pattern yet. Who
-        looks at the same entry again and again waits for a change of that one.
+        Gives the entries to ask for together, from that one on; none if this is no pattern yet.
+        A program that looks at the same entry again and again waits for a change of that one.
         """
         order = self._orders.get(directory)
         place = None if order is None else _place(order, identifier)

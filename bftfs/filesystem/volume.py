@@ -316,7 +316,8 @@ def delete_schedule(states: States, arguments: ScheduleName, caller: Caller) -> 
 def follow_schedule(states: States, arguments: ScheduleName, caller: Caller) -> Followed:
     """Make the snapshot that is due, and remove those that no rule keeps. Idempotent.
 
-    The snapshot is that of the schedule's user, whoever asks. EDQUOT if that user has too many.
+    The snapshot is that of the schedule's user, whichever client asks. EDQUOT if that user has too
+    many.
     """
     volume = states[0]
     schedule = _schedule(volume, arguments, caller)

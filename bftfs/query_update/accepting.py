@@ -386,7 +386,7 @@ class Accepting:
         """Accept a barrier that b + 1 servers report as their latest candidate.
 
         Unlike [Q/U §4.3.5, Malevolent components], where one server's word is enough. Barriers have
-        no data, and are safe to accept whoever made them; but they stop all updates of the object.
+        no data, and are safe to accept from any maker; but they stop all updates of the object.
         One of b + 1 servers is benign: it took this one from its maker, within the budget.
         """
         replica = Replica(view, message.evidence.object)

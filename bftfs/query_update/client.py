@@ -270,9 +270,9 @@ class QueryUpdateClient:
         `vouch` gets a quorum's vouchers for what the method rests on; again if servers refuse them.
         The servers in `reaching` are asked first: one of them that is behind catches up.
 
-        `earlier` keeps the attempts whose fate is unknown, also if the caller is cancelled. Who
-        invokes the same update again with that list has it take effect once: as one of these, whose
-        answer is returned then, or anew.
+        `earlier` keeps the attempts whose fate is unknown, also if the caller is cancelled. If
+        the same update is invoked again with that list, it takes effect once: as one of these,
+        whose answer is returned then, or anew.
         """
         found = self._method(method, update=True)
         names = _distinct(objects)

@@ -3,7 +3,8 @@
 **Situation.** A server S that lost its store begins a new life, and the servers that it asks tell
 it what they have accepted. What these accept from then on must not be counted together with what S
 signed before: S has not heard of it. Each of them culls S's old statements by itself. But t - 1
-correct servers may not have heard of the new life, and take both from whoever shows them.
+correct servers may not have heard of the new life, and take both from a client or server that shows
+them.
 
 **Rule.** A server's authenticator over a replica history tells which lives of others it knew of
 (`replica.own_authenticator`). A server that is shown that one of the makers *claims* a later life
@@ -95,12 +96,12 @@ def claims_of(
 
 
 class Claims:
-    """One server's memory of claims: those that were denied, and who did not answer."""
+    """One server's memory of claims: those that were denied, and servers that did not answer."""
 
     def __init__(self, peers: Peers, keys: AuthenticatorKeys) -> None:
         self._peers = peers
         self._keys = keys
-        self._denied: set[tuple[NodeId, NodeId]] = set()  # claimants, and of whom
+        self._denied: set[tuple[NodeId, NodeId]] = set()  # (claimant, the server it spoke of)
         self._silent_us: dict[NodeId, int] = {}  # when they did not answer
 
     def open(self, claims: Iterable[Claim]) -> set[Claim]:
@@ -125,7 +126,7 @@ class Claims:
         return Want(b"claims" + bytes(makers), fetch)
 
     async def _ask(self, claims: set[Claim], name: ObjectId) -> None:
-        """Ask those of whom something is claimed."""
+        """Ask the servers that something is claimed of."""
         n = self._peers.quorums.n
 
         def judge(delivery: Delivery, _now_us: int) -> HistoryReply | None:

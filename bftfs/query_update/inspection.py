@@ -1,4 +1,4 @@
-"""What all servers together can show of one object: who hosts its latest version.
+"""What all servers together can show of one object: which of them host its latest version.
 
 A replica history is its server's word: a client cannot check authenticators. [Q/U §4.3.4] So it
 takes two kinds of evidence: how many servers share the candidate, as for any classification, and
@@ -51,7 +51,7 @@ class ObjectReport:
 
     object: ObjectId
     version: LogicalTimestamp  # the latest complete or repairable one
-    complete: bool  # whether a quorum shares it; else the next who reads it repairs it
+    complete: bool  # whether a quorum shares it; else its next reader repairs it
     hostings: tuple[Hosting, ...]
     survives: int  # more servers may fail, and it can still be used; below 0: it cannot now
     reasons: tuple[str, ...]  # why it survives less than it might

@@ -148,8 +148,8 @@ class InlineBarrier(Message, frozen=True, tag=0x13):
 class FetchRequest(Message, frozen=True, tag=0x14):
     """The `Conditioned` that made the candidate at `timestamp`, for its repair.
 
-    It has the names in a directory, say, that the operation changes. So only those are told who may
-    read that; and its author.
+    It has the names in a directory, say, that the operation changes. So servers tell it to its
+    author, and to users who may read that directory.
     """
 
     timestamp: TimestampField

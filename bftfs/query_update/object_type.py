@@ -107,12 +107,13 @@ class Method:
     `for_readers` changes nothing: a grant for reading only covers it.
 
     A query of the past answers on a state of then. If it has a `permit`, that is given the states
-    of now, and refuses who may not ask any more; its answer does not count. That of an update
-    refuses who may not know its arguments.
+    of now, and refuses users who may not ask any more; its answer does not count. That of an
+    update refuses users who may not know its arguments.
 
     An update may rest on what a quorum of nodes must vouch for: `rests_on` is given what `invoke`
     was, the states as they are after it, and tells of what; None: of nothing. A server asks that
-    of the operation's author only: who finishes it shows that a benign one has seen the vouchers.
+    of the operation's author only. Another client that finishes it shows that so many servers have
+    accepted it that one of them is benign, and has seen the vouchers.
 
     `names` are those fields of an update's arguments that are names in one of its objects, each
     with that object's role. The history of that object tells them; those of others do not.

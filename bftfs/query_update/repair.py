@@ -127,7 +127,7 @@ class Attempts:
         reads: bool = False,
         back_off: BackOff | None = None,
     ) -> None:
-        """`who` asks what others have begun, to finish it: those only are told who may know."""
+        """`who` is the user that fetches others' requests to finish them: servers check this."""
         self._who = who
         self._repairs = repairs
         self._disbelieved = repairs.peers.disbelieved  # when the attempt began
@@ -323,8 +323,8 @@ class Repair:
         """Finish a repairable operation in place.
 
         If no server has the original request, the operation is probably established and has been
-        built upon: the client looks again before it sets a barrier. Nor do servers tell it to whom
-        the objects are closed: then a barrier and a copy do.
+        built upon: the client looks again before it sets a barrier. Servers tell it to no user who
+        may not read the objects: then a barrier and a copy do.
         """
         timestamp = candidate.timestamp
         conditioned = self.own.get(timestamp) or await self._fetch(name, timestamp, who)

@@ -1,8 +1,8 @@
 """Rounds: a request to a quorum of servers, and what their replies amount to.
 
-[Q/U §4.3.4, c_quorum_rpc] `Rounds.plan` says whom to ask; `Rounds.run` sends the request and gives
-each reply to a function, which tells the `Asking` how to go on. A tally counts the replies of a
-round of updates or queries: what follows from it is up to `client` and `repair`. No server is
+[Q/U §4.3.4, c_quorum_rpc] `Rounds.plan` chooses the servers; `Rounds.run` sends the request and
+gives each reply to a function, which tells the `Asking` how to go on. A tally counts the replies of
+a round of updates or queries: what follows from it is up to `client` and `repair`. No server is
 believed alone: an answer counts when servers give it that cannot all be malevolent.
 """
 
@@ -98,7 +98,7 @@ class Votes(Generic[Choice]):
 
 
 class Plan(NamedTuple):
-    """Whom a round asks, in which order."""
+    """The servers that a round asks, in their order."""
 
     names: tuple[ObjectId, ...]
     order: tuple[NodeId, ...]
@@ -137,7 +137,7 @@ class Rounds:
         self._changed = 0  # …and the moment when one of them told something new
 
     async def plan(self, names: tuple[ObjectId, ...], first: Nodes = NOBODY) -> Plan:
-        """Whom to ask about `names`, ascending. The highest object's preferred quorum comes first.
+        """The servers to ask about `names`, ascending: the highest one's preferred quorum first.
 
         [Q/U §4.3.5, Quorum access strategy and probing; §4.3.7] Before it, those in `first`.
         """
@@ -417,8 +417,8 @@ class UpdateTally:
     def conclude(self) -> None:
         """Remember which servers failed it, or accepted it and report another latest candidate.
 
-        That somebody's vouchers are forged counts if it has failed for that. Otherwise who says so
-        may be a liar, and have others leave out a server that is needed.
+        What servers say of forged vouchers counts if the update has failed for that. Otherwise a
+        liar could say it, and have the client leave out a server that is needed.
 
         At a server that accepts it, the operation is the latest candidate, whatever contention has
         left before it. A server that reports another one has accepted it in vain: repair follows.

@@ -8,8 +8,8 @@ responses say whether they host it (C ⊆ H):
     |H| >= N - t   otherwise                   repairable
     otherwise                                  undecided: hear more nodes
 
-Complete: QC benign nodes host it, whoever lies. Incomplete: the t nodes not heard may host it
-too, and still fewer than QC do. Since b < QC - t (3.4), b liars fabricate nothing that is
+Complete: QC benign nodes host it, whichever b nodes lie. Incomplete: the t nodes not heard may host
+it too, and still fewer than QC do. Since b < QC - t (3.4), b liars fabricate nothing that is
 repairable, and since m <= QC - t (3.5) whatever is repairable can be decoded. The second half of
 the first line is `ReadWriteThresholds.first_asked`: no newer complete write can have been
 overlooked.

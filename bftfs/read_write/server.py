@@ -502,8 +502,8 @@ class ReadWriteServer:
     ) -> Ready:
         """The fragments that are here, of these versions, until there are `FRAGMENTS_BYTES`.
 
-        Each proves itself, also where this node rebuilds its own store. And who is told less than
-        it asked for sees that there was a reason.
+        Each proves itself, also where this node rebuilds its own store. Fewer than were asked
+        for mean that the limit was reached.
         """
         if sender.role is not Role.NODE:
             return Ready(reply=Refused(errno.EPERM, "whole sets of fragments are for nodes"))

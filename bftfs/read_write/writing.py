@@ -398,7 +398,8 @@ def preferred(
     """Those of these vouchers that nodes will take, as far as a client can tell.
 
     Not of a life that has ended, as b + 1 nodes have told; nor of a node that is known to lie. Nor
-    of one that is suspected, if those of others are enough, or `least`: who suspects it may lie.
+    of one that is suspected, if those of others are enough, or `least`: the node that
+    suspects it may lie.
     """
     peers, begun = session.peers, _begun(session, told) if vouchers else ()
     possible = tuple(

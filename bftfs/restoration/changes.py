@@ -4,8 +4,8 @@ Every version carries the client whose key made it, which the servers that accep
 `read_changes` visits every directory below the root and every object there that has changed since,
 whether it still exists or not. Of an object elsewhere that took part in an operation that changed
 one of these it takes that change into account, and nothing else. A block is part of a file since an
-update of its author has named it (`filesystem.block_names`): so the versions of the inode show who
-has written what.
+update of its author has named it (`filesystem.block_names`): so the versions of the inode show
+which client has written what.
 
 For each file it also asks which versions of blocks the client has written and not named. These are
 part of no version of the file, and nobody else can make them part of one: they are left of a write

@@ -1,7 +1,7 @@
 """Undo: taking back what one client has changed since a time, and keeping what others did.
 
 The situation: a client's key was stolen, or a program did damage. The client's changes are mixed
-with others', which often build on them. Every version is still there, and says who has made it.
+with others', which often build on them. Every version is still there, and names its author.
 
 The rule: everything is to be as if only others had changed it. Where that cannot be known, both
 versions are kept: the present one stays, and the one from before the client is put beside it, as

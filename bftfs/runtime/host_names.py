@@ -3,8 +3,8 @@
 The C library answers when it knows the answer: if no name server answers, after many seconds. A
 node and a mount have one thread that serves everybody. So names are looked up in threads of their
 own, and a dialling program waits a moment for the answer, once for each time that it is looked for;
-after that the last one that there was must do. Whom an address leads to is not believed anyway: the
-channel makes sure of that.
+after that the last one that there was must do. A wrong address does no harm: the channel
+proves which node is there.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def listen(address: str) -> socket.socket:
 
 
 def network_of(address: object) -> bytes:
-    """Who counts as one stranger with the peer at `address`, as a socket tells it.
+    """The peers that count as one stranger with the one at `address`, as a socket tells it.
 
     One address of IPv4; 64 bits of IPv6, as a single subscriber has all of the others; everybody
     who connects through a Unix socket.

@@ -16,8 +16,8 @@ a walk has ended early.
 
 **Why it is safe.** Only versions below the latest one known to be established are removed, and
 replica histories are not touched: whatever can still be repaired, or asked for again by its client,
-stays. A version is removed with all of its rows or not at all. `file_collection.py` says who
-decides that a version is old enough. Tests: `tests/unit/query_update/test_collected.py`,
+stays. A version is removed with all of its rows or not at all. `file_collection.py` decides
+which versions are old enough. Tests: `tests/unit/query_update/test_collected.py`,
 `tests/simulation/test_collection.py`.
 
 **Concurrency.** One walk through an object takes several steps. Between them the object may be made

@@ -324,7 +324,7 @@ class ObjectHealer:
         return until, self.tally.failed == failed
 
     def _reach(self, replies: dict[NodeId, CatalogueReply]) -> bytes:
-        """The id up to which peers have listed all, of whom one is benign."""
+        """The id up to which so many peers have listed all that one of them is benign."""
         bounds = sorted(_end_of(reply) for reply in replies.values())
         for number, bound in enumerate(bounds, 1):
             if self._quorums.includes_benign(Nodes.of(range(number))):

@@ -22,8 +22,8 @@ and let go of history that is to be kept.
    t + b servers tell, itself included, it bears (`before_us`). What was begun by then, and is at
    too few servers for others to believe them, can be ended by that.
 7. It stores these times, and when it compared last (`remembered`): machines are restarted to set
-   their clocks. It tells nobody a time that is more than a minute later than what it has stored, so
-   who trusts its clock by that can rely on its being remembered.
+   their clocks. It tells nobody a time that is more than a minute later than what it has stored: a
+   server that has confirmed its clock by such an answer can rely on the answer's being remembered.
    (docs/decisions/0017-clock-jumps.md)
 
 **Why it is safe.** docs/threat-model.md, G7, says it: of more than t others one is correct. Of more

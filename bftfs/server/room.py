@@ -26,7 +26,7 @@ readers repair what they read, and only removals make room again.
 - Repairs of blocks are never refused for want of quota or pool: the version exists elsewhere.
 
 **Accounts.** A row per client, with the bytes that its versions of blocks use: the fragments and
-cross-checksums of the versions whose timestamps name the client, whoever has brought them here.
+cross-checksums of the versions whose timestamps name the client, also if another one has sent them.
 Every write that adds or removes some of that is made by `bftfs.read_write.version_row`, with the
 account in the same batch. Metadata have no account: they are counted while the pool is short, so
 that updates need no accounts while there is room.

@@ -154,8 +154,8 @@ def _with_jumps(drawn: Configuration, random: Random) -> Configuration:
 
     None is Byzantine there: within the hour in which nodes bear with such times, it could leave an
     object at one of them (docs/decisions/0017-clock-jumps.md). What is undone and restored is found
-    by its time, and blocks of no file have nothing that would move on with them. Whoever waits for
-    others so long that the clocks jump twice meanwhile is told so (ETIME).
+    by its time, and blocks of no file have nothing that would move on with them. A client
+    that waits for others so long that the clocks jump twice meanwhile fails with ETIME.
     """
     if (
         random.random() >= 0.3

@@ -1,8 +1,8 @@
 """The descriptions of a cluster that its administrator signs, and the one that each node goes by.
 
-Only what they say of clients: who is one, and what it may do. A node takes over a description whose
-serial is higher than that of its own, whoever brings it; it serves nobody whom that does not list.
-[docs/threat-model.md, G4; nodes/membership.py]
+Only what they say of clients: which there are, and what each may do. A node takes over a
+description whose serial is higher than that of its own, from whatever sender, and serves only
+clients that it lists. [docs/threat-model.md, G4; nodes/membership.py]
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ClientLists:
         return sender not in self._revoked[self._serials[node]]
 
     def at(self, node: NodeId) -> Mapping[Endpoint, Sender]:
-        """Those whom a node serves."""
+        """The principals that a node serves."""
         return _ListedSenders(self, node, self._senders)
 
 

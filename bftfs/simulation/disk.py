@@ -14,7 +14,7 @@ Tables: TypeAlias = Mapping[Table, Any]  # all rows of a disk
 class Disk(MemoryStorage):
     """A memory store whose writes since the last commit can be undone.
 
-    Concurrency: one batch at a time; whoever applies writes commits or crashes before the next.
+    Concurrency: one batch at a time; each ends in a commit or a crash before the next.
     """
 
     def __init__(self) -> None:

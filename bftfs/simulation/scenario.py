@@ -524,7 +524,8 @@ class Simulation:
         losers = self.configuration.faults.losers
         recoveries = [self.deployment.recoveries[node] for node in losers]
         self._go_on(QUIET_US, until=lambda: all(each.is_whole for each in recoveries))
-        # Servers finish what clients have left behind; who has heard nothing of that, heals again.
+        # Servers finish what clients have left behind; those that have heard nothing of it heal
+        # again.
         self._go_on(SETTLING_US)
         hurried_us = {node: self.deployment.nodes[node].wall_clock_us() for node in losers}
         again = [

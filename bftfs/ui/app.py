@@ -242,7 +242,7 @@ def create_app(
 
     @app.before_request
     def check() -> None:
-        """Let nobody in but whom the gate admits."""
+        """Refuse each request that the gate does not admit."""
         if not gate.is_ours(request.host):
             abort(403, f"Only for 127.0.0.1:{gate.port}, and not for another name of it.")
         if request.endpoint == "ui.enter" and gate.has_token(_argument("token")):

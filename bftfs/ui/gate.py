@@ -6,9 +6,10 @@ the same browser, send requests to any address, and may let their own name stand
 **Rules.** 1. A request names the host `127.0.0.1` or `localhost` with our port: other names are
 those of somebody else's page (DNS rebinding). 2. All pages are below a random place. The cookie is
 for that place only, since browsers give the cookies of a host to servers on all its ports. 3. The
-token is in one address, which is printed to the user's terminal; who shows it gets the cookie.
-Every page needs the cookie. No page of others can cause a request that has it (SameSite=Strict),
-no script can read it (HttpOnly). 4. Only GET and HEAD; nothing that is sent is read.
+token is in one address, which is printed to the user's terminal; a browser that shows it gets the
+cookie. Every page needs the cookie. No page of others can cause a request that has it
+(SameSite=Strict), no script can read it (HttpOnly). 4. Only GET and HEAD; nothing that is sent is
+read.
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@
 Both ends hold a static key that the cluster description lists. `bftfs.crypto.noise` derives a key
 for each direction from both static keys, from two keys that are made for this session and then
 forgotten, and from all that has been said, which begins with what the session is for: version,
-cluster, node, view. So nobody else reads a session, and who steals static keys later reads no
+cluster, node, view. So nobody else reads a session, and a later thief of static keys reads no
 earlier one. WELCOME proves the node; the principal's first frame proves the principal. HELLO alone
 proves nothing, as it may be a recorded one; nothing is delivered before. A principal that has
 nothing to ask yet sends an empty frame, a confirmation, which is not delivered.
 
-A node tells who is not in its cluster so in WELCOME. Nobody else can, for it answers this HELLO.
+A node tells a principal that is not in its cluster so in WELCOME. Nobody else can say that, for
+WELCOME answers this HELLO.
 
 Frames, in either direction, are all encrypted and authenticated (AES-256-GCM), each part as the
 next message of its direction. So they cannot be read, dropped, repeated, reordered, reflected or
@@ -27,8 +28,8 @@ The head is opened before the rest is waited for: a length that the network has 
 bytes that never come, and would silence the session. Memory is spent on what has arrived, never on
 what was announced.
 
-One version is spoken, and none is negotiated: who speaks another one is told so, and no network can
-make two ends speak an older one.
+One version is spoken, and none is negotiated: a peer that speaks another one is told so, and no
+network can make two ends speak an older one.
 
 **Invariants.** A frame is delivered only after it was opened. Bytes are waited for only if the
 other end has announced them; if it is gone, TCP tells. (Of greetings and confirmations the host

@@ -242,7 +242,7 @@ class Accomplice(NodeAdversary):
 
 
 class Tattler(NodeAdversary):
-    """Shows its fragments to whoever asks.
+    """Shows its fragments to everybody who asks.
 
     [design §6] Nodes check who may read a block; m fragments make one, and m is more than t + b:
     with those of nodes that lie, and of nodes that are behind, nobody has enough. Shown by

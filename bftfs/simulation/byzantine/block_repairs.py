@@ -1,7 +1,8 @@
 """Clients and nodes that start repairs of blocks, whether anybody needs them or not.
 
-Whoever may read may repair: send the other nodes their fragments of a version, with the vouchers of
-nodes that host it. A client in league with a node has that node's vouchers for whatever it likes.
+A client that may read may repair: send the other nodes their fragments of a version, with the
+vouchers of nodes that host it. A client in league with a node has that node's vouchers for whatever
+it likes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _KEPT = 32  # versions that one of them remembers
 
 
 class Planted(NamedTuple):
-    """A version that some nodes host, and who vouches for it."""
+    """A version that some nodes host, and the vouchers of nodes for it."""
 
     block: BlockId
     timestamp: BlockTimestamp
@@ -121,7 +122,7 @@ class BlockMeddler(LateFinisher):
     """Repairs versions of any age and author, needed or not, with old and new vouchers.
 
     [PASIS §3.4.3.3] a complete version stays complete, and an incomplete one is completed once or
-    never, whoever repairs it. Shown by linearizability, durability and retention.
+    never, whichever client repairs it. Shown by linearizability, durability and retention.
     """
 
     async def act(self) -> None:

@@ -1,8 +1,8 @@
 """Clients and nodes that start repairs of objects, whether anybody needs them or not.
 
-Whoever may read may repair: bar an object, copy the version before the barrier, and finish what
-another client has begun. A client that is allied with a node can have that node's authenticators
-for anything. A node may do all of this of its own accord: see `initiative`.
+A client that may read may repair: bar an object, copy the version before the barrier, and finish
+what another client has begun. A client that is allied with a node can have that node's
+authenticators for anything. A node may do all of this of its own accord: see `initiative`.
 
 The barriers of these adversaries may carry a clock, or rest on a history that a node has forged.
 """

@@ -62,7 +62,7 @@ class Confederate(NodeAdversary):
         self._sides: dict[bytes, int] = {}  # which of two stories each client and node is told
 
     def answer(self, asked: Asked) -> Ready:
-        """Send what the client has left; then answer as agreed for whoever asks."""
+        """Send what the client has left; then answer the asker as agreed."""
         pact = self.position.pact
         if pact.outbox and self.is_new(asked.message):
             sent = [Send(*pact.outbox.popleft()) for _ in range(len(pact.outbox))]

@@ -140,7 +140,7 @@ class ClientPosition:
 class ClientAdversary:
     """A client that misbehaves over and over, and the tools of all of them."""
 
-    user = USER  # for whom it claims to act
+    user = USER  # that it claims to act for
 
     def __init__(self, position: ClientPosition) -> None:
         self.position = position

@@ -1,7 +1,7 @@
 """Compares the accounts at correct nodes with what their disks hold.
 
 An account is, at every moment, the bytes of fragments and cross-checksums that a client's versions
-use at a node, whoever has brought them there. [G7]
+use at a node, also if others have sent them. [G7]
 """
 
 from __future__ import annotations

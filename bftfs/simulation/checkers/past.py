@@ -59,7 +59,7 @@ class ListedVersions:
     """The versions of an object that were listed, the newest first."""
 
     versions: Sequence[PastVersion]
-    uid: int  # of who asked
+    uid: int  # of the user who asked
     kept_since_us: int = 0  # what is older may be left out
 
 

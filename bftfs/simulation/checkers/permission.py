@@ -8,7 +8,7 @@ read. And if somebody's write is refused, there must have been one that did not 
 the beginning and the end of the write.
 
 And the stranger puts together from fragments only what it was permitted to read at some time, from
-the beginning of the write on: nodes show a file to whoever may read, write or execute it, and to
+the beginning of the write on: nodes show a file to users who may read, write or execute it, and to
 its owner.
 
 Who may do so is worked out here from mode, owner and list, not as nodes do it. [acl(5)]

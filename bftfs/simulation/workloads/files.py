@@ -657,7 +657,7 @@ class FileSession:
             except Exception as error:
                 done.append(f"{what} {world.now_us} {error!r}")
                 # A write may be refused for want of permission, by nodes that are behind as well;
-                # a mount tells it to whoever closes the file.
+                # a mount tells it to the program that closes the file.
                 refused = isinstance(error, AdmissionRefused) and error.code == errno.EACCES
                 if not may_fail or not (refused or isinstance(error, FileSystemError)):
                     raise
