@@ -43,6 +43,7 @@ _NEVER = 1 << 62
 _WAIT, _ENOUGH, _MORE, _AGAIN = range(4)  # what a caller says of a reply
 INSPECTED_PATIENCE_US = 3 * limits.SECOND_US  # how long an inspection waits for a node…
 INSPECTED_AGAIN_US = 200_000  # …and for one that has been silent before
+SURPLUS_US = limits.SECOND_US  # how long it waits for the others once a quorum has answered
 
 
 class Calls(Generic[Tag]):
@@ -571,6 +572,7 @@ async def ask_all(
     *,
     patience_us: int,
     silent_us: int | None = None,
+    surplus_us: int | None = None,
     enough: Callable[[dict[NodeId, Answer]], bool] = lambda _: False,
 ) -> dict[NodeId, Answer]:
     """Send each node its request once; return what `judge` makes of each usable reply.
@@ -578,14 +580,15 @@ async def ask_all(
     Workers, inspections and commands call this. `judge` gets the reply and the time at which it
     came, and returns None if it is unusable. The call ends when `enough` is true of the answers, or
     after `patience_us`. If all nodes that have not answered were silent before, it ends after
-    `silent_us`, if given.
+    `silent_us`, if given; and `surplus_us` after a quorum has answered, if given.
     """
     calls: Calls[NodeId] = Calls(peers)
     await calls.send([Send(node, request) for node, request in requests.items()], requests)
     answers: dict[NodeId, Answer] = {}
     now_us = began_us = await Now()
+    latest_us = began_us + patience_us
     while calls.unanswered:
-        until_us = began_us + patience_us
+        until_us = latest_us
         if silent_us is not None and all(node in peers.mute for node in calls.unanswered.values()):
             until_us = began_us + silent_us
         # Not longer than it ever waits: the clock may have been set back meanwhile.
@@ -601,15 +604,21 @@ async def ask_all(
             answers[node] = answer
             if enough(answers):
                 break
+            if surplus_us is not None and peers.quorums.is_quorum(Nodes.of(answers)):
+                latest_us = min(latest_us, now_us + surplus_us)
     return answers
 
 
 async def inspect_nodes(peers: Peers, requests: Mapping[NodeId, object]) -> dict[NodeId, Delivery]:
-    """The replies to the requests of an inspection, which waits long for a node only once."""
+    """The replies to the requests of an inspection, which waits long for a node only once.
+
+    It does not wait for one that is slower by far than a quorum of the others.
+    """
     return await ask_all(
         peers,
         requests,
         lambda delivery, _now_us: delivery,
         patience_us=INSPECTED_PATIENCE_US,
         silent_us=INSPECTED_AGAIN_US,
+        surplus_us=SURPLUS_US,
     )

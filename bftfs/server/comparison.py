@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
-from bftfs.asking.ask import ask_all
+from bftfs.asking.ask import SURPLUS_US, ask_all
 from bftfs.asking.peers import Peers
 from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Delivery, Pause
@@ -49,7 +49,8 @@ async def health_reports(
 ) -> dict[NodeId, HealthReply]:
     """The health reports of `nodes` that answer in time. They are claims: a node may lie.
 
-    With `needed`, it ends as soon as so many have answered.
+    With `needed`, it ends as soon as so many have answered. It waits a little for nodes that are
+    slower by far than a quorum of the others.
     """
 
     def judge(delivery: Delivery, _now_us: int) -> HealthReply | None:
@@ -61,6 +62,7 @@ async def health_reports(
         requests,
         judge,
         patience_us=_PATIENCE_US,
+        surplus_us=SURPLUS_US,
         enough=lambda answers: 0 < needed <= len(answers),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.ask import INSPECTED_PATIENCE_US, SURPLUS_US
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.credentials import NOBODY
@@ -255,3 +256,25 @@ def test_with_too_few_servers_it_cannot_be_used() -> None:
     for node in (1, 2):
         cluster.nodes[NodeId(node)].crash(down_us=None)
     assert looked(counting.client).survives == -1
+
+
+@pytest.mark.parametrize(("silent", "takes_us"), [((), 0), ((4,), SURPLUS_US)])
+def test_one_slow_node_is_hardly_waited_for(silent: tuple[int, ...], takes_us: int) -> None:
+    """A quorum has answered."""
+    assert takes_us <= _inspected_in_us(silent) < takes_us + SECOND_US // 2
+
+
+def test_nodes_that_a_quorum_needs_are_waited_for() -> None:
+    """Else two slow nodes would pass for two that are down, which is more than there may be."""
+    assert _inspected_in_us((3, 4)) >= INSPECTED_PATIENCE_US
+
+
+def _inspected_in_us(silent: tuple[int, ...]) -> int:
+    cluster = Cluster(READ_TIME)
+    client = cluster.client()
+    client.write(block(0), b"item")
+    for node in silent:
+        cluster.nodes[node].crash(down_us=None)
+    began_us = cluster.world.now_us
+    assert [each is Fragment.GOOD for each in fragments(seen(client))].count(False) == len(silent)
+    return int(cluster.world.now_us - began_us)
