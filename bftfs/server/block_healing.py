@@ -293,7 +293,7 @@ class BlockHealer:
 
     async def run(self, host: Host) -> None:
         """Heal at the start, and from time to time."""
-        await passes(host, self.throttle, self._pass)
+        await passes(host, self.throttle, self._pass, self._node, self._thresholds.N)
 
     async def _pass(self, host: Host) -> bool:
         await self.recovery.run_begun()

@@ -280,7 +280,7 @@ class ObjectHealer:
         """Heal at the start, and from time to time."""
         self._host = host
         self._note(await look(host, _marks))
-        await passes(host, self.throttle, self._pass)
+        await passes(host, self.throttle, self._pass, self._node, self._quorums.n)
 
     async def _pass(self, host: Host) -> bool:
         await self._recovery.run_begun()

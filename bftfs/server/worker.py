@@ -572,14 +572,26 @@ class HealingWalk(Walk):
 
 
 async def passes(
-    host: Host, throttle: Throttle, one_pass: Callable[[Host], Conversation[bool]]
+    host: Host,
+    throttle: Throttle,
+    one_pass: Callable[[Host], Conversation[bool]],
+    node: NodeId,
+    n: int,
 ) -> None:
-    """Make one pass after the other: early if something is left to be done, or on request."""
+    """Make one pass after the other: early if something is left to be done, or on request.
+
+    The first pause of `node` is shorter, by how much depends on its number: nodes that were started
+    together do not compare everything with each other at the same moment, every time.
+    """
     await throttle.begin(host)
+    pause_us = limits.HEAL_EVERY_US * (node + 1) // n
     while True:
         starts = throttle.starts
-        complete = await one_pass(host)
-        await throttle.rest(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US, starts)
+        if await one_pass(host):
+            await throttle.rest(pause_us, starts)
+            pause_us = limits.HEAL_EVERY_US
+        else:
+            await throttle.rest(limits.HEAL_AGAIN_US, starts)
 
 
 async def in_chunks(

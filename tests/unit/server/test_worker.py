@@ -19,6 +19,7 @@ from bftfs.server.worker import (
     IdleTime,
     Throttle,
     in_chunks,
+    passes,
     retry_after_us,
 )
 from bftfs.storage import MemoryStorage
@@ -241,3 +242,31 @@ def test_what_fails_is_tried_again_less_and_less_often() -> None:
     assert waits == sorted(waits)
     assert waits[0] == limits.VERIFY_RETRY_US
     assert waits[-1] == limits.VERIFY_RETRY_MOST_US
+
+
+def test_nodes_that_start_together_do_not_compare_together() -> None:
+    begun = [_passes_of(NodeId(number)) for number in range(6)]
+    assert [first for first, *_ in begun] == [1] * 6  # what they missed before they get at once
+    assert len({second for _, second, *_ in begun}) == 6
+    again_s, every_s = limits.HEAL_AGAIN_US // SECOND_US, limits.HEAL_EVERY_US // SECOND_US
+    assert [[c - b, d - c] for _, b, c, d in begun] == [[again_s, every_s]] * 6
+
+
+def _passes_of(number: NodeId) -> list[int]:
+    """The seconds in which four passes begin; the second one leaves something to be done."""
+    node = Node()
+    moments: list[int] = []
+
+    async def one_pass(_host: Any) -> bool:
+        moments.append(node.now_us // SECOND_US)
+        if len(moments) == 4:
+            raise EnoughSeen
+        return len(moments) != 2
+
+    with pytest.raises(EnoughSeen):
+        node.run(passes(node, Throttle("test", rate_bytes=1), one_pass, number, QUORUMS.n))
+    return moments
+
+
+class EnoughSeen(Exception):
+    """Ends a conversation that has no end."""
