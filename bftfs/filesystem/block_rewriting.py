@@ -75,13 +75,29 @@ class BlockRewriter:
         Names are asked for again in the page of block `number`.
         """
         for _ in range(ATTEMPTS):
+            version = contents.version
             try:
                 return await attempt()
-            except FileSystemError as refusal:
-                if refusal.code != errno.EAGAIN and not isinstance(refusal, VersionGone):
-                    raise
+            except VersionGone:
                 await self.reader.refresh(contents, who, number)
+            except FileSystemError as refusal:
+                if refusal.code != errno.EAGAIN:
+                    raise
+                await self.look_again(contents, version, who, number)
         raise kept_overtaking()
+
+    async def look_again(
+        self, contents: Contents, version: int, who: Credentials, number: int = 0
+    ) -> None:
+        """Ask for names again: the inode has refused with EAGAIN what was to follow `version`.
+
+        If nobody has changed the contents, the update would have come too long after its blocks:
+        the inode is ahead of all clocks, by a barrier and a copy, which its attributes do not tell.
+        Then its contents are brought up to it. (docs/decisions/0017-clock-jumps.md)
+        """
+        await self.reader.refresh(contents, who, number)
+        if contents.version == version:
+            await self.versions.move_on(contents, who)
 
     async def _cut(self, contents: Contents, size: int, who: Credentials) -> None:
         """One attempt of `cut`."""

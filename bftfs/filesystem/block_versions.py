@@ -83,7 +83,8 @@ class VersionWriter:
         Its blocks have to come soon after its last version, and others have left some there.
         """
         contents.pushed_us = max(contents.pushed_us, contents.version + STEPS_AHEAD_US)
-        arguments = inode.Writing(0, contents.layout.newest, contents.mtime_ns, NO_CHANGES)
+        mtime_ns = contents.attributes.mtime_ns
+        arguments = inode.Writing(0, contents.layout.newest, mtime_ns, NO_CHANGES)
         await self.name(contents, WRITE, arguments, who, {})
 
     async def name(

@@ -196,7 +196,7 @@ class BlockWriter:
                 await self._look_again(contents, cover)
                 return _Covered.OVERTAKEN
             if refusal.code == errno.EAGAIN:
-                await self.reader.refresh(contents, who)
+                await self.rewriter.look_again(contents, version, who)
             elif arguments.changes and refusal.code in (errno.EPERM, errno.EACCES):
                 # The user has lost the right to change attributes, not to write: without these
                 # changes the bytes can still be saved.

@@ -6,6 +6,7 @@ until the clocks have come to that time again.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Any
@@ -16,11 +17,13 @@ from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.conversation import Now
 from bftfs.envelope import ClockReply, ClockRequest
-from bftfs.errors import AdmissionRefused, PastUnknown
+from bftfs.errors import AdmissionRefused, FileSystemError, PastUnknown
 from bftfs.filesystem import block_writing
 from bftfs.filesystem.block_rewriting import BlockRewriter
 from bftfs.filesystem.block_versions import VersionWriter
+from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.options import Options
+from bftfs.filesystem.registry import PERMIT_WRITING
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import (
@@ -50,6 +53,7 @@ from tests.seams.world import (
     BLOCK_BYTES,
     READERS_GRANT,
     ROOT,
+    STRANGER,
     VOLUME,
     User,
     World,
@@ -619,6 +623,48 @@ def test_must_fail_where_a_time_that_few_refuse_is_waited_for(
 
     monkeypatch.setattr(WriteRound, "__init__", patient)
     assert written_while_the_clocks_go_back(YEAR_S) == []
+
+
+def changed_after_an_update_that_shows_nowhere(asked: int, *, cuts: bool = False) -> Any:
+    """What comes of a change of a file that is ahead by no change of its attributes.
+
+    In the jump somebody asked so many nodes whether writing is permitted.
+    """
+    world = World()
+    user, other = world.user("user"), world.user("other")
+    user.format()
+    identifier = user.make("file", "before", mode=0o666)
+    hand = world.hand("hand")
+    everybody: list[Any] = [user, other, hand]
+    jump(world, everybody, YEAR_S)
+    hand.update(identifier, PERMIT_WRITING, NoArguments(), STRANGER, asked=range(asked))
+    jump(world, everybody, -YEAR_S)
+    world.run_for(SECOND_US)
+    files, who = other.files, other.who
+    change = files.truncate(identifier, 3, who) if cuts else other.putting(identifier, "after!")
+    ended = world.start(other.host, change)  # type: ignore[arg-type]
+    world.run_for(600 * SECOND_US)
+    if isinstance(ended[0], FileSystemError):
+        return ended[0].code
+    user.put(identifier, "f", 3)
+    return user.read(identifier)
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3, 5])
+def test_a_file_that_is_ahead_by_what_its_attributes_do_not_tell_is_not_frozen(asked: int) -> None:
+    assert changed_after_an_update_that_shows_nowhere(asked) == "aftfr!"
+    assert changed_after_an_update_that_shows_nowhere(asked, cuts=True) == "beff"
+
+
+@pytest.mark.parametrize("cuts", [False, True])
+def test_must_fail_where_contents_are_brought_up_to_attributes_alone(
+    cuts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refresh(self: Any, contents: Any, _: int, who: Any, number: int = 0) -> None:
+        await self.reader.refresh(contents, who, number)
+
+    monkeypatch.setattr(BlockRewriter, "look_again", refresh)
+    assert changed_after_an_update_that_shows_nowhere(2, cuts=cuts) == errno.EAGAIN
 
 
 def written_again_when_the_clocks_go_back() -> str:
