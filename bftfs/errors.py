@@ -120,6 +120,24 @@ class ContentionExhausted(OperationFailed):
         return f"{self.subject}: gave up after {self.attempts} attempts under contention"
 
 
+class FateUnknown(OperationFailed):
+    """Whether an update has taken effect cannot be found out by its object any more.
+
+    Servers have collected the versions among which it would be. None of its attempts takes effect
+    from now on.
+    """
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(subject)
+        self.subject = subject
+
+    def __str__(self) -> str:
+        return (
+            f"{self.subject}: it is unknown whether it has taken effect; its answer was lost, and "
+            "the versions of that time are no longer kept"
+        )
+
+
 class VersionUnrecoverable(OperationFailed):
     """Too few correct fragments of a version that must exist answered."""
 

@@ -560,6 +560,7 @@ TABLE: tuple[tuple[type[Exception], int | None], ...] = (
     (errors.AdmissionRefused, None),
     (errors.QuorumUnavailable, errno.ETIMEDOUT),  # only a `soft` mount gives up
     (errors.ContentionExhausted, errno.ETIMEDOUT),
+    (errors.FateUnknown, errno.EIO),
     (errors.VersionUnrecoverable, errno.EIO),
     (errors.NoLongerKept, errno.ENODATA),
     (errors.PastUnknown, errno.EIO),

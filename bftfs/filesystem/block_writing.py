@@ -17,7 +17,7 @@ from typing import Final
 from bftfs import limits
 from bftfs.conversation import Draw, Now, Pause
 from bftfs.credentials import Credentials
-from bftfs.errors import AdmissionRefused, FileSystemError, VersionGone
+from bftfs.errors import AdmissionRefused, FateUnknown, FileSystemError, VersionGone
 from bftfs.filesystem import inode
 from bftfs.filesystem.attributes import NO_CHANGES
 from bftfs.filesystem.block_memory import Extent
@@ -26,7 +26,7 @@ from bftfs.filesystem.block_pushing import BlockPusher
 from bftfs.filesystem.block_reading import BlockReader
 from bftfs.filesystem.block_rewriting import BlockRewriter
 from bftfs.filesystem.block_versions import ATTEMPTS, VersionWriter, kept_overtaking
-from bftfs.filesystem.contents import Contents, Cover, Sharing, Uncovered
+from bftfs.filesystem.contents import UNPLACED, Contents, Cover, Sharing, Uncovered
 from bftfs.filesystem.registry import WRITE
 from bftfs.filesystem.unsaved import Unsaved
 
@@ -61,7 +61,9 @@ class BlockWriter:
     4. A block that is merged on another version is covered on that version alone, and bytes are
        appended at the file's end alone: the update names both, and is refused if they are not the
        latest. Then rule 2 applies. One whose fate is unknown is repeated as it was, before
-       anything else is written: it takes effect once.
+       anything else is written: it takes effect once. Where nodes have collected all that would
+       tell its fate, what the inode names now may tell it (`_judge_by_names`). Otherwise the
+       program is told, and its bytes are not written again, lest they are there twice.
     5. A block that cannot be written is dirty again, beneath newer writes. Bytes that are dirty, or
        on their way, are bounded.
 
@@ -184,6 +186,8 @@ class BlockWriter:
                 contents.cover = None
             await self.rewriter.leave_behind(contents, refused)
             return _Covered.NOT_ALL
+        except FateUnknown:
+            return await self._judge_by_names(contents, cover)
         except VersionGone:
             # The update has not taken effect: what is at hand of the blocks is written again.
             contents.cover = None
@@ -210,6 +214,43 @@ class BlockWriter:
             # Bytes appended meanwhile already stand behind everything that this mount has covered.
             contents.appended_to = answer.attributes.size
         return self._covered(contents, cover, answer)
+
+    async def _judge_by_names(self, contents: Contents, cover: Cover) -> _Covered:
+        """Settle a cover of which nodes have collected all but what the inode names now.
+
+        Raises FileSystemError (EIO), once, if that does not tell either. Then what the cover named
+        is not written again: others may have cut it off, or put theirs in its place.
+        """
+        took_effect = await self._took_effect(contents, cover)
+        contents.cover = None
+        if took_effect is False:
+            contents.must_ask(cover.names)
+            return _Covered.NOT_ALL
+        answer = inode.ContentsChanged(contents.attributes, before=UNPLACED)
+        outcome = self._covered(contents, cover, answer)
+        contents.covered_before_others(cover)
+        if took_effect is None:
+            raise FileSystemError(errno.EIO, "nobody knows any more if what was written was saved")
+        return outcome
+
+    async def _took_effect(self, contents: Contents, cover: Cover) -> bool | None:
+        """True if the inode names what the cover named; False if it would, had it taken effect.
+
+        A name gives way to a later one alone, or is cut off. None if that has happened to all.
+        """
+        for number, ours in sorted(cover.names.items()):
+            await self.reader.refresh(contents, cover.who, number)
+            while not contents.names.has_page_of(number):
+                await self.reader.refresh(contents, cover.who, number)
+            named, (slot, timestamp) = contents.names.get(number), ours.latest
+            if named is not None and named.names(ours.incarnation, timestamp, slot):
+                return True
+            if contents.layout.incarnation(number) == ours.incarnation and (
+                named is None
+                or (named.incarnation, named.latest[1]) < (ours.incarnation, timestamp)
+            ):
+                return False
+        return None if cover.names else False
 
     async def _next_cover(self, contents: Contents) -> Cover:
         """An update that covers what nodes hold, and all that was appended until now."""

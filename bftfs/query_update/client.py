@@ -57,7 +57,7 @@ from bftfs.credentials import Credentials
 from bftfs.crypto.digest import authenticator_bytes, padded
 from bftfs.errors import (
     AdmissionRefused,
-    ContentionExhausted,
+    FateUnknown,
     FileSystemError,
     QuorumUnavailable,
 )
@@ -264,7 +264,8 @@ class QueryUpdateClient:
 
         Nor has anything, or will, if nodes find the client's clock wrong (AdmissionRefused, ETIME),
         or refuse it for another reason (AdmissionRefused) and yet take what excludes its attempts.
-        What comes of it is not known if another OperationFailed is raised.
+        What comes of it is not known if another OperationFailed is raised; nothing that has not
+        taken effect by then, if that is FateUnknown.
 
         The version's time is `not_before_us` or later: that of what it is to be consistent with.
         `vouch` gets a quorum's vouchers for what the method rests on; again if servers refuse them.
@@ -385,9 +386,7 @@ class QueryUpdateClient:
                         code=errno.ETIME,
                         reason="the nodes find this client's clock too far from theirs",
                     )
-                raise ContentionExhausted(
-                    attempts=update.attempts.effort.failures, subject=update.method.name
-                )
+                raise await self._fate_unknown(update)
 
     async def _settled(self, update: _Ongoing, *, insists: bool = True) -> Answered | None:
         """The answer of an earlier attempt at an update that is given up; None if none ever counts.
@@ -409,9 +408,7 @@ class QueryUpdateClient:
                 return outcome
             if outcome is not None:
                 if not await attempts.go_on(outcome, names):
-                    raise ContentionExhausted(
-                        attempts=attempts.effort.failures, subject=update.method.name
-                    )
+                    raise await self._fate_unknown(update)
             elif update.earlier:
                 name, version = _existing(update)
                 if version == ZERO or not await self.repairs.supersede(
@@ -419,6 +416,11 @@ class QueryUpdateClient:
                 ):
                     return None
         return None
+
+    async def _fate_unknown(self, update: _Ongoing) -> FateUnknown:
+        """What to raise if nobody knows what became of an attempt: then none takes effect later."""
+        await self.repairs.supersede(*_existing(update), update.who)
+        return FateUnknown(update.method.name)
 
     def _remember(
         self,

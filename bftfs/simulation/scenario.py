@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from bftfs import limits
 from bftfs.credentials import Grant
-from bftfs.errors import AdmissionRefused, ContentionExhausted, NoLongerKept
+from bftfs.errors import AdmissionRefused, FateUnknown, NoLongerKept
 from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
@@ -110,7 +110,7 @@ class _Began(NamedTuple):
 
 def _forgets(error: BaseException) -> bool:
     """True if an operation may end so because nodes have collected its versions meanwhile."""
-    return isinstance(error, ContentionExhausted) or (
+    return isinstance(error, FateUnknown) or (
         isinstance(error, AdmissionRefused) and error.code == errno.ESTALE
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bftfs.errors import NoLongerKept, QuorumUnavailable, VersionGone
+from bftfs.errors import FileSystemError, NoLongerKept, QuorumUnavailable, VersionGone
 from bftfs.filesystem import block_writing
 from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.operations import FileSystem
@@ -233,6 +233,85 @@ def collected(
     assert scene.world.hosting(block, pushed.timestamp) == list(keeping)
     scene.world.ways.hold(lambda *_: False)
     return mount, file, scene.user, scene.world.user("reader")
+
+
+# --- what servers know nothing of any more -------------------------------------------------------
+
+
+def forgotten(what: str, *, arrives: bool, is_replaced: bool) -> tuple[Scene, FileSystem]:
+    """A mount has missed the answer to its cover; all servers have collected the versions of then.
+
+    Others have written since: into the same block, if that `is_replaced`, or else into another one.
+    """
+    plan = CollectionPlan(600 * SECOND_US)
+    scene = Scene(World(collection=plan, volume=VOLUME), "." * BLOCK_BYTES + "0123456789")
+    offset, content = WRITTEN[what]
+    scene.mount.write(scene.file, offset, content, now_ns=scene.world.now_us * 1_000)
+    scene.lose(Update, arrives=arrives)
+    with pytest.raises(QuorumUnavailable):
+        scene.user.run(scene.mount.flush(scene.file))
+    mine = BLOCK_BYTES if offset is None else 0
+    place = mine if is_replaced else BLOCK_BYTES - mine
+    for _ in range(2):
+        scene.second.write(scene.theirs, place, b"x" * 40, now_ns=scene.world.now_us * 1_000)
+        scene.other.run(scene.second.flush(scene.theirs))
+        scene.world.run_for(1_200 * SECOND_US)
+    scene.world.ways.hold(lambda *_: False)
+    return scene, scene.mount
+
+
+def all_of(scene: Scene) -> bytes:
+    return scene.seen(4 * BLOCK_BYTES).encode()
+
+
+@pytest.mark.parametrize("what", WRITTEN)
+@pytest.mark.parametrize("arrives", [True, False])
+def test_what_servers_have_forgotten_is_judged_by_what_the_inode_names(
+    what: str, arrives: bool
+) -> None:
+    scene, mount = forgotten(what, arrives=arrives, is_replaced=False)
+    scene.user.run(mount.flush(scene.file))
+    assert all_of(scene).count(WRITTEN[what][1]) == 1
+
+
+@pytest.mark.parametrize("what", WRITTEN)
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_program_is_told_once_that_nobody_knows_if_its_bytes_were_saved(
+    what: str, arrives: bool
+) -> None:
+    """Nor are they put over others' bytes, or there twice."""
+    scene, mount = forgotten(what, arrives=arrives, is_replaced=True)
+    before = all_of(scene)
+    with pytest.raises(FileSystemError, match="EIO"):
+        scene.user.run(mount.flush(scene.file))
+    assert all_of(scene) == before
+    scene.append(mount, scene.file, b"<more>")
+    scene.user.run(mount.flush(scene.file))
+    assert all_of(scene) == before + b"<more>"
+
+
+def test_must_fail_who_writes_again_what_servers_have_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def believes_that_it_has_not(*_: Any) -> bool:
+        return False
+
+    monkeypatch.setattr(block_writing.BlockWriter, "_took_effect", believes_that_it_has_not)
+    scene, mount = forgotten("line", arrives=True, is_replaced=False)
+    scene.user.run(mount.flush(scene.file))
+    assert all_of(scene).count(b"<mine>") == 2
+
+
+def test_must_fail_who_takes_for_saved_what_servers_have_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def believes_that_it_has(*_: Any) -> bool:
+        return True
+
+    monkeypatch.setattr(block_writing.BlockWriter, "_took_effect", believes_that_it_has)
+    scene, mount = forgotten("line", arrives=False, is_replaced=False)
+    scene.user.run(mount.flush(scene.file))
+    assert b"<mine>" not in all_of(scene)
 
 
 # --- what can be named no more, and some nodes still have ----------------------------------------

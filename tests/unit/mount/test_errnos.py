@@ -22,6 +22,7 @@ def test_a_refusal_by_the_nodes_keeps_its_number():
     [
         (errors.QuorumUnavailable(heard=3, required=5, subject="read"), errno.ETIMEDOUT),
         (errors.ContentionExhausted(attempts=9, subject="rename"), errno.ETIMEDOUT),
+        (errors.FateUnknown("rename"), errno.EIO),
         (errors.VersionUnrecoverable("block"), errno.EIO),
         (errors.OperationFailed("of some kind yet unknown"), errno.EIO),
     ],
