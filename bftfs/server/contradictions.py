@@ -11,20 +11,20 @@ refuse whatever leaves it behind, and are too few for it to be repaired.
    server that lacks the version takes it over from them. This is sound at all times. Of an
    operation on several objects they, or the server itself, may know it by another one of these: a
    directory that names what it made shows that this is established, though few have what was made.
-2. A server that recovers rests on q others that remember. If so many of the others say that they
-   do not that no quorum is left of the rest, there will never be such q: more than t are faulty,
-   this server included. Then it makes do with the histories of all that answer, if they are a
-   quorum together with itself, and takes over what rule 1 and a repairable set allow. Until it has
-   compared everything it goes on so, and tells others that it does not remember.
-3. What a server knows to be established, and neither b + 1 (itself included) know to be, nor a
-   repairable set has, gives way: it goes back to what some other reports as well, or drops the
-   object, and goes on from there. (If it dropped what others know, too, so might they, one after
-   the other.) It does so if
+2. A server that recovers needs the histories of q others that remember. If so many others say that
+   they do not remember that the rest are no quorum, there will never be such q: more than t servers
+   are faulty, this one included. Then it makes do with the histories of all that answer, if they
+   are a quorum together with itself, and takes over what rule 1 and a repairable set allow. Until
+   it has compared everything it goes on so, and tells others that it does not remember.
+3. A server gives up a version that it alone knows to be established: one that neither b + 1 servers
+   (itself included) know to be established, nor a repairable set has. It goes back to a version
+   that another server reports as well, or drops the object, and goes on from there. (If it dropped
+   a version that others know, too, they might do so as well, one after the other.) It does so if
    it recovers by rule 2; and at all times if b + 1 others say that this version is dead, or a
    quorum of them has a later one that is not built on it. Of an operation on several objects it
-   gives up all by which it knows it, or else it would believe itself, by rule 1. None of this
-   can be while at most t servers are faulty: of an established version any q histories show a
-   repairable set (4.3), and no benign server finds it dead.
+   gives up the versions of all objects that show it to be established, or else it would believe
+   itself, by rule 1. None of this happens while at most t servers are faulty: of an established
+   version any q histories show a repairable set (4.3), and no benign server finds it dead.
 
 So b liars, and t servers that forget, make nobody give way: what is said in "Healing" of
 docs/protocols-query-update.md step by step.

@@ -23,9 +23,9 @@ remove a version that somebody needs.
    established version of the inode that is later than all updates which could name it.
 4. The administrator's signed decision (`LetGo`) counts as if the window began later, at the moment
    that it names, and as if there were no policies. Rules 1 to 3 hold as ever. If it is about one
-   client, only versions of files go whose author that is; other objects stay as they are. So the
-   present stays, and what others' versions and snapshots show of the client's work, and who made
-   and removed which name.
+   client, only versions of files by that client are removed; other objects stay as they are. So the
+   present stays, and what others' versions and snapshots show of the client's work; and it can
+   still be seen which client made and removed each name.
 5. Policies and snapshots count both as they were when the detection window began and as they are
    now. So deleting a snapshot, or asking for less, removes nothing before the window has passed,
    and people can notice and revert it.
@@ -281,7 +281,7 @@ class Scope(NamedTuple):
             return True
         view, name = replica.view, replica.object
         if kind_of(name) != ObjectKind.INODE:
-            return False  # who made or removed which name is worth more than its room
+            return False  # the record of names made and removed is worth more than its room
         versions = view.keys(Table.VERSION, name, name + after_keys(len(ZERO)))
         seen = tuple(islice(versions, limits.COLLECT_ROWS))
         authors = (LogicalTimestamp(key[len(name) :]) for key in seen)

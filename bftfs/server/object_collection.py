@@ -7,10 +7,11 @@ missing: a version before a gap has the time until which it was the latest (`Ver
 the object's row has the version up to which some may be missing (`floor`). So a server never
 answers about the past as if a removed version had not existed.
 
-A value goes with the version that has overwritten it, if only removed versions see it. But that one
-may have gone before: one that a snapshot kept goes last. What has overwritten its values is not
-known any more then, and so a walk that removes such a version ends with a sweep over all
-overwritten values of the object. That a sweep is due is stored with the removal
+A value is removed together with the version that has overwritten it, if only removed versions can
+see the value. If a snapshot kept an older version that sees it, the value stays, and the version
+that has overwritten it may be removed first. Later, when the older version is removed too, no row
+tells any more which of its values were overwritten. So a walk that removes such a version ends with
+a sweep over all overwritten values of the object. That a sweep is due is stored with the removal
 (`ObjectRow.unswept_us`), and until one has ended, each walk makes one: also after a crash, or when
 a walk has ended early.
 

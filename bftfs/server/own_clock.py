@@ -8,19 +8,20 @@ and let go of history that is to be kept.
 
 1. A node that sees more than t others further from its clock than clocks may differ
    (`limits.CLOCKS_AGREE_US`) distrusts its clock.
-2. So does one whose clock has gone on since the last comparison by more than that, beyond the time
-   between two comparisons; or back by more than that.
-3. It trusts it again when 2 t + b others agree with it, and not more than t differ. When it starts
-   it does not trust it before that, if it has peers: it may have started in a jump.
+2. A node also distrusts its clock if this has moved, since the last comparison, further ahead than
+   the time between two comparisons and that difference together, or back by more than that
+   difference.
+3. It trusts its clock again when 2 t + b others agree with it, and not more than t differ. A node
+   that starts distrusts its clock until then, if it has peers: it may have started in a jump.
 4. For as long as the detection window after a jump ahead by more than `limits.CLOCK_JUMP_US`,
    history is kept as if the clock had not jumped: if all clocks jump together, nobody notices
    anything else. (A smaller one costs the window as much. So does a machine's sleep.)
 5. While it distrusts its clock it takes no new versions, from no author, and collects nothing. It
    answers, heals, and takes what others have taken: these need no clock.
 6. For `limits.SET_BACK_US` after its clock was set back it tells its peers the latest time that the
-   clock has borne (`borne_us`), rounded up, so that all tell the same. With times that more than
-   t + b servers tell, itself included, it bears (`before_us`). What was begun by then, and is at
-   too few servers for others to believe them, can be ended by that.
+   clock has shown (`borne_us`), rounded up, so that all tell the same. It accepts histories with
+   times up to the latest one that more than t + b servers tell, itself included (`before_us`). So
+   what was begun by then, and is at too few servers for others to believe them, can be ended.
 7. It stores these times, and when it compared last (`remembered`): machines are restarted to set
    their clocks. It tells nobody a time that is more than a minute later than what it has stored: a
    server that has confirmed its clock by such an answer can rely on the answer's being remembered.

@@ -1,7 +1,7 @@
 """A server's runs: how it notices that its store is an older copy.
 
 **Situation.** A node's folder may come from a backup, or from the administrator's machine, which
-keeps it as it was made. What the node has accepted since, nothing in it tells. If the node acts as
+keeps it as it was made. Nothing in it tells what the node has accepted since. If the node acts as
 if it had accepted nothing more, it lies without knowing it.
 
 **Rules.** A *run* is a number. A server begins one whenever it starts, and another one from time to
