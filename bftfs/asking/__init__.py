@@ -1,1 +1,1 @@
-"""How clients and nodes ask a set of nodes: whom, in which order, and how many."""
+"""How clients and nodes ask a set of nodes: which, in which order, and how many."""

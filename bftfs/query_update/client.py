@@ -147,7 +147,7 @@ class _Ongoing:
 class QueryUpdateClient:
     """One client's access to replicated objects.
 
-    `patience_total_us` bounds the silence that a round bears before QuorumUnavailable is raised;
+    `patience_total_us` bounds the silence that a round allows before QuorumUnavailable is raised;
     None waits for ever.
     """
 

@@ -11,12 +11,12 @@ an operation that takes place in the order of all updates. If that refuses, the 
 Otherwise the operation has reached the nodes that had refused: so those that were behind know
 better now, and the write is sent again. Readers do the same.
 
-Each attempt bears one silence more than the one before. Nodes that are far away answer later than a
-liar that is near, and all silences are bounded: if they did not become more, no attempt would last
-until the others have answered, and the liar would have it all made again for ever. A client's next
-read begins with one silence more than any needed lately that was refused by some: a question for
-each block would use up the barriers that the reader has at the file's inode, and others with keys
-for reading could leave it without any more.
+Each attempt tolerates one silence more than the one before. Nodes that are far away answer later
+than a liar that is near, and all silences are bounded: if they did not become more, no attempt
+would last until the others have answered, and the liar would have it all made again for ever. A
+client's next read begins with one silence more than any needed lately that was refused by some: a
+question for each block would use up the barriers that the reader has at the file's inode, and
+others with keys for reading could leave it without any more.
 
 **Why nobody gets past the nodes by that.** The answer only ends a write, or has it sent again; what
 a node takes, it judges itself, as before. [docs/threat-model.md, G4]
@@ -73,7 +73,7 @@ async def while_nodes_disagree(
 ) -> Result:
     """What an attempt comes to, which is made again as often as nodes disagree and `ask` permits.
 
-    An attempt is given its number, from 1 on: it bears at least as many silences before it says
+    An attempt is given its number, from 1 on: it tolerates at least as many silences before it says
     that nodes disagree, and more than the one before. Raises what `ask` raises, or
     QuorumUnavailable if total patience runs out.
     """

@@ -78,7 +78,7 @@ class BlockRead:
         *,
         silences: int = 0,
     ) -> None:
-        """If it bears `silences`, nodes' word that permission lacks is not final.
+        """If it tolerates `silences`, nodes' word that permission lacks is not final.
 
         It then ends with `NodesDisagree`, when more than t nodes say so, or when it does not come
         to an end without those that do: after so many silences, since the others were asked.

@@ -151,7 +151,7 @@ class WriteRound(Gathering[Told]):
         *,
         silences: int = 0,
     ) -> None:
-        """If the round bears `silences`, nodes' word that permission lacks is not final.
+        """If the round tolerates `silences`, nodes' word that permission lacks is not final.
 
         The round then ends with `NodesDisagree`, when nothing is to be expected without those that
         are `forbidding`, or after so many silences.

@@ -101,7 +101,7 @@ class ClockComparison:
         def told(delivery: Delivery, heard_us: int) -> tuple[int, int] | None:
             """By how much a peer's clock is ahead of this one, or behind (< 0), at least.
 
-            And what it had borne when it was set back.
+            And the latest time that it had shown when it was set back.
             """
             reply = delivery.message
             if not isinstance(reply, ClockReply):

@@ -29,7 +29,7 @@ and let go of history that is to be kept.
 
 **Why it is safe.** docs/threat-model.md, G7, says it: of more than t others one is correct. Of more
 than t + b that tell of a time more than t do not lie: t clocks that were wrong by themselves, and
-liars that tell what they bore, are too few. And of 2 t + b others that have confirmed a clock, t
+liars that tell any time, are too few. And of 2 t + b others that have confirmed a clock, t
 may lie or fail later: with the one whose clock it is, more than t + b are left to tell of it.
 
 **Tests.** `tests/unit/server/test_own_clock.py`, `tests/seams/test_clock_jumps.py`.
@@ -82,7 +82,7 @@ class OwnClock:
         self._jumps_us = 0  # the sum of the recent jumps, if they lead ahead…
         self._jumped_us = 0  # …and when the last was seen, by this clock
         self._compared_us: int | None = None  # when that was done last, by this clock
-        self._latest_us = 0  # the latest time that this clock has borne…
+        self._latest_us = 0  # the latest time that this clock has shown…
         self._set_back_us = 0  # …and what it showed when it was first seen behind that, if it is
         self._noted_us = 0  # what it showed when it was looked at last
         self._borne_us: tuple[int, ...] = ()  # what peers tell of theirs
@@ -153,7 +153,7 @@ class OwnClock:
     def borne_us(self, now_us: int) -> int:
         """A time that it had not reached when it was set back; 0 if it was not, of late.
 
-        It is the latest that it has borne, rounded up to a unit of less than half the way back:
+        It is the latest that it has shown, rounded up to a unit of less than half the way back:
         other nodes have read their clocks a little earlier or later.
         """
         self._note(now_us)
@@ -163,11 +163,11 @@ class OwnClock:
         return -(-self._latest_us // unit_us) * unit_us
 
     def before_us(self, now_us: int) -> int:
-        """What the clock of a server has borne that took something before they were set back.
+        """A bound of the times that servers accepted by their clocks before these were set back.
 
-        That is the latest time that more than t + b servers tell, this one included, and what it
-        may have been beyond that; 0: there is none. More than t of these do not lie: that many
-        clocks are wrong only if all have jumped.
+        That is the latest time that more than t + b servers tell, this one included, and how far a
+        clock may have been beyond that; 0: there is none. More than t of these do not lie: that
+        many clocks are wrong only if all have jumped.
 
         The server's clock was within `limits.CLOCKS_AGREE_US` of those that confirmed it. From then
         on it may have gone on, or jumped unnoticed, until the next comparison. And what they tell
@@ -220,7 +220,7 @@ class OwnClock:
     ) -> None:
         """The clocks of others that have answered are ahead of this one by so much, at least.
 
-        `borne_us` is what these tell of times that they had borne when they were set back.
+        `borne_us`: the latest times that these clocks had shown when they were set back.
         """
         self._borne_us = tuple(borne_us)
         if self._compared_us is not None and self._has_jumped(now_us):

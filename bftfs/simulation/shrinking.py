@@ -143,7 +143,7 @@ def _with_one(now: Configuration, name: str, position: int, value: Any) -> Confi
 
 
 def _fits(now: Configuration, sizes: Sizes) -> bool:
-    """True if a smaller cluster has all nodes that fail, and bears as many failures."""
+    """True if a smaller cluster has all nodes that fail, and tolerates as many failures."""
     down = (now.faults.losers, now.down_when_quiet, now.down_in_audit)
     byzantine = [node for node, _ in now.byzantine_nodes]
     bound = sizes.query_update
