@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from bftfs.errors import NoLongerKept
 from bftfs.filesystem.block_writing import BlockWriter
-from bftfs.read_write import descent
 from bftfs.simulation.configuration import ClientPlan, Configuration, from_json
-from bftfs.simulation.scenario import run
+from bftfs.simulation.scenario import Simulation, run
 from bftfs.simulation.workloads.files import FileMix
 from tests.simulation.mutants import attacked, hunt, ignore_bases, lay_patches_on_any_version
 
@@ -69,12 +70,12 @@ def test_nodes_that_do_not_look_for_which_version_a_patch_was_written(
 HELD_UP = Path(__file__).parent / "seeds" / "files-800252-150.json"
 
 
-def test_must_fail_a_mount_that_is_told_that_what_nodes_have_to_keep_is_gone(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("at_us", "may"), [(99, True), (100, False)])
+def test_only_what_nodes_need_not_keep_may_be_gone_when_it_is_saved(
+    monkeypatch: pytest.MonkeyPatch, at_us: int, may: bool
 ) -> None:
-    def of_now(*, subject: str, at_us: int) -> NoLongerKept:
-        return NoLongerKept(subject=subject, at_us=2 * at_us)
-
-    monkeypatch.setattr(descent, "NoLongerKept", of_now)
-    configuration = from_json(HELD_UP.read_bytes())
-    assert hunt([configuration], lambda each: each.startswith("progress:") and "Kept" in each)
+    monkeypatch.setattr(Simulation, "_kept_since_us", lambda _: 100)
+    simulation: Any = Simulation(from_json(HELD_UP.read_bytes()))
+    error = NoLongerKept(subject="what was written", at_us=at_us)
+    saving: Any = SimpleNamespace(saves=True)
+    assert simulation.may_end_so(saving, None, error) is may
