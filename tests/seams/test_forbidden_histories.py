@@ -289,6 +289,22 @@ def test_a_directory_tells_its_own_names_and_no_others() -> None:
     assert not any(SECRET in page for page in told)
 
 
+def test_what_is_opened_tells_its_history() -> None:
+    """Also of the time when it was closed; but nobody lists it as it was then."""
+    house = House()
+    closed = house.latest
+    house.root.run(house.root.files.unlink(house.directory, SECRET, house.root.who))
+    assert not any(SECRET in each for each in pages_if_permitted(house))
+    house.root.chmod(house.directory, 0o755)
+    assert any(SECRET in each for each in pages_if_permitted(house))
+    replies = [each for each in house.listed(closed).values() if isinstance(each, QueryReply)]
+    assert {each.error for each in replies if each.answered} == {errno.EACCES}
+
+
+def pages_if_permitted(house: House) -> list[bytes]:
+    return pages(house.spy, house.directory, prefixes=(b"e",))
+
+
 def refusals(hand: Hand, name: ObjectId) -> list[int]:
     """With what servers refuse the stranger an object's history."""
     latest = Replica(hand.world.nodes[0].disk, name).history.latest
