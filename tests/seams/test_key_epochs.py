@@ -7,6 +7,7 @@ come by every fragment that nodes store.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -17,6 +18,7 @@ import pytest
 
 from bftfs import cluster, description_files
 from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import NOBODY
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClientEntry, ClusterDescription
 from bftfs.coding.erasure import ErasureCode
@@ -42,6 +44,7 @@ from nodes.membership import LiveMembership, MembershipServer, Others, latest_de
 from tests.seams.world import ROOT, SUPERUSER, VOLUME, User, World
 
 VOLUME_KEY = b"v" * 32
+YEAR_US = 365 * 24 * 3_600 * SECOND_US
 BEFORE, AFTER = "written before", "written later."
 NAMES = ("root", "thief", "alice")
 
@@ -595,6 +598,38 @@ def test_must_fail_where_an_earlier_epoch_comes_back(
 ) -> None:
     monkeypatch.setattr(EpochFollower, "_rank", by_serials_alone)
     assert begun_for_nothing(realm)
+
+
+# --- files that are ahead of all clocks -------------------------------------------------------
+
+
+def test_a_file_that_is_ahead_is_sealed_again_and_keeps_its_time(realm: Realm) -> None:
+    """All clocks were ahead when somebody asked if writing is permitted: no attribute tells that.
+
+    So the contents have to be brought up to the inode, which is no write of any program's.
+    """
+    alice, root = realm.user("alice"), realm.root
+    hosts = (*realm.world.nodes, alice.host, root.host)
+    identifier = root.make("file", BEFORE)
+    written_ns = root.attributes(identifier).mtime_ns
+    for by_us, ask in ((YEAR_US, True), (-YEAR_US, False)):
+        for host in hosts:
+            host.skew_us += by_us
+        if ask:
+            root.run(root.files._metadata.permit_writing(identifier, root.who, NOBODY))
+    realm.revoke()
+    realm.world.run_for(CONFIRMED_US)
+
+    async def seal_again() -> int:
+        file = await alice.files.open(identifier, os.O_RDWR, alice.who)
+        sealed = await alice.files.seal_again(file, 0, 8)
+        await alice.files.release(file)
+        return sealed
+
+    assert alice.run(seal_again()) == 1
+    assert realm.stolen(identifier) is None
+    assert alice.read(identifier) == BEFORE
+    assert root.attributes(identifier).mtime_ns == written_ns
 
 
 # --- writers that name what does not exist -----------------------------------------------------
