@@ -12,7 +12,7 @@ BFTFS := $(VENV)/bin/python -m bftfs
 
 # What the project needs at run time, and what its tests use besides.
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
-TEST_PACKAGES := $(PACKAGES) curl git make rsync sqlite3 attr acl iproute2 procps tar libc6-dev vim-tiny systemd
+TEST_PACKAGES := $(PACKAGES) curl git make rsync sqlite3 attr acl iproute2 procps tar libc6-dev vim-tiny systemd postmark
 
 # For the pages of `bftfs ui`: the first that is there, or that apt knows. Ubuntu has neither; without
 # a browser its tests are skipped (but they fail where CI=true).

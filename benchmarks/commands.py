@@ -204,36 +204,64 @@ def metadata_command(common: NodeCommon, operations: int) -> None:
 
 
 @main.command(postmark.NAME)
-@node_options(repeat=1)
+@node_options(repeat=1, durability=Durability.INTERVAL)
 @_faults_option("0", "1", "2", "3", "4", "5")
+@click.option(
+    "--through",
+    "ways",
+    type=click.Choice(postmark.WAYS),
+    multiple=True,
+    default=postmark.WAYS,
+    show_default=True,
+    help="The namespace alone, with contents at the client as in the source; or PostMark itself in"
+    " a mount; repeatable.",
+)
 @click.option(
     "--files",
     type=click.IntRange(1, 1_000_000),
-    default=5000,
+    default=500,
     show_default=True,
-    help="In the pool before the first transaction.",
+    help="In the pool before the first transaction; 5000 in the source.",
 )
 @click.option(
-    "--transactions", type=click.IntRange(1, 10_000_000), default=20_000, show_default=True
+    "--transactions",
+    type=click.IntRange(1, 10_000_000),
+    default=2000,
+    show_default=True,
+    help="20000 in the source.",
 )
 def postmark_command(
-    common: NodeCommon, faults: tuple[str, ...], files: int, transactions: int
+    common: NodeCommon,
+    faults: tuple[str, ...],
+    ways: tuple[str, ...],
+    files: int,
+    transactions: int,
 ) -> None:
     """Do PostMark's transactions, beside the figures of the source's Table 4.4."""
     wanted = postmark.Parameters(
-        common.repeat, tuple(map(System.parse, faults)), files, transactions, common.durability
+        common.repeat,
+        tuple(map(System.parse, faults)),
+        ways,
+        files,
+        transactions,
+        common.durability,
     )
     measure_nodes(
         postmark.NAME,
         common,
-        {"faults": " ".join(faults), "files": files, "transactions": transactions},
+        {
+            "faults": " ".join(faults),
+            "through": " ".join(ways),
+            "files": files,
+            "transactions": transactions,
+        },
         lambda session, target: postmark.run(session, target, common.below, wanted),
         against=postmark.SOURCE,
     )
 
 
 @main.command(contention.NAME)
-@node_options(repeat=3)
+@node_options(repeat=3, durability=Durability.INTERVAL)
 @click.option(
     "--seconds",
     type=click.FloatRange(0.01, 3600),

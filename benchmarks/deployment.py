@@ -1,4 +1,4 @@
-"""Real node processes for a scenario about the protocols, and a client of them: no mount, no FUSE.
+"""Real node processes for a scenario, and a client of them without a mount.
 
 The nodes are those of `bftfs up`, in a temporary directory, and end with the scenario.  What they
 cost is read from /proc before and after a phase.
@@ -180,21 +180,32 @@ class Deployment:
 
     @contextmanager
     def operations(
-        self, session: Session, place: Place, name: str, measure: Measure, *, count: int, asked: int
+        self,
+        session: Session,
+        place: Place,
+        name: str,
+        measure: Measure,
+        *,
+        count: int,
+        asked: int,
+        client: int | None = None,
     ) -> Iterator[Phase]:
-        """A phase of `count` operations, each served by `asked` nodes, and what one costs."""
+        """A phase of `count` operations, each served by `asked` nodes, and what one costs.
+
+        `client` is the process of the client, by default this one.
+        """
         watched = [WatchedProcess.parse(f"node={pid}") for pid in self.pids]
-        watched.append(WatchedProcess.parse(f"client={os.getpid()}"))
+        watched.append(WatchedProcess.parse(f"client={client or os.getpid()}"))
         with session.phase(place, name, measure, amount=count) as phase:
             watch = ProcessWatch(watched)
             yield phase
-            *nodes, client = watch.finish()
+            *nodes, asking = watch.finish()
             if not all(node.alive for node in nodes):
                 raise WorkloadError("a node has ended")
             servers_us = sum(node.cpu_s for node in nodes) / count * 1e6
             phase.details |= {
-                "client_cpu_us": round(client.cpu_s / count * 1e6, 1),
-                "client_system_us": round(client.system_s / count * 1e6, 1),
+                "client_cpu_us": round(asking.cpu_s / count * 1e6, 1),
+                "client_system_us": round(asking.system_s / count * 1e6, 1),
                 "server_cpu_us": round(servers_us / asked, 1),
                 "server_system_us": round(
                     sum(node.system_s for node in nodes) / asked / count * 1e6, 1
@@ -274,6 +285,14 @@ def client_of(deployment: Deployment) -> Iterator[Client]:
         yield client
     finally:
         client.close()
+
+
+def note_shared_machine(session: Session) -> None:
+    """For figures that stand beside those of a source with many machines."""
+    session.note(
+        f"All nodes and clients share the {len(os.sched_getaffinity(0))} processors of one machine;"
+        " in the source each had a machine of its own."
+    )
 
 
 def _occupied_bytes(store: Path) -> int:

@@ -54,8 +54,8 @@ for durability in sync interval; do
     record "metadata-$durability" metadata --durability "$durability"
     record "blocks-$durability" blocks --durability "$durability"
 done
-record postmark postmark --durability interval
-record contention contention --durability interval
+record postmark postmark
+record contention contention
 record directory directory --durability interval
 record history history --durability interval
 record profile profile

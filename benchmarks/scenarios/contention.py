@@ -14,7 +14,14 @@ from pathlib import Path
 
 from benchmarks.client_processes import ClientProcess, working
 from benchmarks.contender import FETCH, INCREMENT, ISOLATED, KINDS, SHARED, counter_of
-from benchmarks.deployment import ROOT, Deployment, System, client_of, deployed
+from benchmarks.deployment import (
+    ROOT,
+    Deployment,
+    System,
+    client_of,
+    deployed,
+    note_shared_machine,
+)
 from benchmarks.errors import PhaseError, WorkloadError
 from benchmarks.measurement import Latencies, Measure, Sample
 from benchmarks.session import Place, Session
@@ -50,6 +57,7 @@ class Parameters:
 
 def run(session: Session, target: str, below: Path | None, parameters: Parameters) -> None:
     """Measure."""
+    note_shared_machine(session)
     names = [f"client{number}" for number in range(_OTHERS + 1)]
     clients = dict.fromkeys((*names, DEFAULT_CLIENT), Grant())
     with (
@@ -107,7 +115,12 @@ def _record(session: Session, place: Place, kind: str, works: Sequence[Work]) ->
                 amount=len(latencies),
                 started_s=0,
                 latencies=Latencies.of([1000 * each for each in latencies]),
-                details={"standard_deviation_us": round(statistics.pstdev(latencies))},
+                details={
+                    "standard_deviation_us": round(statistics.pstdev(latencies)),
+                    "client_cpu_us": round(
+                        sum(work.processor_s for work in group) / len(latencies) * 1e6, 1
+                    ),
+                },
             )
         )
         source_us = _SOURCE_US[kind, where][contending]

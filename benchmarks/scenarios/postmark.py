@@ -2,25 +2,36 @@
 
 [Q/U §4.4.4, Table 4.4]: PostMark [Katcher97] on one client.  It makes a pool of small files, does
 transactions, and removes what is left.  A transaction is two steps: a file is created or deleted,
-and a file is read or appended to, each chosen with equal chances.  As in the source only the
-namespace is served by the nodes, and contents are kept at the client: to read or append looks the
-name up and reads or changes the inode's attributes.
+and a file is read or appended to, each chosen with equal chances.
+
+It is done in two ways.  *Namespace*: as in the source only the namespace is served by the nodes,
+and contents are kept at the client: to read or append looks the name up and reads or changes the
+inode's attributes.  *Mount*: PostMark itself in a mount, where contents lie on the nodes as well.
 """
 
 import os
 import random
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.deployment import Client, Deployment, System, client_of, deployed
+from benchmarks import postmark_program
+from benchmarks.deployment import (
+    Client,
+    Deployment,
+    System,
+    client_of,
+    deployed,
+    note_shared_machine,
+)
 from benchmarks.errors import PhaseError, WorkloadError
 from benchmarks.measurement import Measure
+from benchmarks.mounting import mounted, require_mounts
 from benchmarks.scenarios.metadata import Namespace
-from benchmarks.session import Place, Session
+from benchmarks.session import Phase, Place, Session
 from bftfs.cluster import Durability
 from bftfs.conversation import Conversation
 from bftfs.filesystem import registry
@@ -31,7 +42,7 @@ from bftfs.identifiers import ObjectId
 
 NAME = "postmark"
 SOURCE = "source, Table 4.4"
-TRANSACTIONS = "transactions"
+NAMESPACE, MOUNT = "namespace", "mount"
 
 # Transactions a second of the source, by b = t. [Q/U Table 4.4]
 _SOURCE_PER_SECOND = (129, 114, 102, 93, 84, 76)
@@ -42,10 +53,11 @@ _MEASURE = Measure.OPERATIONS_PER_SECOND
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """The pool's `files`, and how many transactions are done on them."""
+    """The pool's `files`, and how many transactions are done on them, in each of the `ways`."""
 
     repeat: int
     systems: tuple[System, ...]
+    ways: tuple[str, ...]
     files: int
     transactions: int
     durability: Durability
@@ -53,43 +65,116 @@ class Parameters:
 
 def run(session: Session, target: str, below: Path | None, parameters: Parameters) -> None:
     """Measure."""
+    if MOUNT in parameters.ways:
+        require_mounts()
+        postmark_program.require_postmark()
+    note_shared_machine(session)
     for number in range(parameters.repeat):
         for system in parameters.systems:
-            with (
-                deployed(system, parameters.durability, below=below) as deployment,
-                client_of(deployment) as client,
-                tempfile.TemporaryDirectory(prefix="postmark-", dir=below) as contents,
-                suppress(PhaseError),
-            ):
-                pool = _Pool(client, Path(contents))
+            for way in parameters.ways:
                 place = Place(target, number, str(system))
-                _measure(session, place, deployment, "create", parameters.files, pool.create)
-                _measure(
-                    session, place, deployment, TRANSACTIONS, parameters.transactions, pool.transact
-                )
-                _cite(session, place, system)
-                _measure(session, place, deployment, "delete", pool.size, pool.delete)
+                with (
+                    deployed(system, parameters.durability, below=below) as deployment,
+                    suppress(PhaseError),
+                ):
+                    _WAYS[way](session, place, deployment, below, parameters)
 
 
-def _measure(
+def _through_the_namespace(
     session: Session,
     place: Place,
     deployment: Deployment,
-    name: str,
-    count: int,
-    step: Callable[[], None],
+    below: Path | None,
+    parameters: Parameters,
 ) -> None:
-    asked = deployment.description.query_update.q
-    with deployment.operations(session, place, name, _MEASURE, count=count, asked=asked):
-        for _ in range(count):
-            step()
+    with (
+        client_of(deployment) as client,
+        tempfile.TemporaryDirectory(prefix="postmark-", dir=below) as contents,
+    ):
+        pool = _Pool(client, Path(contents))
+        steps = _Steps(session, place, deployment, NAMESPACE, os.getpid())
+        with steps.creating(parameters.files):
+            for _ in range(parameters.files):
+                pool.create()
+        with steps.transacting(parameters.transactions):
+            for _ in range(parameters.transactions):
+                pool.transact()
+        steps.cite()
 
 
-def _cite(session: Session, place: Place, system: System) -> None:
-    if system.t != system.b or system.b >= len(_SOURCE_PER_SECOND):
-        return
-    per_second = _SOURCE_PER_SECOND[system.b]
-    session.cite(SOURCE, place, TRANSACTIONS, _MEASURE, amount=per_second)
+def _through_a_mount(
+    session: Session,
+    place: Place,
+    deployment: Deployment,
+    below: Path | None,
+    parameters: Parameters,
+) -> None:
+    with mounted(deployment, below=below) as mount:
+        steps = _Steps(session, place, deployment, MOUNT, mount.pid)
+        try:
+            with postmark_program.running(
+                mount.mountpoint, files=parameters.files, transactions=parameters.transactions
+            ) as postmark:
+                postmark.await_phase(postmark_program.CREATING)
+                with steps.creating(parameters.files):
+                    postmark.await_phase(postmark_program.TRANSACTING)
+                with steps.transacting(parameters.transactions):
+                    postmark.await_phase(postmark_program.DELETING)
+                postmark_program.verify(postmark.report(), files=parameters.files)
+            if left := os.listdir(mount.mountpoint):
+                raise WorkloadError(f"{len(left)} files are left that PostMark has deleted")
+        except WorkloadError as error:
+            session.fail(place, MOUNT, str(error))
+            raise PhaseError(str(error)) from error
+        steps.cite()
+
+
+_WAYS: Mapping[str, Callable[[Session, Place, Deployment, Path | None, Parameters], None]] = {
+    NAMESPACE: _through_the_namespace,
+    MOUNT: _through_a_mount,
+}
+WAYS = tuple(_WAYS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Measures what PostMark does in one way; `client` is the process that asks the nodes."""
+
+    session: Session
+    place: Place
+    deployment: Deployment
+    way: str
+    client: int
+
+    def creating(self, files: int) -> AbstractContextManager[Phase]:
+        """The pool is made in the body."""
+        return self._phase(f"create, {self.way}", files)
+
+    def transacting(self, transactions: int) -> AbstractContextManager[Phase]:
+        """Transactions are done in the body."""
+        return self._phase(self._transactions, transactions)
+
+    def cite(self) -> None:
+        """Put the source's figure beside."""
+        system = self.deployment.system
+        if system.t == system.b < len(_SOURCE_PER_SECOND):
+            per_second = _SOURCE_PER_SECOND[system.b]
+            self.session.cite(SOURCE, self.place, self._transactions, _MEASURE, amount=per_second)
+
+    @property
+    def _transactions(self) -> str:
+        return f"transactions, {self.way}"
+
+    def _phase(self, name: str, count: int) -> AbstractContextManager[Phase]:
+        return self.deployment.operations(
+            self.session,
+            self.place,
+            name,
+            _MEASURE,
+            count=count,
+            asked=self.deployment.description.query_update.q,
+            client=self.client,
+        )
 
 
 class _Pool:
@@ -106,11 +191,6 @@ class _Pool:
         self._files: list[tuple[bytes, ObjectId]] = []
         self._made = 0
 
-    @property
-    def size(self) -> int:
-        """How many files there are."""
-        return len(self._files)
-
     def create(self) -> None:
         """One more file."""
         name = b"postmark%d" % self._made
@@ -122,7 +202,7 @@ class _Pool:
 
     def delete(self) -> None:
         """One file, drawn among all, is gone."""
-        place = self._chance.randrange(self.size)
+        place = self._chance.randrange(len(self._files))
         self._files[place], self._files[-1] = self._files[-1], self._files[place]
         name, inode = self._files.pop()
         self._find(name, inode)

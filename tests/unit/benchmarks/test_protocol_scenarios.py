@@ -63,11 +63,13 @@ def test_metadata(samples: Callable[..., tuple[Sample, ...]]) -> None:
 
 
 def test_postmark(samples: Callable[..., tuple[Sample, ...]]) -> None:
-    found = samples("postmark", "--faults", "1", "--files", "3", "--transactions", "8")
+    found = samples("postmark", "--faults", "1", "--through", "namespace",
+                    "--files", "3", "--transactions", "8")  # fmt: skip
     own = [sample for sample in found if sample.target != postmark.SOURCE]
-    assert [sample.phase for sample in own] == ["create", "transactions", "delete"]
+    assert [sample.phase for sample in own] == ["create, namespace", "transactions, namespace"]
     [cited] = [sample for sample in found if sample.target == postmark.SOURCE]
-    assert (cited.phase, cited.variant, cited.value) == ("transactions", "t=1 b=1 n=6", 114)
+    assert (cited.phase, cited.variant) == ("transactions, namespace", "t=1 b=1 n=6")
+    assert cited.value == 114
 
 
 def test_contention(samples: Callable[..., tuple[Sample, ...]]) -> None:
@@ -79,8 +81,9 @@ def test_contention(samples: Callable[..., tuple[Sample, ...]]) -> None:
     }
     assert len(cited) == 16
     assert cited["increment, shared", "4 contending"] == pytest.approx(11400)
-    own = {(sample.phase, sample.variant) for sample in found if sample.target != contention.SOURCE}
-    assert own == set(cited)
+    own = [sample for sample in found if sample.target != contention.SOURCE]
+    assert {(sample.phase, sample.variant) for sample in own} == set(cited)
+    assert all({"standard_deviation_us", "client_cpu_us"} == set(each.details) for each in own)
 
 
 def test_blocks(samples: Callable[..., tuple[Sample, ...]]) -> None:
