@@ -4,7 +4,7 @@
 #   benchmarks/record.sh DIR [NAME…]      with results named (andrew, counter, …), only those
 #
 # DIR is an empty directory on the disk to measure; a cluster and its mount live in it meanwhile.
-# About an hour on two idle cores. Run it as root, which may drop the kernel's caches.
+# About an hour and a half on two idle cores. Run it as root, which may drop the kernel's caches.
 set -eu
 
 [ $# -ge 1 ] || { echo "usage: $0 DIR [NAME…]" >&2; exit 2; }
@@ -16,14 +16,18 @@ python=${PYTHON:-.venv/bin/python}
 results=benchmarks/results
 data=$work/data
 mount=$work/mount
+well_data=$work/well-data
+well_mount=$work/well-mount
 liar=
-mkdir -p "$work/local" "$mount"
+mkdir -p "$work/local" "$mount" "$well_mount"
 
 up() { "$python" -m bftfs up --data "$data" --mount "$mount" "$@" >&2; }
-down() { "$python" -m bftfs down --data "$data" --destroy >&2; }
+down() { "$python" -m bftfs down --data "${1:-$data}" --destroy >&2; }
 finish() {
     [ -z "$liar" ] || kill "$liar" 2>/dev/null || true
-    [ ! -e "$data/cluster.toml" ] || down
+    for cluster in "$data" "$well_data"; do
+        [ ! -e "$cluster/cluster.toml" ] || down "$cluster"
+    done
 }
 trap finish EXIT
 trap 'exit 1' INT TERM
@@ -88,9 +92,11 @@ if wanted healing; then
     down
 fi
 
-# Node 0 is killed in the middle of each round's copy, and is back when the next one begins.
+# Andrew on a cluster with a faulty node, in turns with another cluster that is well.
 up
-record andrew-killed andrew "$mount" --repeat 1 --against "$work/local" \
+"$python" -m bftfs up --data "$well_data" --mount "$well_mount" >&2
+# Node 0 is killed in the middle of each round's copy, and is back when the next one begins.
+record andrew-killed andrew "$mount" --against "$well_mount" \
     --during "directories:$python -m bftfs up --data $data" \
     --during "copy@0.5:kill -9 \$(cat $data/nodes/0/pid)"
 # Node 0 lies: about objects, then about blocks.
@@ -103,7 +109,7 @@ for adversary in history-forger wrong-answers fragment-corrupter; do
         --data "$data/nodes/0" --cluster "$data/cluster.toml" >>"$data/nodes/0/log" 2>&1 &
     liar=$!
     while ! [ -e "$data/nodes/0/pid" ]; do sleep 0.1; done
-    record "andrew-$adversary" andrew "$mount" --repeat 1 --against "$work/local"
+    record "andrew-$adversary" andrew "$mount" --against "$well_mount"
     kill "$liar"
     wait "$liar" || true
     liar=
