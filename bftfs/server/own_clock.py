@@ -53,7 +53,9 @@ from bftfs.storage import Write
 _NAMED = 8  # of the nodes that differ
 _PLAUSIBLE_US = limits.CLOCKS_COMPARED_EVERY_US + limits.CLOCKS_AGREE_US  # since a comparison
 _JUMPED = "its clock has jumped, and its peers do not confirm it yet: it takes no new versions"
-_LOOK_US, _WAITED_MOST_US = 1_000, 2 * limits.SECOND_US  # of requests that come before that
+# A request that comes before the first comparison looks again after pauses that double, and waits
+# no longer than this in all. It waits for no event: that wait would have no bound in time.
+_LOOK_US, _WAITED_MOST_US = 1_000, 2 * limits.SECOND_US
 _STARTED = "its peers have not confirmed its clock since it started: it takes no new versions yet"
 
 

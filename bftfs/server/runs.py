@@ -56,7 +56,10 @@ from bftfs.storage import StorageView, Write
 
 # With those that have not answered yet; then they are asked again.
 _PATIENCE_US = tuple(limits.SECOND_US * quarters // 4 for quarters in (1, 2, 4, 8))
-_LOOK_US = 5_000  # a request that waits for an attempt looks so often if it has ended
+# A request that waits for an attempt looks so often if it has ended. It does not wait for an event:
+# a crash closes an attempt, and may not wake what it is about to close, while an attempt that fails
+# has to wake all.
+_LOOK_US = 5_000
 
 _COPIED = "its store was copied from somewhere else while it was in use"
 _OLDER = "others know of a later run of this node than its store does: it is an older copy"
