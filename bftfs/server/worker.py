@@ -245,6 +245,7 @@ class Throttle:
         self.paused = False
         self.rate_bytes = rate_bytes
         self.starts = 0  # how often a pass was requested
+        self.resting = 0  # kinds of work that wait for their next pass
         self._changed = Event()
         self._host: Host | None = None
         self._done = 0  # bytes handled since the start
@@ -326,8 +327,10 @@ class Throttle:
         self._samples.clear()
         until_us = await Now() + duration_us
         await Spawn(partial(self._ring, duration_us))
+        self.resting += 1
         while self.starts == starts and await Now() < until_us:
             await Wait(self._changed)
+        self.resting -= 1
 
     async def _ring(self, duration_us: int) -> None:
         await Pause(max(duration_us, 1_000))
@@ -518,13 +521,16 @@ class HealingWalk(Walk):
         super().__init__(end, tally=tally, fraction=fraction, throttle=throttle)
         self._name = name
         self._healing = tally
+        self._pace = throttle
         if rebuilding:
             tally.progress = 0.0
         # Up to this key, nothing was missing here when the walk passed.
         self.complete_until = b"" if rebuilding else end
 
     def begin_anew(self) -> Write:
-        """Something was lost: break off this pass, and begin the next one at the first key."""
+        """Something was lost: break off this pass, and begin the next one now, at the first key."""
+        if self._pace.resting:  # a pass that has begun breaks off by itself
+            self._pace.hurry()
         self.complete_until = b""
         self._starts += 1
         self._healing.progress, self._healing.done, self._healing.begun = 0.0, 0, 0
