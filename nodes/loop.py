@@ -99,6 +99,7 @@ class Batches:
                 pass
             except StoreFull as full:
                 self.room.disk_is_full(full.reason, self.store.space.figures())
+            self.dispatcher.lost += 1
             outbox[:] = [
                 Outgoing(reply.origin, reply.number, _ASK_AGAIN, b"") for reply in outbox[:resumed]
             ]

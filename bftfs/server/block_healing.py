@@ -76,6 +76,7 @@ from bftfs.server.worker import (
     clients_are_busy,
     fraction_below,
     healing_throttle,
+    is_stored,
     look,
     passes,
     step,
@@ -96,7 +97,7 @@ NEEDLESS = Own(CrossChecksum(b""), b"")  # no reader will ever need the version
 class _Version:
     """A version that is being rebuilt, and what has come of it."""
 
-    __slots__ = ("_block", "_code", "_m", "_responses", "_timestamp", "_unasked", "_unclear")
+    __slots__ = ("_block", "_code", "_lapses", "_m", "_responses", "_timestamp", "_unasked")
 
     def __init__(self, session: Session, key: bytes, hosts: Sequence[NodeId]) -> None:
         """`hosts` are asked in this order."""
@@ -106,7 +107,7 @@ class _Version:
         self._code, self._m = session.code, thresholds.m
         self._unasked = list(hosts)
         self._responses = Responses(thresholds, rotation_of(self._block, thresholds.N))
-        self._unclear = False  # True: a node that sent no fragment may send it later
+        self._lapses = 0  # hosts that sent no fragment, and may send it later
 
     @property
     def _fragments(self) -> dict[int, Buffer]:
@@ -132,19 +133,20 @@ class _Version:
 
     def lapse(self) -> None:
         """A host did not answer: it may do so later."""
-        self._unclear = True
+        self._lapses += 1
 
-    async def own_part(self, me: NodeId, N: int) -> Own | None:
+    async def own_part(self, me: NodeId, N: int, spare: int) -> Own | None:
         """The part of node `me`; None if it cannot be made now.
 
-        NEEDLESS if the version is poisonous, or if all hosts have answered and fewer than m of them
-        have a fragment. Then it is incomplete: at least QC - t >= m hosts of a complete version
-        neither lie nor rebuild their own store. [PASIS (3.5)] (If nodes waited for each other's
-        fragments of an incomplete version, they would wait for ever.)
+        NEEDLESS if the version is poisonous, or if all hosts but `spare` have answered and fewer
+        than m of them have a fragment. Then it is incomplete: at least QC - t >= m hosts of a
+        complete version neither lie nor rebuild their own store, and have answered. [PASIS (3.5)]
+        (If nodes waited for each other's fragments of an incomplete version, or for those of a liar
+        that lists it and sends none, they would wait for ever.)
         """
         fragments = self._fragments
         if len(fragments) < self._m:
-            return None if self._unclear else NEEDLESS
+            return None if self._lapses > spare else NEEDLESS
         checksum = self._responses.cross_checksum(self._timestamp)
         valid = await Compute(partial(validate, self._code, checksum, fragments))
         if valid is None:
@@ -218,7 +220,7 @@ def _taken(
     """
     node, message = delivery.node, delivery.message
     if isinstance(message, Refused):
-        return None if message.may_pass else ()
+        return None
     body = memoryview(delivery.body)
     parts = message.parts if isinstance(message, FragmentsReply) else ()
     if not 0 < len(parts) <= len(keys) or sum(part.size for part in parts) != len(body):
@@ -308,7 +310,7 @@ class BlockHealer:
     async def _heal_page(self, host: Host, after: bytes) -> tuple[bytes, bool] | None:
         """Rebuild missing versions after the key `after`, as far as the peers' listings reach."""
         page = await look(host, partial(self._page, after=after))
-        horizon, hosts = await self._compare(after, page)
+        horizon, hosts, spare = await self._compare(after, page)
         if horizon is None:
             return None
         lacking = sorted(hosts.keys() - set(page.keys))
@@ -322,7 +324,7 @@ class BlockHealer:
         self.tally.has_done(len(seen) - len(missed))
         self.tally.lacking += len(lacking)
         failed = self.tally.failed
-        await self._rebuild(host, hosts, missed)
+        await self._rebuild(host, hosts, missed, spare)
         return horizon, self.tally.failed == failed
 
     # --- the store, in steps -----------------------------------------------------------------
@@ -352,8 +354,10 @@ class BlockHealer:
 
     async def _compare(
         self, after: bytes, page: _Page
-    ) -> tuple[bytes | None, dict[bytes, list[NodeId]]]:
+    ) -> tuple[bytes | None, dict[bytes, list[NodeId]], int]:
         """Up to which key the peers' listings reach; and the hosts of versions that QC - t list.
+
+        And how many of these hosts need not answer: so many peers fewer were silent than may be.
 
         The key is None if too few peers answer to know of all complete versions. Listings of b
         peers may end before it: those peers are asked about each version on which that depends.
@@ -362,7 +366,8 @@ class BlockHealer:
         """
         replies = await self._listings(after, page)
         if replies is None:
-            return None, {}
+            return None, {}, 0
+        spare = self._spare(len(replies))
         bounds: dict[NodeId, bytes] = {}
         hosts: dict[bytes, list[NodeId]] = {}
         for node, reply in replies.items():
@@ -378,11 +383,22 @@ class BlockHealer:
             elif len(hosts[key]) + len(silent) >= least:
                 replies = await self._listings(_before(key), _Page((), key))
                 if replies is None:
-                    return None, {}
+                    return None, {}, 0
+                spare = min(spare, self._spare(len(replies)))
                 hosts[key] = [node for node, reply in replies.items() if key in reply.keys]
-        return horizon, {
+        found = {
             key: nodes for key, nodes in hosts.items() if len(nodes) >= least and key <= horizon
         }
+        return horizon, found, spare
+
+    def _spare(self, heard: int) -> int:
+        """How many more peers may be silent, if `heard` have answered."""
+        return max(heard - self._needed(makes_do=self.recovery.is_making_do), 0)
+
+    def _needed(self, *, makes_do: bool) -> int:
+        """How many peers have to answer. While it recovers, the node itself is one of the t."""
+        others, t = len(self._others.nodes), self._thresholds.t
+        return others - (max(t - 1, 0) if self.recovery.rebuilding and not makes_do else t)
 
     async def _listings(self, after: bytes, page: _Page) -> dict[NodeId, InventoryReply] | None:
         """What peers list from `after` to the page's end; None if too few answer."""
@@ -396,33 +412,36 @@ class BlockHealer:
         replies = await self._others.ask(request, InventoryReply, counts)
         totals = {node: reply.total for node, reply in replies.items()}
         self.tally.expect(totals, self._session.peers.quorums)
-        t, others = self._thresholds.t, len(self._others.nodes)
         if not proof:
-            return replies if len(replies) >= others - t else None
-        # While it recovers, the node itself is one of the t.
-        needed = others - max(t - 1, 0)
+            return replies if len(replies) >= self._needed(makes_do=False) else None
+        needed = self._needed(makes_do=False)
         remembering = {node: reply for node, reply in replies.items() if reply.remembers}
-        makes_do = self.recovery.is_making_do or len(replies) - len(remembering) > others - needed
+        forgetful, others = len(replies) - len(remembering), len(self._others.nodes)
+        makes_do = self.recovery.is_making_do or forgetful > others - needed
         if not makes_do:
             return remembering if len(remembering) >= needed else None
         # More than t have forgotten something: see `.contradictions`.
-        enough = len(replies) >= others - t
+        enough = len(replies) >= self._needed(makes_do=True)
         self.recovery.note_asked(enough=enough, makes_do=True)
         return replies if enough else None
 
     # --- chunks ------------------------------------------------------------------------------
 
     async def _rebuild(
-        self, host: Host, hosts: Mapping[bytes, Sequence[NodeId]], missed: Sequence[bytes]
+        self,
+        host: Host,
+        hosts: Mapping[bytes, Sequence[NodeId]],
+        missed: Sequence[bytes],
+        spare: int,
     ) -> None:
-        """Rebuild versions, a chunk of them at a time."""
+        """Rebuild versions, a chunk of them at a time; `spare` of their hosts may be silent."""
         remaining = list(missed)
         while remaining:
             await self.throttle.permission()
             chunk = remaining[: self._at_once(busy=await clients_are_busy(host))]
             began_us, failed = await Now(), self.tally.failed
             found = await gather(self._session, {key: hosts[key] for key in chunk}, self._node)
-            volume = await self._keep(host, found)
+            volume = await self._keep(host, found, spare)
             self._adapt(len(chunk), succeeded=self.tally.failed == failed)
             self._usual_bytes = volume // len(found) or self._usual_bytes
             remaining = [key for key in remaining if key not in found]
@@ -445,19 +464,19 @@ class BlockHealer:
         else:
             self._most = max(count // 2, limits.HEAL_AT_ONCE)
 
-    async def _keep(self, host: Host, found: Mapping[bytes, _Version]) -> int:
+    async def _keep(self, host: Host, found: Mapping[bytes, _Version], spare: int) -> int:
         """Make this node's parts of versions and store them; returns how many bytes these have.
 
-        Clients are served after each step.
+        Clients are served after each step. If a batch is lost meanwhile, nothing counts as stored.
         """
+        lost = host.lost
         parts: list[tuple[bytes, Own]] = []
-        volume = unstored = 0
+        volume = unstored = failed = 0
         for key, version in found.items():
-            own = await version.own_part(self._node, self._thresholds.N)
+            own = await version.own_part(self._node, self._thresholds.N, spare)
             if own is None:
-                self.tally.failed += 1
+                failed += 1
                 continue
-            self.tally.lacking -= 1
             if own is NEEDLESS:
                 continue
             parts.append((key, own))
@@ -467,6 +486,10 @@ class BlockHealer:
                 parts.clear()
                 volume, unstored = volume + unstored, 0
         await step(host, partial(self._store, tuple(parts), await Now()))
+        if not await is_stored(host, lost):
+            failed = len(found)
+        self.tally.failed += failed
+        self.tally.lacking -= len(found) - failed
         return volume + unstored
 
 

@@ -99,6 +99,7 @@ class Dispatcher:
         self.outbox: list[Outgoing] = []
         self.on_supply: Callable[[], None] = lambda: None  # tells the host that a batch is due
         self.foreground_us = 0  # when a client last asked for something
+        self.lost = 0  # batches that were not committed; the host counts them
         self._is_full = is_full
         self._admits = admits
         self._tasks: deque[Task] = deque()

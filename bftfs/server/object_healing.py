@@ -105,6 +105,7 @@ from bftfs.server.worker import (
     fraction_below,
     healing_throttle,
     in_chunks,
+    is_stored,
     look,
     passes,
     step,
@@ -367,12 +368,18 @@ class ObjectHealer:
     # --- one object --------------------------------------------------------------------------
 
     async def _heal(self, host: Host, name: ObjectId) -> bool:
-        """Heal one object. True if nothing is lacking now; False also if too few peers answer."""
+        """Heal one object. True if nothing is lacking now; False also if too few peers answer.
+
+        While the server recovers, all that it says of the object rests on that: it has to be
+        durable.
+        """
+        lost = host.lost
         if not await self._catch_up(host, name):
             return False
-        if self._recovery.rebuilding:
-            await step(host, partial(self._sign, name))
-        return True
+        if not self._recovery.rebuilding:
+            return True
+        await step(host, partial(self._sign, name))
+        return await is_stored(host, lost)
 
     def _sign(self, name: ObjectId, view: StorageView) -> tuple[bool, list[Write]]:
         """Sign in this life what is left of an earlier one."""
@@ -679,7 +686,10 @@ class ObjectHealer:
             return False  # some day there are enough
         # Nobody else can be asked for the version, or what was accepted is not known any more.
         self._recovery.forget(OBJECTS)
+        lost = host.lost
         await step(host, lambda view: (None, _dropped(view, name)))
+        if not await is_stored(host, lost):
+            return False
         self._unmark(host, name)
         return True
 
@@ -700,7 +710,8 @@ class ObjectHealer:
                 return True, []  # the peers know no more of its past, or not all that is here
             return True, replacement(view, row, name, past, made)
 
-        replaced = await step(host, replace)
+        lost = host.lost
+        replaced = await step(host, replace) and await is_stored(host, lost)
         if replaced:
             self._unmark(host, name)
             self.tally.rebuilt += 1

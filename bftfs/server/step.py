@@ -95,6 +95,7 @@ class Host(Protocol):
     """The services of a node to its background work."""
 
     foreground_us: int  # when a client last asked for something
+    lost: int  # batches that were not committed since the start
 
     @property
     def full(self) -> bool:
@@ -103,8 +104,9 @@ class Host(Protocol):
     def arrange(self, task: Task) -> None:
         """Run `task` as a step of the next batch, which applies its writes.
 
-        If the disk is full, the batch may be lost, and `task` with it: only progress may depend
-        on it.
+        The batch may be lost, and `task` with it: if the disk is full, or if the store has to make
+        room for the batch first. Only progress may depend on it, unless `worker.is_stored` says
+        that it was not lost.
         """
 
     def note_damage(self, damage: DamagedRow) -> None:

@@ -85,6 +85,12 @@ async def step(host: Host, function: Callable[[StorageView], tuple[Seen, list[Wr
     return seen[0]
 
 
+async def is_stored(host: Host, lost: int) -> bool:
+    """True if all that was written since `host.lost` was `lost` is durable."""
+    await look(host, lambda _view: None)  # its batch comes after those with these writes
+    return host.lost == lost
+
+
 async def carry_on(host: Host, work: Callable[[Host], Conversation[None]]) -> None:
     """Do `work`. If a damaged row stops it, report the row and begin again after a while."""
     while True:

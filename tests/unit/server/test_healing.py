@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import lt
 from typing import Any
 
 import msgspec
@@ -21,7 +22,13 @@ from bftfs.filesystem import object_types
 from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.counter import Fetch, Increment
-from bftfs.query_update.history import ZERO, Candidate, history_of, logical_timestamp
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    LogicalTimestamp,
+    history_of,
+    logical_timestamp,
+)
 from bftfs.query_update.messages import (
     Catalogued,
     CatalogueReply,
@@ -41,12 +48,12 @@ from bftfs.read_write.messages import (
 )
 from bftfs.read_write.timestamp import VERSIONS_END, version_key
 from bftfs.read_write.version_row import checksum_of
-from bftfs.server import block_healing
+from bftfs.server import block_healing, object_healing
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.object_rebuilding import Past, has_beside
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import Kind
-from bftfs.storage import Table
+from bftfs.storage import Table, Write
 from tests.unit.server.verifying import SECOND_US, USER, Client, Cluster, block
 
 EVERYONE = list(range(6))
@@ -231,10 +238,11 @@ def test_lists_that_end_early_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert rebuilt_by_short_lists(monkeypatch)
 
 
-def rebuilt_beside_a_liar_that_lists_it(monkeypatch: pytest.MonkeyPatch) -> bool:
+def rebuilt_beside_a_liar_that_lists_it(monkeypatch: pytest.MonkeyPatch, *, lost: int = 0) -> bool:
     """True if a complete version is rebuilt that QC - t list, of which fewer than m have fragments.
 
     One of these is the liar. The list of another host ends before the version, and a host is slow.
+    The first `lost` replies of node 4 with fragments do not arrive.
     """
     monkeypatch.setattr(limits, "KEYS_IN_INVENTORY", 4)
     sizes = Sizes.smallest(t=2, b=1)
@@ -248,12 +256,16 @@ def rebuilt_beside_a_liar_that_lists_it(monkeypatch: pytest.MonkeyPatch) -> bool
     key = version_key(block(3), last)
     assert len(cluster.hosting(block(3), last)) == sizes.read_write.QC
     send, ranges = cluster.network.send, [(b"", b"")]
+    missing = list(range(lost))
 
     def lists_it(
         source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
     ) -> None:
         if target == ("node", 8) and isinstance(message, InventoryRequest):
             ranges.append((message.after, message.until))
+        if isinstance(message, FragmentsReply) and source == ("node", 4) and missing:
+            missing.pop()
+            return
         if isinstance(message, InventoryReply):
             after, until = ranges[-1]
             if source == ("node", 5):  # it is slow, or cut off
@@ -276,6 +288,114 @@ def test_a_liar_that_lists_a_version_does_not_stand_for_a_host_whose_list_ends_e
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert rebuilt_beside_a_liar_that_lists_it(monkeypatch)
+
+
+def test_a_host_that_does_not_answer_in_time_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert rebuilt_beside_a_liar_that_lists_it(monkeypatch, lost=1)
+
+
+def test_must_fail_where_more_hosts_may_be_silent_than_are_faulty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(block_healing.BlockHealer, "_spare", lambda *_: 1)
+    assert not rebuilt_beside_a_liar_that_lists_it(monkeypatch, lost=1)
+
+
+def rebuilt_beside_a_liar_that_sends_nothing() -> bool:
+    """True if a lost store is rebuilt where an incomplete version is listed by QC - t nodes, one of
+    which is a liar that answers no request for fragments."""
+    cluster = Cluster(
+        VerificationSettings(VerificationPolicy.READ_TIME), sizes=Sizes.smallest(t=2, b=1)
+    )
+    client = cluster.client()
+    written(client, 5)
+    cluster.place(client, block(3), cluster.pieces(b"of a crashed writer"), [1, 2, 3, 8])
+    cluster.run_for(3 * SECOND_US)
+    send = cluster.network.send
+
+    def silent(
+        source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        if source != ("node", 8) or not isinstance(message, FragmentsReply):
+            send(source, target, kind, number, message, body)
+
+    cluster.network.send = silent  # type: ignore[method-assign]
+    cluster.lose_store(0)
+    cluster.run_for(30 * SECOND_US)
+    return not cluster.deployment.recoveries[NodeId(0)].rebuilding
+
+
+def test_a_liar_that_lists_a_version_and_sends_nothing_holds_nobody_up() -> None:
+    assert rebuilt_beside_a_liar_that_sends_nothing()
+
+
+def test_must_fail_where_every_host_has_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_healing.BlockHealer, "_spare", lambda *_: 0)
+    assert not rebuilt_beside_a_liar_that_sends_nothing()
+
+
+# --- batches that are lost ---------------------------------------------------------------------
+
+
+def lacking_after_a_lost_batch(table: Table, which: int) -> int:
+    """How much node 2 lacks when it has rebuilt its store and one batch was lost meanwhile.
+
+    It is number `which` of those that write to `table`: the disk was full, or the store had to make
+    room for it first.
+    """
+    cluster = Cluster()
+    client, counting = cluster.client(), Counting(cluster, "bob")
+    written(client, 40)
+    for number in range(10):
+        counting.increment(number)
+    cluster.run_for(5 * SECOND_US)
+    node, batches = cluster.nodes[2], iter(range(1 << 20))
+    fragments_before = fragments(cluster, 2)
+
+    def heads() -> list[LogicalTimestamp]:
+        return [Replica(node.disk, counter(number)).history.latest for number in range(10)]
+
+    heads_before = heads()
+
+    def lose_one(_node: NodeId, writes: Sequence[Write]) -> None:
+        if any(write.table is table for write in writes) and next(batches) == which:
+            node.disk.crash()
+            node.dispatcher.outbox.clear()
+            node.dispatcher.lost += 1
+
+    node._on_commit = lose_one
+    cluster.lose_store(2)
+    for _ in range(60):
+        cluster.run_for(SECOND_US)
+        if not cluster.deployment.recoveries[NodeId(2)].rebuilding:
+            break
+    else:
+        raise AssertionError("it was never rebuilt")
+    assert next(batches) > which, "the batch was lost"
+    lacking = len(fragments_before) - len(fragments(cluster, 2))
+    return lacking + sum(map(lt, heads(), heads_before))
+
+
+LOST_BATCHES = [(Table.FRAGMENT, 0), (Table.FRAGMENT, 1), (Table.OBJECT, 0), (Table.OBJECT, 3)]
+
+
+@pytest.mark.parametrize(("table", "which"), LOST_BATCHES)
+def test_what_a_lost_batch_had_counts_as_lacking(table: Table, which: int) -> None:
+    assert lacking_after_a_lost_batch(table, which) == 0
+
+
+def test_must_fail_where_what_was_written_counts_as_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def always(*_: Any) -> bool:
+        return True
+
+    monkeypatch.setattr(block_healing, "is_stored", always)
+    monkeypatch.setattr(object_healing, "is_stored", always)
+    assert lacking_after_a_lost_batch(Table.FRAGMENT, 0)
+    assert lacking_after_a_lost_batch(Table.OBJECT, 0)
 
 
 def test_must_fail_where_only_those_that_list_a_version_are_asked_for_fragments(

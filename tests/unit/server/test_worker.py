@@ -38,6 +38,7 @@ class Node:
         self.now_us = limits.SECOND_US
         self.busy = False  # True: a client asks for something all the time
         self.full = False
+        self.lost = 0
         self._tasks: list[Task] = []
         self.engine = Engine(
             send=lambda *_: None,
