@@ -87,16 +87,25 @@ class BundleTally:
         return True
 
     def conclude(self) -> None:
-        """Remember servers that answer differently, or report what no other server has."""
+        """Remember servers that answer differently, or report what no other server has.
+
+        Those that leave out what a quorum tells are asked last, like silent ones: otherwise each
+        bundle would have to ask others in their place.
+        """
         if self._rounds.is_outdated(self._plan):
             self.agreed = {}
             return
-        lying = ahead = NOBODY
+        lying = ahead = withholding = NOBODY
         for name, agreed in self.agreed.items():
-            if len(self._votes[name]) == 1:
+            votes = self._votes[name]
+            telling = NOBODY
+            for nodes in votes.values():
+                telling |= nodes
+            withholding |= self._heard - telling
+            if len(votes) == 1:
                 continue
             latest = parse_history(agreed.history).latest
-            for vote, nodes in self._votes[name].items():
+            for vote, nodes in votes.items():
                 if vote.version == agreed.version and vote[1:] != agreed[1:]:
                     lying |= nodes
                 if parse_history(vote.history).latest > latest:
@@ -104,8 +113,10 @@ class BundleTally:
         peers, now_us = self._rounds.peers, self._plan.now_us
         peers.convict(lying, now_us)
         peers.diverged(ahead, now_us)
+        for node in withholding:
+            peers.silent(node, now_us)
         if self.agreed:
-            peers.conformed(self._heard - lying - ahead)
+            peers.conformed(self._heard - lying - ahead - withholding)
 
 
 async def ask_bundle(rounds: Rounds, message: Bundle) -> dict[ObjectId, Vote]:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from bftfs import limits
-from bftfs.asking.peers import HEDGE_US
+from bftfs.asking.peers import HEDGE_US, Peers
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import ROOT, Credentials, Grant
 from bftfs.filesystem import registry
@@ -186,13 +186,43 @@ def test_a_reply_that_no_correct_server_sends_convicts(change: dict[str, Any]) -
     assert 0 in reader.qu.peers.convicted
 
 
-def test_a_server_that_leaves_all_out_is_replaced() -> None:
+def leaves_out(count: int) -> Any:
+    """A server that leaves out the first `count` answers of each bundle."""
+
+    def change(reply: BundleReply) -> BundleReply:
+        columns = (reply.positions, reply.histories, reply.authenticators)
+        answers = (reply.errors, reply.answers)
+        return BundleReply(
+            *(column[count:] for column in columns),
+            reply.lives,
+            *(column[count:] for column in answers),
+        )
+
+    return answering(change)
+
+
+@pytest.mark.parametrize("count", [1, len(NAMES)])
+def test_a_server_that_leaves_answers_out_is_replaced_and_asked_last(count: int) -> None:
+    """Otherwise each bundle would take a round more."""
     cluster = Cluster()
     filled(cluster)
-    cluster.nodes[0].behaviour = answering(
-        lambda reply: BundleReply(b"", (), (), reply.lives, (), ())
-    )
-    assert bundle(cluster.client("reader")) == EXPECTED
+    cluster.nodes[0].behaviour = leaves_out(count)
+    cluster.route = lambda *_: 500
+    reader = cluster.client("reader")
+    took_us = []
+    for _ in range(20):
+        began_us = cluster.now_us
+        assert bundle(reader) == EXPECTED
+        took_us.append(cluster.now_us - began_us)
+    assert took_us == [2_000] + 19 * [1_000]
+
+
+def test_must_fail_where_whoever_leaves_answers_out_is_asked_first_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Peers, "silent", lambda *_: None)
+    with pytest.raises(AssertionError):
+        test_a_server_that_leaves_answers_out_is_replaced_and_asked_last(len(NAMES))
 
 
 def test_a_silent_server_is_replaced() -> None:
