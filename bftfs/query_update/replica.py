@@ -48,7 +48,7 @@ from bftfs.query_update.history import (
 )
 from bftfs.query_update.holes import Holes
 from bftfs.query_update.messages import Verdict
-from bftfs.query_update.object_type import serial_key
+from bftfs.query_update.object_type import serial_from, serial_key
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, Value, encode
 
@@ -174,6 +174,11 @@ def unescaped(key: bytes) -> bytes:
 def hole_prefix(identifier: ObjectId, serial: int) -> bytes:
     """The start of the PAST keys of holes from `serial` on. (No key of a state is empty.)"""
     return identifier + b"\0\0" + serial_key(serial)
+
+
+def hole_start(identifier: ObjectId, key: bytes) -> int:
+    """Where the hole begins that the row with this key notes."""
+    return serial_from(key[len(hole_prefix(identifier, 0)) - len(serial_key(0)) : -NUMBER_BYTES])
 
 
 def _hole_key(identifier: ObjectId, serial: int, number: int) -> bytes:

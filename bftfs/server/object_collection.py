@@ -11,7 +11,8 @@ A value is removed together with the version that has overwritten it, if only re
 see the value. If a snapshot kept an older version that sees it, the value stays, and the version
 that has overwritten it may be removed first. Later, when the older version is removed too, no row
 tells any more which of its values were overwritten. So a walk that removes such a version ends with
-a sweep over all overwritten values of the object. That a sweep is due is stored with the removal
+a sweep over all overwritten values of the object. Then it removes the notes of holes in a list
+(`past_state`) in which nothing of the past is left. That a sweep is due is stored with the removal
 (`ObjectRow.unswept_us`), and until one has ended, each walk makes one: also after a crash, or when
 a walk has ended early.
 
@@ -30,7 +31,7 @@ missing where the walk remembers a gap, and ends the walk if not; the next one b
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import msgspec
@@ -40,9 +41,17 @@ from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
 from bftfs.query_update.messages import CatalogueReply
-from bftfs.query_update.object_type import is_in_sequence
+from bftfs.query_update.object_type import is_in_sequence, key_of, serial_from
 from bftfs.query_update.past_state import FIRST_KEY, operation_key
-from bftfs.query_update.replica import NUMBER_BYTES, Replica, Version, holes_forgotten, past_prefix
+from bftfs.query_update.replica import (
+    NUMBER_BYTES,
+    Replica,
+    Version,
+    escaped,
+    hole_start,
+    holes_forgotten,
+    past_prefix,
+)
 from bftfs.retention import Keeps
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import encode
@@ -109,7 +118,7 @@ class ObjectWalk:
         self._before: list[int] = []
         self._after: list[int] = []
         self._gaps: list[tuple[LogicalTimestamp, LogicalTimestamp]] = []  # the same, timestamps
-        self._swept = name + FIRST_KEY  # up to here
+        self._swept = name + FIRST_KEY  # up to here; less when notes of holes are looked at
         self._taken = b""  # a key that the last step of the sweep has removed
 
     def step(self, view: StorageView) -> list[Write]:
@@ -186,31 +195,61 @@ class ObjectWalk:
         self._gaps.append((self._kept, after))
 
     def _sweep(self, view: StorageView) -> list[Write]:
-        """Look at some overwritten values; return the writes that remove those that none sees."""
-        replica = Replica(view, self.object)
-        end = self.object + _BEYOND
+        """Look at some overwritten values; return the writes that remove those that none sees.
+
+        When all of them are looked at, notes of holes in which nothing is left go as well.
+        """
+        if self._taken and view.get(Table.PAST, self._taken) is not None:
+            self.done = True  # the last step's batch was lost, and a sweep stays due
+            return []
+        first = self.object + FIRST_KEY
+        end = first if self._swept < first else self.object + _BEYOND
         rows = tuple(islice(view.scan(Table.PAST, self._swept, end), limits.COLLECT_ROWS))
+        if end == first:
+            gone = [key for key, row in rows if self._is_needless(view, key, row)]
+        else:
+            unseen = self._unseen(Replica(view, self.object), rows)
+            if unseen is None:
+                self.done = True  # and a sweep stays due
+                return []
+            gone = unseen
+        self._taken = gone[0] if gone else b""
+        writes = [Write(Table.PAST, key, None) for key in gone]
+        if len(rows) == limits.COLLECT_ROWS:
+            self._swept = rows[-1][0] + b"\0"
+        elif end != first:
+            self._swept = self.object
+        elif not gone:
+            self.done = True
+            row = Replica(view, self.object).row
+            if 0 < row.unswept_us <= self._horizon_us:
+                row = msgspec.structs.replace(row, unswept_us=0)
+                writes.append(Write(Table.OBJECT, self.object, encode(row)))
+        return writes
+
+    def _unseen(self, replica: Replica, rows: Sequence[tuple[bytes, bytes]]) -> list[bytes] | None:
+        """The keys of the values among `rows` that only missing versions saw.
+
+        None if these are not missing any more.
+        """
         found = {
             key: self._gap_with(_number(row[:NUMBER_BYTES]), _number(key[-NUMBER_BYTES:]))
             for key, row in rows
         }
         unseen = {key: gap for key, gap in found.items() if gap is not None}
-        is_lost = self._taken and view.get(Table.PAST, self._taken) is not None
-        if is_lost or not all(self._is_there(replica, gap) for gap in set(unseen.values())):
-            self.done = True  # and a sweep stays due
-            return []
-        writes = [Write(Table.PAST, key, None) for key in unseen]
-        self._taken = next(iter(unseen), b"")
-        if len(rows) == limits.COLLECT_ROWS:
-            self._swept = rows[-1][0] + b"\0"
-        elif unseen:
-            self._swept = end  # one more step, which finds these removed
-        else:
-            self.done = True
-            if 0 < replica.row.unswept_us <= self._horizon_us:
-                row = msgspec.structs.replace(replica.row, unswept_us=0)
-                writes.append(Write(Table.OBJECT, self.object, encode(row)))
-        return writes
+        if not all(self._is_there(replica, gap) for gap in set(unseen.values())):
+            return None
+        return list(unseen)
+
+    def _is_needless(self, view: StorageView, note: bytes, end: bytes) -> bool:
+        """True if the object's past has nothing in a hole, which is noted for scans to pass over.
+
+        Then nothing ever will be: what is removed from a list does not come back.
+        """
+        low = escaped(key_of(hole_start(self.object, note)))
+        high = escaped(key_of(serial_from(end)))
+        left = view.keys(Table.PAST, self.object + low, self.object + high)
+        return next(iter(left), None) is None
 
     def _gap_with(self, since: int, until: int) -> int | None:
         """The gap in which all versions [since, until) that saw a value were, if there is one."""

@@ -17,9 +17,18 @@ import pytest
 from bftfs.filesystem.file_history import History
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.history import ZERO, Candidate, LogicalTimestamp, history_of, time_of
+from bftfs.query_update.object_type import is_in_sequence, serial_at, serial_from
 from bftfs.query_update.past_reading import PastReader
-from bftfs.query_update.past_state import state_at
-from bftfs.query_update.replica import NUMBER_BYTES, Link, Reach, Replica, link_of
+from bftfs.query_update.past_state import FIRST_KEY, state_at
+from bftfs.query_update.replica import (
+    NUMBER_BYTES,
+    Link,
+    Reach,
+    Replica,
+    hole_start,
+    link_of,
+    unescaped,
+)
 from bftfs.server import object_collection
 from bftfs.server.object_collection import ObjectWalk, establish
 from bftfs.server.object_rebuilding import Past, replacement
@@ -28,7 +37,7 @@ from bftfs.simulation.disk import Disk, Tables
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import encode
-from tests.seams.world import BLOCK_BYTES, VOLUME, World
+from tests.seams.world import BLOCK_BYTES, ROOT, VOLUME, World
 
 WINDOW_US = 600 * SECOND_US
 _END = b"\xff" * 99
@@ -82,6 +91,45 @@ def test_must_fail_where_values_go_with_their_successors_only(
     assert left_of_a_snapshot() == {(2, 2)}
 
 
+def left_of_a_listing() -> set[tuple[int, int]]:
+    """The versions and the rows of the past that nodes have of a directory from which entries were
+    removed before and after a snapshot, which was deleted."""
+    world = World(collection=CollectionPlan(WINDOW_US), volume=VOLUME)
+    root = world.user("root")
+    root.format()
+    for number in range(9):
+        root.make(f"{number}", "x")
+    history = History(root.files, root.objects, PastReader(root.objects), root.blocks)
+
+    def remove(numbers: range) -> None:
+        for number in numbers:
+            world.run_for(SECOND_US)
+            root.run(root.files.unlink(ROOT, b"%d" % number, root.who))
+
+    remove(range(3))
+    root.run(history.create_snapshot(b"kept", root.who))
+    remove(range(3, 6))
+    world.run_for(3 * WINDOW_US)
+    root.run(history.delete_snapshot(b"kept", root.who))
+    remove(range(8, 9))
+    world.run_for(4 * WINDOW_US)
+    return {
+        (rows(node.disk, Table.VERSION, ROOT), rows(node.disk, Table.PAST, ROOT))
+        for node in world.nodes
+    }
+
+
+def test_notes_of_holes_go_with_the_last_of_what_was_in_them() -> None:
+    assert left_of_a_listing() == {(1, 0)}
+
+
+def test_must_fail_where_notes_of_holes_go_with_their_versions_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ObjectWalk, "_is_needless", lambda *_: False)
+    assert left_of_a_listing() == {(1, 2)}
+
+
 # --- whatever goes, in whatever order -------------------------------------------------------------
 
 
@@ -106,6 +154,24 @@ def busy_file() -> tuple[Tables, ObjectId]:
     return world.copy_of(0), identifier
 
 
+@cache
+def busy_directory() -> tuple[Tables, ObjectId]:
+    """A node's disk, and a directory in it in which names came and went."""
+    world = World(verifying=False)
+    root = world.user("root")
+    root.format()
+    draw, names = Random(2), list[int]()
+    for number in range(28):
+        world.run_for(SECOND_US)
+        if len(names) > 3 and draw.randrange(2):
+            gone = names.pop(draw.randrange(len(names)))
+            root.run(root.files.unlink(ROOT, b"%d" % gone, root.who))
+        else:
+            root.make(f"{number}", "")
+            names.append(number)
+    return world.copy_of(0), ROOT
+
+
 def states(disk: Disk, name: ObjectId) -> dict[LogicalTimestamp, list[tuple[bytes, bytes]]]:
     """All versions that are there, and the object's map at each."""
     replica = Replica(disk, name)
@@ -119,21 +185,35 @@ def states(disk: Disk, name: ObjectId) -> dict[LogicalTimestamp, list[tuple[byte
 
 
 def unseen(disk: Disk, name: ObjectId) -> int:
-    """How many overwritten values no version sees."""
+    """How many overwritten values no version sees, and notes of holes that nothing is in."""
     replica = Replica(disk, name)
+    past = dict(disk.scan(Table.PAST, name + FIRST_KEY, name + _END))
+    notes = disk.scan(Table.PAST, name, name + FIRST_KEY)
+    serials = {serial_at(key) for key in map(key_in, past) if is_in_sequence(key)}
+    needless = sum(
+        not any(hole_start(name, key) <= serial < serial_from(end) for serial in serials)
+        for key, end in notes
+    )
     versions = [replica.version(timestamp) for timestamp in states(disk, name)]
     numbers = [version.number for version in versions if version is not None]
     spans = [
         (int.from_bytes(row[:NUMBER_BYTES], "big"), int.from_bytes(key[-NUMBER_BYTES:], "big"))
-        for key, row in disk.scan(Table.PAST, name, name + _END)
+        for key, row in past.items()
     ]
-    return sum(not any(since <= each < until for each in numbers) for since, until in spans)
+    return needless + sum(
+        not any(since <= each < until for each in numbers) for since, until in spans
+    )
 
 
-def thin_out(seed: int) -> int:
+def key_in(past: bytes) -> bytes:
+    """The key of an object's map to which a row of its past belongs."""
+    return unescaped(past[len(ROOT) : -NUMBER_BYTES - 2])
+
+
+def thin_out(seed: int, busy: Callable[[], tuple[Tables, ObjectId]] = busy_file) -> int:
     """Versions go in several passes; those that stay show what they did. Returns what is unseen."""
     draw = Random(seed)
-    tables, name = busy_file()
+    tables, name = busy()
     disk = Disk()
     disk.put_back(tables)
     head = Replica(disk, name).head
@@ -175,6 +255,7 @@ def test_what_no_version_sees_is_gone_and_nothing_else(
 ) -> None:
     monkeypatch.setattr("bftfs.limits.COLLECT_ROWS", rows_in_step)
     assert not any(map(thin_out, SEEDS))
+    assert not any(thin_out(seed, busy_directory) for seed in SEEDS)
 
 
 def test_must_fail_without_sweeps_values_stay_that_nobody_sees(
