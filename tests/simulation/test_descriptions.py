@@ -73,7 +73,7 @@ def test_must_fail_nodes_that_serve_revoked_clients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ClientLists, name, broken)
-    assert hunt(revocations(*pair, range(4)))
+    assert hunt(revocations(*pair, range(12)))
 
 
 def test_revocations_are_drawn() -> None:
