@@ -7,9 +7,11 @@ the speed of memory.
 An authenticator is one MAC per server over a digest of what a server reports. [Q/U §4.3.4] Server s
 makes n MACs, the i-th with the key that it shares with server i, so that every server can check
 that s really reported that replica history (or hosts that version of a block; the digest's tag
-tells which). The key of a pair is the same in both directions; the MAC's input therefore begins
-with the number of the server that makes it, and a server's MAC cannot be handed back to it as its
-peer's.
+tells which). What one server needs to check an authenticator is its *entry*: the life, its own MAC,
+and the lives that are told. A client that shows authenticators sends each server its entries, and
+not what the others check. The key of a pair is the same in both directions; the MAC's input
+therefore begins with the number of the server that makes it, and a server's MAC cannot be handed
+back to it as its peer's.
 
 A server that may have forgotten something begins a new *life* (`bftfs.server.recovery`). An
 authenticator is one value of 8 + 16·n bytes: the life in which it was made, which all MACs cover,
@@ -28,14 +30,16 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from hmac import compare_digest
+from operator import itemgetter
 from struct import Struct
-from typing import NewType, TypeAlias
+from typing import Any, NewType, TypeAlias
 
 from blake3 import blake3
 
 from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId, NodeId, ObjectId
 
 Digest = NewType("Digest", bytes)  # 32 bytes
+_Split: TypeAlias = Callable[[Any], tuple[bytes, ...]]
 
 DIGEST_BYTES = 32
 MAC_BYTES = 16
@@ -142,6 +146,9 @@ def client_id_of(public_key: bytes) -> ClientId:
     return ClientId(_client(public_key))
 
 
+ENTRY_BYTES = LIFE_BYTES + MAC_BYTES  # of one that tells no lives of others
+
+
 @cache
 def authenticator_bytes(n: int, *, knowing: bool = False) -> int:
     """The size of an authenticator for n servers; of one that tells lives of others, if so."""
@@ -157,15 +164,60 @@ def padded(authenticators: Sequence[bytes]) -> bytes:
     return b"".join([authenticator.ljust(width, b"\0") for authenticator in authenticators])
 
 
-def tell_lives(authenticators: bytes, n: int) -> bool:
-    """True if some of these, n or fewer, tell lives of others: then they have another size."""
+@cache
+def entry_bytes(n: int, *, knowing: bool = False) -> int:
+    """The size of one server's entry of an authenticator for n servers."""
+    return ENTRY_BYTES + (LIFE_BYTES * n if knowing else 0)
+
+
+def entries_of(authenticators: bytes, n: int) -> tuple[bytes, ...]:
+    """For each of n servers its entries of these authenticators, in their order. [Q/U §4.3.4]
+
+    Requires: there are at most 2 n, of one size (`padded`). Raises ValueError if their bytes cannot
+    be that.
+    """
+    if not authenticators:
+        return (b"",) * n
     # As many bytes as plain ones have in all, longer ones have only if there are 2 n + 1 or more.
-    return len(authenticators) % authenticator_bytes(n) != 0
+    knowing = len(authenticators) % authenticator_bytes(n) != 0
+    count, rest = divmod(len(authenticators), authenticator_bytes(n, knowing=knowing))
+    if rest:
+        raise ValueError(f"{len(authenticators)} bytes are no authenticators for {n} servers")
+    split, entries = _split(n, count, knowing=knowing)
+    parts = split(authenticators)
+    return tuple([b"".join(entry(parts)) for entry in entries])
+
+
+@cache
+def _split(n: int, count: int, *, knowing: bool) -> tuple[_Split, tuple[_Split, ...]]:
+    """What splits `count` authenticators into parts, and what selects those of each server.
+
+    An authenticator has n + 2 parts: its life, n MACs, and the lives that it tells of others.
+    """
+    one = f"{LIFE_BYTES}s" + f"{MAC_BYTES}s" * n + f"{LIFE_BYTES * n if knowing else 0}s"
+    starts = range(0, (n + 2) * count, n + 2)
+    return Struct(one * count).unpack, tuple(
+        itemgetter(*[at for start in starts for at in (start, start + 1 + node, start + 1 + n)])
+        for node in range(n)
+    )
+
+
+def tell_lives(entries: bytes, count: int) -> bool:
+    """True if some of these entries of `count` authenticators tell lives of others."""
+    return len(entries) > ENTRY_BYTES * count
 
 
 def lives_in(authenticator: bytes, n: int) -> tuple[int, ...]:
     """The lives of others that an authenticator tells: nothing if it tells none."""
-    known = authenticator[authenticator_bytes(n) :]
+    return _lives(authenticator[authenticator_bytes(n) :])
+
+
+def lives_in_entry(entry: bytes) -> tuple[int, ...]:
+    """The same, of an entry."""
+    return _lives(entry[ENTRY_BYTES:])
+
+
+def _lives(known: bytes) -> tuple[int, ...]:
     return tuple(
         int.from_bytes(known[start : start + LIFE_BYTES], "big")
         for start in range(0, len(known), LIFE_BYTES)
@@ -193,11 +245,10 @@ class AuthenticatorKeys:
         self._known = b""  # the same of others, as authenticators end
         self._to = tuple(_state(key, maker=node) for key in keys)
         self._from = tuple(_state(key, maker=maker) for maker, key in enumerate(keys))
-        # By the size of an authenticator: its life, this server's MAC, and the lives of others.
-        before, behind = MAC_BYTES * node, MAC_BYTES * (len(keys) - node - 1)
+        # By the size of an entry: its life, this server's MAC, and the lives of others.
         self._parts = {
-            authenticator_bytes(len(keys), knowing=bool(known)): Struct(
-                f"{LIFE_BYTES}s{before}x{MAC_BYTES}s{behind}x{known}s"
+            entry_bytes(len(keys), knowing=bool(known)): Struct(
+                f"{LIFE_BYTES}s{MAC_BYTES}s{known}s"
             )
             for known in (0, LIFE_BYTES * len(keys))
         }
@@ -255,35 +306,39 @@ class AuthenticatorKeys:
             return [claimed_by], []
         if not 0 <= claimed_by < len(self._from):
             return [claimed_by], []
-        makers = bytes((claimed_by,))
-        return self.refuted(makers=makers, digest=digest, authenticators=authenticator)
+        makers, entry = bytes((claimed_by,)), self._own_entry(authenticator)
+        return self.refuted(makers=makers, digest=digest, entries=entry)
+
+    def _own_entry(self, authenticator: bytes) -> bytes:
+        """This server's entry of a whole authenticator."""
+        start = LIFE_BYTES + MAC_BYTES * self.node
+        mac, known = authenticator[start : start + MAC_BYTES], len(self._to) * MAC_BYTES
+        return authenticator[:LIFE_BYTES] + mac + authenticator[LIFE_BYTES + known :]
 
     def is_own(self, digest: bytes, authenticator: bytes) -> bool:
         """True if this server has made it, in whatever life."""
         n = len(self._from)
         if len(authenticator) not in (authenticator_bytes(n), authenticator_bytes(n, knowing=True)):
             return False
-        makers = bytes((self.node,))
-        return not self.refuted(makers=makers, digest=digest, authenticators=authenticator)[0]
+        makers, entry = bytes((self.node,)), self._own_entry(authenticator)
+        return not self.refuted(makers=makers, digest=digest, entries=entry)[0]
 
     def refuted(
-        self, *, makers: bytes, digest: bytes, authenticators: bytes
+        self, *, makers: bytes, digest: bytes, entries: bytes
     ) -> tuple[list[int], list[int]]:
         """The servers among `makers` whose MACs for us are not valid, and those whose are outlived.
 
         A valid one of a later life tells that the maker has begun that; but of its own lives a
         server knows by itself.
 
-        Requires: `authenticators` are the makers' over `digest`, concatenated, and have one size;
-        makers are servers.
+        Requires: `entries` are this server's of the makers' authenticators over `digest`,
+        concatenated, and have one size; makers are servers.
         """
-        parts = self._parts[len(authenticators) // len(makers)]
+        parts = self._parts[len(entries) // len(makers)]
         states, presents = self._from, self._presents
         refuted: list[int] = []
         outlived: list[int] = []
-        for maker, (life, mac, known) in zip(
-            makers, parts.iter_unpack(authenticators), strict=True
-        ):
+        for maker, (life, mac, known) in zip(makers, parts.iter_unpack(entries), strict=True):
             state = states[maker].copy()
             state.update(life + known + digest if known and any(known) else life + digest)
             if not compare_digest(state.digest(), mac):

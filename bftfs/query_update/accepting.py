@@ -50,8 +50,8 @@ from bftfs.crypto.digest import (
     AuthenticatorKeys,
     Digest,
     answer_digest,
-    authenticator_bytes,
     deduction_digest,
+    entry_bytes,
     life_of,
     tell_lives,
 )
@@ -430,15 +430,19 @@ class Accepting:
         return method
 
     def _cull(
-        self, history_sets: Sequence[ObjectHistorySet], macs: Sequence[bytes], now_us: int
+        self, history_sets: Sequence[ObjectHistorySet], entries: Sequence[bytes], now_us: int
     ) -> list[CulledObjectHistorySet]:
-        """The history sets, if nothing has to be culled; else the request fails."""
-        if len(macs) != len(history_sets):
+        """The history sets, if nothing has to be culled; else the request fails.
+
+        `entries` are what this server checks of their authenticators. Another client, or this one
+        of another server, may be sent others: each server believes by its own alone. [Q/U §4.3.4]
+        """
+        if len(entries) != len(history_sets):
             raise Refuse(errno.EINVAL, "a history set lacks its authenticators")
         culled = []
         forged = insane = outlived = NOBODY
-        latest_us, tells_lives, n = now_us, False, self._quorums.n
-        for history_set, of_set in zip(history_sets, macs, strict=True):
+        latest_us, tells_lives = now_us, False
+        for history_set, of_set in zip(history_sets, entries, strict=True):
             kept, bad, mad, old = self._culled(history_set, of_set, latest_us)
             if mad is not NOBODY and latest_us == now_us:
                 latest_us = max(now_us, self._clock.before_us(now_us))
@@ -446,18 +450,18 @@ class Accepting:
             if bad.bits | mad.bits | old.bits:
                 forged, insane, outlived = forged | bad, insane | mad, outlived | old
             culled.append(kept)
-            tells_lives |= tell_lives(of_set, n)
+            tells_lives |= tell_lives(of_set, len(kept.nodes))
         if forged.bits | insane.bits | outlived.bits:
             raise _Fail(Status.CULLED, forged=forged.bits, insane=insane.bits)
         if tells_lives:
-            self._require_undisputed(history_sets, macs, now_us)
+            self._require_undisputed(history_sets, entries, now_us)
         return culled
 
     def _require_undisputed(
-        self, history_sets: Sequence[ObjectHistorySet], macs: Sequence[bytes], now_us: int
+        self, history_sets: Sequence[ObjectHistorySet], entries: Sequence[bytes], now_us: int
     ) -> None:
         """The request waits while some of the makers claim lives of others that are not known."""
-        claims = self._claims.open(claims_in(history_sets, macs, self._keys))
+        claims = self._claims.open(claims_in(history_sets, entries, self._keys))
         if claims:
             want = self._claims.want(claims, history_sets[0].object, now_us)
             if want is None:
@@ -465,10 +469,10 @@ class Accepting:
             raise WaitFor(want)
 
     def _culled(
-        self, history_set: ObjectHistorySet, macs: bytes, latest_us: int
+        self, history_set: ObjectHistorySet, entries: bytes, latest_us: int
     ) -> tuple[CulledObjectHistorySet, Nodes, Nodes, Nodes]:
         sane_us = latest_us + limits.CLOCK_SKEW_US - 1  # so that what comes next is sane as well
-        return cull(history_set, macs, self._keys, quorums=self._quorums, latest_sane_us=sane_us)
+        return cull(history_set, entries, self._keys, quorums=self._quorums, latest_sane_us=sane_us)
 
     def _require_vouched(self, conditioned: Conditioned, message: Update) -> None:
         """Refuse facts that are not stated by servers that cannot all be lying."""
@@ -498,23 +502,21 @@ class Accepting:
         """
         if digest is None:
             return
-        makers, authenticators = vouched_by.nodes, vouched_by.authenticators
+        makers, entries = vouched_by.nodes, vouched_by.authenticators
         n = self._quorums.n
-        if not makers or len(authenticators) not in (
-            len(makers) * authenticator_bytes(n),
-            len(makers) * authenticator_bytes(n, knowing=True),
+        if not makers or len(entries) not in (
+            len(makers) * entry_bytes(n),
+            len(makers) * entry_bytes(n, knowing=True),
         ):
             raise _Fail(Status.UNVOUCHED)
         if max(makers) >= n or len(set(makers)) < len(makers):
             raise Refuse(errno.EINVAL, "no such nodes vouch")
-        forged, outlived = self._keys.refuted(
-            makers=makers, digest=digest, authenticators=authenticators
-        )
+        forged, outlived = self._keys.refuted(makers=makers, digest=digest, entries=entries)
         vouching = Nodes.of(makers)
         if forged or outlived:
             vouching -= Nodes.of((*forged, *outlived))
         if self._quorums.is_quorum(vouching):
-            told = [each for each in each_makers(makers, authenticators) if each[0] in vouching]
+            told = [each for each in each_makers(makers, entries) if each[0] in vouching]
             claims = self._claims.open(claims_of(told, vouching, self._keys))
             if self._quorums.is_quorum(vouching - Nodes.of(claim.maker for claim in claims)):
                 return

@@ -83,6 +83,7 @@ from bftfs.query_update.messages import (
     UpdateReply,
     Verdict,
     VouchedBy,
+    addressed,
 )
 from bftfs.query_update.object_type import Method, ObjectTypes, Record, encode_record
 from bftfs.query_update.observation import Observations, Observed
@@ -605,11 +606,12 @@ class QueryUpdateClient:
         self.peers.convict(tally.answers.dissenters(answer), tally.plan.now_us)
         whole = tally.answers.wholes.get(answer)
         if whole is None:
+            to_each = addressed(message, self.quorums.n)
             whole = await self._whole(
                 answer,
                 tally.answers.by[answer],
                 tally,
-                lambda node: msgspec.structs.replace(message, whole_answer_from=node),
+                lambda node: msgspec.structs.replace(to_each(node), whole_answer_from=node),
             )
         return whole
 

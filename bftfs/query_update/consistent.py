@@ -36,7 +36,7 @@ from bftfs import limits
 from bftfs.asking.ask import ask_all
 from bftfs.asking.peers import Peers
 from bftfs.conversation import Delivery, Now
-from bftfs.crypto.digest import AuthenticatorKeys, lives_in, tell_lives
+from bftfs.crypto.digest import AuthenticatorKeys, lives_in_entry, tell_lives
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.history import ObjectHistorySet
 from bftfs.query_update.messages import HistoryReply, HistoryRequest
@@ -54,42 +54,41 @@ class Claim(NamedTuple):
 
 def claims_in(
     history_sets: Sequence[ObjectHistorySet],
-    authenticators: Sequence[bytes],
+    entries: Sequence[bytes],
     keys: AuthenticatorKeys,
 ) -> set[Claim]:
     """The claims in these histories: lives of other makers that this server does not know.
 
-    Requires: the sets are canonical, and the authenticators are theirs.
+    Requires: the sets are canonical, and the entries are this server's of their authenticators.
     """
-    n = len(keys.lives)
     told: list[tuple[NodeId, bytes]] = []
-    for history_set, of_set in zip(history_sets, authenticators, strict=True):
-        if tell_lives(of_set, n):
-            told += each_makers(b"".join([group.nodes for group in history_set.groups]), of_set)
+    for history_set, of_set in zip(history_sets, entries, strict=True):
+        makers = b"".join([group.nodes for group in history_set.groups])
+        if tell_lives(of_set, len(makers)):
+            told += each_makers(makers, of_set)
     shown = {
         NodeId(maker) for each in history_sets for group in each.groups for maker in group.nodes
     }
     return claims_of(told, shown, keys)
 
 
-def each_makers(makers: bytes, authenticators: bytes) -> list[tuple[NodeId, bytes]]:
-    """Concatenated authenticators, all of one size, with their makers."""
-    width = len(authenticators) // len(makers)
+def each_makers(makers: bytes, entries: bytes) -> list[tuple[NodeId, bytes]]:
+    """Concatenated entries of authenticators, all of one size, with the makers of these."""
+    width = len(entries) // len(makers)
     return [
-        (NodeId(maker), authenticators[at * width : (at + 1) * width])
-        for at, maker in enumerate(makers)
+        (NodeId(maker), entries[at * width : (at + 1) * width]) for at, maker in enumerate(makers)
     ]
 
 
 def claims_of(
     told: Iterable[tuple[NodeId, bytes]], shown: Iterable[NodeId], keys: AuthenticatorKeys
 ) -> set[Claim]:
-    """The claims in authenticators, of lives of those that are `shown` which are not known here."""
-    n, makers = len(keys.lives), tuple(shown)
+    """The claims in entries, of lives of those that are `shown` which are not known here."""
+    makers = tuple(shown)
     return {
         Claim(claimant, maker, lives[maker])
-        for claimant, authenticator in told
-        if (lives := lives_in(authenticator, n))
+        for claimant, entry in told
+        if (lives := lives_in_entry(entry))
         for maker in makers
         if maker not in (claimant, keys.node) and lives[maker] > keys.lives[maker]
     }

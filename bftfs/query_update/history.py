@@ -43,7 +43,7 @@ from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.crypto.digest import (
     DIGEST_BYTES,
     AuthenticatorKeys,
-    authenticator_bytes,
+    entry_bytes,
     operation_digest,
     padded,
     replica_history_digest,
@@ -299,8 +299,8 @@ class ObjectHistorySet(Value, frozen=True):
     """The replica histories of an object that a client has heard, by server. Nothing is verified.
 
     Servers that are not listed count as reporting the initial history. The authenticators travel
-    beside it (concatenated in the order of the servers in `groups`), because a timestamp stands for
-    the histories alone.
+    beside it (concatenated in the order of the servers in `groups`; to each server go its entries
+    of them), because a timestamp stands for the histories alone.
     """
 
     object: ObjectField
@@ -413,19 +413,19 @@ def parse_set(history_set: ObjectHistorySet, *, n: int) -> CulledObjectHistorySe
     return CulledObjectHistorySet(history_set.object, tuple(hosted))
 
 
-def authenticator_width(authenticators: bytes, count: int, n: int) -> int:
-    """The size of each of `count` authenticators of a set. Raises MalformedMessage."""
-    width = authenticator_bytes(n)
-    if len(authenticators) != width * count:
-        width = authenticator_bytes(n, knowing=True)
-        if len(authenticators) != width * count:
+def entry_width(entries: bytes, count: int, n: int) -> int:
+    """The size of each of `count` entries of authenticators of a set. Raises MalformedMessage."""
+    width = entry_bytes(n)
+    if len(entries) != width * count:
+        width = entry_bytes(n, knowing=True)
+        if len(entries) != width * count:
             raise MalformedMessage("a history set lacks authenticators")
     return width
 
 
 def cull(
     history_set: ObjectHistorySet,
-    authenticators: bytes,
+    entries: bytes,
     keys: AuthenticatorKeys,
     *,
     quorums: QuorumSystem,
@@ -433,6 +433,7 @@ def cull(
 ) -> tuple[CulledObjectHistorySet, Nodes, Nodes, Nodes]:
     """`history_set` without what does not convince the server that holds `keys`.
 
+    `entries` are this server's of the authenticators, in the order of the set.
     The other results are the servers whose histories were culled: because the authenticator is
     invalid, because the history shows an insane time, and because the server has begun a new life
     since then, which is nobody's fault. Raises MalformedMessage if the set is not
@@ -444,7 +445,7 @@ def cull(
     parsed = parse_set(history_set, n=quorums.n)
     groups, name = history_set.groups, history_set.object
     makers = len(groups[0].nodes) if len(groups) == 1 else parsed.nodes.bits.bit_count()
-    width = authenticator_width(authenticators, makers, quorums.n)
+    width = entry_width(entries, makers, quorums.n)
     position = 0
     forged = insane = outlived = NOBODY
     if time_of(parsed.latest) > latest_sane_us:
@@ -458,7 +459,7 @@ def cull(
         bad, old = keys.refuted(
             makers=nodes,
             digest=replica_history_digest(object=name, encoded=history),
-            authenticators=authenticators[position:end],
+            entries=entries[position:end],
         )
         if bad or old:
             forged |= Nodes.of(bad)

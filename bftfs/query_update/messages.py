@@ -1,21 +1,28 @@
 """What clients and servers of Query/Update say: requests 0x10-0x1f and 0x60, replies 0x20-0x2f.
 
+A server checks its own entry of each authenticator that it is shown, and nothing else. So a request
+goes to each server with that server's entries only. A client makes one for several servers with
+whole authenticators, and sends what `addressed` makes of it. That takes nothing from any server
+that it could rely on: a Byzantine client could always send each server others. [Q/U §4.3.4]
+
 Every reply to a client that concerns objects reports the server's replica history of each, with its
 authenticator: the objects of the request without repetition, in ascending order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import NOBODY
-from bftfs.crypto.digest import DIGEST_BYTES, authenticator_bytes
-from bftfs.identifiers import OBJECT_ID_BYTES
+from bftfs.crypto.digest import DIGEST_BYTES, authenticator_bytes, entries_of, entry_bytes
+from bftfs.identifiers import OBJECT_ID_BYTES, NodeId
 from bftfs.query_update.history import (
     TIMESTAMP_BYTES,
     AnswerField,
@@ -57,9 +64,11 @@ AuthenticatorsField: TypeAlias = Annotated[tuple[AuthenticatorField, ...], _SOME
 _BUNDLED = Meta(max_length=limits.QUERIES_BUNDLED)
 PrefixField: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=limits.STATE_KEY_BYTES)]
 ConditionedField: TypeAlias = Annotated[bytes, Meta(max_length=limits.CONDITIONED_BYTES)]
-SetAuthenticatorsField: TypeAlias = Annotated[
-    tuple[Annotated[bytes, Meta(max_length=limits.FRAME_METADATA_BYTES)], ...],
-    Meta(max_length=2 * limits.OBJECTS_PER_OPERATION),
+EntriesField: TypeAlias = Annotated[  # of one server, of authenticators of as many as there are
+    bytes, Meta(max_length=limits.NODES * entry_bytes(limits.NODES, knowing=True))
+]
+SetEntriesField: TypeAlias = Annotated[
+    tuple[EntriesField, ...], Meta(max_length=2 * limits.OBJECTS_PER_OPERATION)
 ]
 
 # --- requests -------------------------------------------------------------------------------
@@ -101,21 +110,24 @@ class Bundle(Message, frozen=True, tag=0x60):
 
 
 class VouchedBy(Value, frozen=True):
-    """Authenticators over what a method rests on, and the nodes that have made them, ascending."""
+    """The receiver's entries of authenticators over what a method rests on, and the nodes that
+    have made these, ascending.
+    """
 
     nodes: Annotated[bytes, Meta(max_length=limits.NODES)] = b""
-    authenticators: Annotated[bytes, Meta(max_length=limits.FRAME_METADATA_BYTES)] = b""
+    authenticators: EntriesField = b""
 
 
 class Update(Message, frozen=True, tag=0x11):
     """Do what `conditioned`, an encoded `Conditioned`, says, on the sender's behalf.
 
-    `authenticators` belong to its sets and then its evidence; `vouchers` to its facts. `vouched_by`
-    is for what the method rests on besides (`Method.rests_on`).
+    `authenticators` are the receiver's entries of those of its sets and then its evidence;
+    `vouchers` belong to its facts. `vouched_by` is for what the method rests on besides
+    (`Method.rests_on`).
     """
 
     conditioned: ConditionedField
-    authenticators: SetAuthenticatorsField
+    authenticators: SetEntriesField
     vouchers: Annotated[
         tuple[Annotated[tuple[Voucher, ...], Meta(max_length=limits.NODES)], ...],
         Meta(max_length=limits.FACTS),
@@ -134,7 +146,7 @@ class InlineUpdate(Message, frozen=True, tag=0x12):
     conditioned: ConditionedField
     author: ClientField
     evidence: ObjectHistorySet
-    authenticators: Annotated[bytes, Meta(max_length=limits.FRAME_METADATA_BYTES)]
+    authenticators: EntriesField
     whole_answer_from: NodeField
 
 
@@ -142,7 +154,32 @@ class InlineBarrier(Message, frozen=True, tag=0x13):
     """Accept the barrier that is the latest candidate of `evidence`. [Q/U §4.3.5]"""
 
     evidence: ObjectHistorySet
-    authenticators: Annotated[bytes, Meta(max_length=limits.FRAME_METADATA_BYTES)]
+    authenticators: EntriesField
+
+
+def addressed(
+    message: Update | InlineUpdate | InlineBarrier, n: int
+) -> Callable[[NodeId], Update | InlineUpdate | InlineBarrier]:
+    """What each of n servers is sent of `message`, which has whole authenticators.
+
+    Raises ValueError if these are none.
+    """
+    if not isinstance(message, Update):
+        own = entries_of(message.authenticators, n)
+        return lambda node: replace(message, authenticators=own[node])
+    conditioned, vouchers, whole_from = (
+        message.conditioned,
+        message.vouchers,
+        message.whole_answer_from,
+    )
+    of_sets = list(zip(*[entries_of(each, n) for each in message.authenticators], strict=True))
+    vouched_by = message.vouched_by
+    if vouched_by is None:
+        return lambda node: Update(conditioned, of_sets[node], vouchers, whole_from)
+    nodes, vouched = vouched_by.nodes, entries_of(vouched_by.authenticators, n)
+    return lambda node: Update(
+        conditioned, of_sets[node], vouchers, whole_from, VouchedBy(nodes, vouched[node])
+    )
 
 
 class FetchRequest(Message, frozen=True, tag=0x14):

@@ -66,7 +66,7 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.observation import Observed
 from bftfs.query_update.rounds import Answer, Rounds, Votes, update_round
-from bftfs.wire.codec import Message, encode
+from bftfs.wire.codec import encode
 
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
 _MOST_STEPS = 1_000  # of one repair; far beyond what contention can cause with back-off
@@ -424,7 +424,10 @@ class Repair:
         return await self._send(message, names, "copy")
 
     async def _send(
-        self, message: Message, names: tuple[ObjectId, ...], subject: str
+        self,
+        message: Update | InlineUpdate | InlineBarrier,
+        names: tuple[ObjectId, ...],
+        subject: str,
     ) -> StepEffect:
         """Send one step to a quorum for `names`, ascending: it is to be established."""
         plan = await self._rounds.plan(names)

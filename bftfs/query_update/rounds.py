@@ -30,11 +30,15 @@ from bftfs.query_update.history import (
 )
 from bftfs.query_update.messages import (
     BundleReply,
+    InlineBarrier,
+    InlineUpdate,
     PastReply,
     QueryReply,
     Status,
+    Update,
     UpdateReply,
     Verdict,
+    addressed,
 )
 from bftfs.query_update.observation import Observations
 from bftfs.wire.codec import Message
@@ -446,10 +450,13 @@ class UpdateTally:
                 peers.convict(nodes, self.plan.now_us)
 
 
-async def update_round(rounds: Rounds, plan: Plan, message: Message, subject: str) -> UpdateTally:
-    """Send one update, barrier or copy to a quorum."""
+async def update_round(
+    rounds: Rounds, plan: Plan, message: Update | InlineUpdate | InlineBarrier, subject: str
+) -> UpdateTally:
+    """Send one update, barrier or copy to a quorum: to each server with its own entries."""
     tally = UpdateTally(rounds, plan)
-    await rounds.run(plan, message, UpdateReply, tally.take, subject=subject, hopes=tally.hopes)
+    to_each = addressed(message, rounds.quorums.n)
+    await rounds.run(plan, to_each, UpdateReply, tally.take, subject=subject, hopes=tally.hopes)
     tally.is_outdated = rounds.is_outdated(plan)
     tally.conclude()
     return tally

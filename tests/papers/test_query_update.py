@@ -71,6 +71,7 @@ from bftfs.query_update.messages import (
     SyncRequest,
     Update,
     UpdateReply,
+    addressed,
 )
 from bftfs.query_update.object_type import (
     Caller,
@@ -82,6 +83,7 @@ from bftfs.query_update.object_type import (
     encode_record,
 )
 from bftfs.server.step import Ready
+from bftfs.simulation.byzantine.positions import as_sent
 from bftfs.simulation.world import START_US
 from bftfs.storage import Table
 from bftfs.thresholds import QueryUpdateThresholds
@@ -218,6 +220,7 @@ def inline(original: Request, evidence: Sight) -> InlineUpdate:
 
 def step(node: Node, client: Client, message: Any) -> Ready:
     """One server step, committed."""
+    message = as_sent(message, node.number, SMALLEST.n)
     ready = node.server.step(node.storage, client.sender, message, b"", node.now_us())
     node.storage.apply(ready.writes)
     return ready
@@ -231,7 +234,7 @@ def place(
     for number in nodes:
         node = cluster.nodes[number]
         before = len(cluster.sent)
-        node.receive(client.endpoint, message)
+        node.receive(client.endpoint, as_sent(message, number, SMALLEST.n))
         cluster.settle()
         replies += [
             each
@@ -794,6 +797,29 @@ def test_histories_with_invalid_authenticators_are_culled(of: int, at: int) -> N
             assert reply.status is Status.SUCCESS
 
 
+@pytest.mark.parametrize("kind", [METHOD, BARRIER, "inline"])
+def test_a_server_that_is_shown_the_entries_of_another_culls(
+    cluster: Cluster, alice: Client, kind: Any
+) -> None:
+    """(Ours.) A client sends each server its entries of the authenticators, and no others; those of
+    another server, or all, are nothing to it."""
+    made = accept(cluster, alice)
+    whole: Any = inline(made, sight(cluster))
+    if kind != "inline":
+        whole = request(alice, sight(cluster, QUORUM[:4] if kind is BARRIER else QUORUM), kind)
+        whole = whole.message
+    node, before = cluster.nodes[5], cluster.histories(A)
+    own, anothers = (addressed(whole, SMALLEST.n)(NodeId(to)) for to in (5, 0))
+    ready = node.server.step(node.storage, alice.sender, anothers, b"", node.now_us())
+    assert ready.reply.status is Status.CULLED
+    assert cluster.quorums.is_repairable(Nodes.known(ready.reply.forged))
+    ready = node.server.step(node.storage, alice.sender, whole, b"", node.now_us())
+    assert isinstance(ready.reply, Refused)
+    assert cluster.histories(A) == before
+    (reply,) = place(cluster, alice, own, [5])
+    assert reply.status is Status.SUCCESS
+
+
 def test_clients_cannot_fabricate_replica_histories(cluster: Cluster, alice: Client) -> None:
     """'Authenticators are lists of HMACs that prevent malevolent clients and servers from
     fabricating replica histories for benign servers.'"""
@@ -1168,13 +1194,14 @@ def test_acceptance_is_atomic(cluster: Cluster, alice: Client) -> None:
     accept(cluster, alice)
     node = cluster.nodes[0]
     made = request(alice, sight(cluster))
+    sent = as_sent(made.message, node.number, SMALLEST.n)
     before = node.storage.snapshot()
-    ready = node.server.step(node.storage, alice.sender, made.message, b"", node.now_us())
+    ready = node.server.step(node.storage, alice.sender, sent, b"", node.now_us())
     assert node.storage._tables == before._tables
     assert {Table.OBJECT, Table.VERSION, Table.STATE} <= {write.table for write in ready.writes}
     # Crashed before the commit: nothing has happened, and the request is accepted when it comes
     # again. Crashed after it, before the reply: the request is answered as it would have been.
-    again = node.server.step(node.storage, alice.sender, made.message, b"", node.now_us())
+    again = node.server.step(node.storage, alice.sender, sent, b"", node.now_us())
     assert (again.reply, again.writes) == (ready.reply, ready.writes)
     node.storage.apply(ready.writes)
     assert step(node, alice, made.message).reply == ready.reply
@@ -1730,7 +1757,8 @@ def test_nodes_perform_no_operations_and_clients_no_object_sync(
         FetchRequest(made.timestamp),
         DeduceRequest(made.timestamp, (A,)),
     ):
-        reply = node.server.step(node.storage, peer.sender, allowed, b"", START_US).reply
+        sent = as_sent(allowed, node.number, SMALLEST.n)
+        reply = node.server.step(node.storage, peer.sender, sent, b"", START_US).reply
         assert not isinstance(reply, Refused)
     sync = SyncRequest(A, made.timestamp, (ZERO,), b"", True)
     assert step(node, alice, sync).reply.code == errno.EPERM

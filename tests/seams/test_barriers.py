@@ -41,6 +41,7 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.object_type import Record
 from bftfs.query_update.observation import Observed
 from bftfs.query_update.replica import Replica
+from bftfs.simulation.byzantine.positions import as_sent
 from bftfs.simulation.world import SECOND_US
 from bftfs.wire.codec import encode
 from tests.seams.world import READERS_GRANT, STRANGER, FreeHand, Hand, User, World
@@ -125,7 +126,7 @@ async def bar(world: World, known: Known, reporter: NodeId, clock_us: int = 0) -
     """Send all nodes such a barrier."""
     request = barrier(known, reporter, clock_us)
     for node in range(world.sizes.n):
-        await Send(NodeId(node), request)
+        await Send(NodeId(node), as_sent(request, node, world.sizes.n))
 
 
 async def clocked(world: World, known: Known, every_us: int) -> None:
@@ -274,7 +275,8 @@ async def flood(world: World, histories: Iterator[Known], every_us: int) -> None
         history_set, authenticators, _ = assemble(COUNTER, {FORGER: known})
         for node in range(world.sizes.n):
             if node != FORGER:
-                await Send(NodeId(node), InlineBarrier(history_set, authenticators))
+                barred = InlineBarrier(history_set, authenticators)
+                await Send(NodeId(node), as_sent(barred, node, world.sizes.n))
         await Pause(every_us)
 
 
@@ -338,10 +340,11 @@ async def query(node: int) -> Known:
             return Known(delivery.message.histories[0], delivery.message.authenticators[0])
 
 
-async def drain(node: int, pause_us: int) -> None:
+async def drain(world: World, node: int, pause_us: int) -> None:
     """At one server, a barrier on whatever it has; with other clients, one of its own at each."""
     while True:
-        await Send(NodeId(node), barrier(await query(node), NodeId(node)))
+        barred = as_sent(barrier(await query(node), NodeId(node)), node, world.sizes.n)
+        await Send(NodeId(node), barred)
         await Pause(pause_us)
 
 
@@ -351,7 +354,7 @@ def waits_us(world: World, *, pause_us: int = 5_100) -> int:
     user.run(user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who))
     for node in range(world.sizes.n):
         reader = world.hand(f"reader {node}", grant=READERS_GRANT)
-        world.start(reader.host, drain(node, pause_us))
+        world.start(reader.host, drain(world, node, pause_us))
     world.run_for(6 * SECOND_US)
     begun_us = world.now_us
     newcomer = world.user("newcomer", Credentials(uid=7, gid=7))
@@ -374,7 +377,7 @@ async def spread(world: World, reader: Hand, barriers: Iterator[Known], pause_us
     while True:
         number += 1
         node = NodeId(number % int(FORGER))
-        await Send(node, barrier(next(barriers), FORGER))
+        await Send(node, as_sent(barrier(next(barriers), FORGER), node, world.sizes.n))
         delivery = await Receive(SECOND_US)
         while delivery is not None and delivery.node != node:
             delivery = await Receive(SECOND_US)
@@ -384,7 +387,8 @@ async def spread(world: World, reader: Hand, barriers: Iterator[Known], pause_us
             alike = {node: known, FORGER: reader.forged(int(FORGER), COUNTER, known.history)}
             shown, made, _ = assemble(COUNTER, alike)
             for other in range(world.sizes.n):
-                await Send(NodeId(other), InlineBarrier(shown, made))
+                barred = as_sent(InlineBarrier(shown, made), other, world.sizes.n)
+                await Send(NodeId(other), barred)
         await Pause(pause_us)
 
 
@@ -607,7 +611,8 @@ def test_a_node_does_not_keep_an_object_ahead_of_the_slowest_clock() -> None:
     async def push() -> None:
         while True:
             known = ahead_of_clocks(world, reader, fastest.skew_us + FAST_US)
-            await Send(fastest.node, barrier(known, FORGER))
+            barred = as_sent(barrier(known, FORGER), fastest.node, world.sizes.n)
+            await Send(fastest.node, barred)
             await Pause(SECOND_US // 2)
 
     user = world.user("user")

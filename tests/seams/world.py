@@ -59,6 +59,7 @@ from bftfs.read_write.timestamp import BlockTimestamp, digest_of, encoded, versi
 from bftfs.read_write.writing import Encoded, encode
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.recovery import Recovery, Stage
+from bftfs.simulation.byzantine.positions import as_sent
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.disk import Tables
 from bftfs.simulation.network import Kind, NetworkFaults, SimulatedNetwork
@@ -402,7 +403,7 @@ class FreeHand:
 
         async def ask() -> dict[int, Any]:
             numbers = {
-                await Send(NodeId(node), message, body): node
+                await Send(NodeId(node), as_sent(message, node, self.sizes.n), body): node
                 for node, (message, body) in requests.items()
             }
             replies: dict[int, Any] = {}

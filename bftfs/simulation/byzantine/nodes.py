@@ -186,8 +186,9 @@ class FloodingNode(NodeAdversary):
     """Answers, and besides sends every other node what it was sent, again and again.
 
     [design §3] "Requests are bound to cluster, sender, receiver and request id: a replay is
-    harmless". What a node repeats of others' requests has no author's authority. Shown by
-    serializability, linearizability and progress.
+    harmless". What a node repeats of others' requests has no author's authority, and convinces the
+    others of no histories: it was sent its own entries only. Shown by serializability,
+    linearizability and progress.
     """
 
     def __init__(self, position: NodePosition) -> None:

@@ -43,7 +43,13 @@ from bftfs.query_update.messages import (
     VouchedBy,
 )
 from bftfs.query_update.object_type import Record, encode_record
-from bftfs.simulation.byzantine.positions import LEAPS_US, ClientAdversary, ClientPosition, mutated
+from bftfs.simulation.byzantine.positions import (
+    LEAPS_US,
+    ClientAdversary,
+    ClientPosition,
+    as_sent,
+    mutated,
+)
 from bftfs.wire.codec import Voucher, encode
 
 _LISTEN_US = 10_000
@@ -467,7 +473,7 @@ class GarbledUpdater(Updater):
         encoded = encode(Conditioned(ConditionedKind.METHOD, operation, await Now(), sets))
         for node in self.all_nodes():
             inner = encoded if random.random() < 0.5 else mutated(encoded, random)
-            request = Update(inner, authenticators, (), NodeId(0))
-            await self.send(
-                (node,), mutated(encode(request), random) if inner is encoded else request
-            )
+            request: Update | bytes = Update(inner, authenticators, (), NodeId(0))
+            if inner is encoded:
+                request = mutated(encode(as_sent(request, node, self.n)), random)
+            await self.send((node,), request)

@@ -43,7 +43,7 @@ from bftfs.server.step import Ready
 from bftfs.simulation.byzantine.block_repairs import LateFinisher, Planted
 from bftfs.simulation.byzantine.object_clients import Updater
 from bftfs.simulation.byzantine.object_nodes import objects_of
-from bftfs.simulation.byzantine.positions import Asked, NodeAdversary, NodePosition
+from bftfs.simulation.byzantine.positions import Asked, NodeAdversary, NodePosition, as_sent
 from bftfs.wire.codec import encode
 
 _BARRIER, _COPY = ConditionedKind.BARRIER, ConditionedKind.COPY
@@ -203,7 +203,9 @@ class ObjectConspirator(Updater):
         """Send a repair to `nodes`, or leave that to an ally."""
         if self.position.allies and self.random.random() < 0.5:
             ally = self.random.choice(self.position.allies)
-            ally.pact.outbox.extend((NodeId(node), message, b"") for node in nodes)
+            ally.pact.outbox.extend(
+                (NodeId(node), as_sent(message, node, self.n), b"") for node in nodes
+            )
         else:
             await self.send(nodes, message)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar, NamedTuple
@@ -13,6 +14,7 @@ from bftfs.conversation import Effect, Send
 from bftfs.crypto.digest import AuthenticatorKeys, Body, replica_history_digest
 from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId
 from bftfs.query_update.history import Known
+from bftfs.query_update.messages import InlineBarrier, InlineUpdate, Update, addressed
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.server.step import Ready, Sender, Server, Want
 from bftfs.simulation.deployment import USER, Sizes
@@ -156,9 +158,17 @@ class ClientAdversary:
         return self.random.sample(range(self.n), self.n)
 
     async def send(self, nodes: Iterable[int], message: Any, body: bytes = b"") -> None:
-        """Send one message to each of `nodes`."""
+        """Send one message to each of `nodes`; of whole authenticators, each node's entries."""
         for node in nodes:
-            await Send(NodeId(node), message, body)
+            await Send(NodeId(node), as_sent(message, node, self.n), body)
+
+
+def as_sent(message: Any, node: int, n: int) -> Any:
+    """`message` as that of n nodes is sent it: of whole authenticators, if any, its entries."""
+    if isinstance(message, Update | InlineUpdate | InlineBarrier):
+        with suppress(ValueError):  # what a liar has reported may be no authenticators
+            return addressed(message, n)(NodeId(node))
+    return message
 
 
 def mutated(encoded: bytes, random: Random) -> bytes:

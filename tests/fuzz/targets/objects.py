@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
+from bftfs.crypto.digest import AuthenticatorKeys, entries_of, replica_history_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.classification import Evidence, Undecided, classify
@@ -91,8 +91,8 @@ def _history(choices: Choices) -> bytes:
     return history_of(ascending, initial=choices.flag())
 
 
-def _set(choices: Choices, identifier: ObjectId) -> tuple[ObjectHistorySet, bytes]:
-    """A history set of few different histories, and its authenticators, most of them valid."""
+def _set(choices: Choices, identifier: ObjectId, judge: int) -> tuple[ObjectHistorySet, bytes]:
+    """A history set of few different histories, and a server's entries, most of them valid."""
     histories = [_history(choices) for _ in range(1 + choices.number(3))]
     by_history: dict[bytes, list[int]] = {}
     for node in range(_QUORUMS.n):
@@ -113,7 +113,11 @@ def _set(choices: Choices, identifier: ObjectId) -> tuple[ObjectHistorySet, byte
             authenticator = _KEYS[node % _QUORUMS.n].make(digest)
             authenticators.append(bytes(96) if choices.flag(8) else authenticator)
     joined = b"".join(authenticators)
-    return ObjectHistorySet(identifier, tuple(groups)), joined[: -1 if choices.flag(16) else None]
+    try:
+        entries = entries_of(joined, _QUORUMS.n)[judge]
+    except ValueError:  # as a forger has made them
+        entries = joined
+    return ObjectHistorySet(identifier, tuple(groups)), entries[: -1 if choices.flag(16) else None]
 
 
 def history_sets(data: bytes) -> None:
@@ -122,12 +126,13 @@ def history_sets(data: bytes) -> None:
     count = 1 + choices.number(3)
     sets = []
     for identifier in _OBJECTS[:count]:
-        history_set, authenticators = _set(choices, identifier)
+        judge = choices.number(_QUORUMS.n)
+        history_set, entries = _set(choices, identifier, judge)
         parse_set(history_set, n=_QUORUMS.n)
         culled, forged, insane, outlived = cull(
             history_set,
-            authenticators,
-            _KEYS[choices.number(_QUORUMS.n)],
+            entries,
+            _KEYS[judge],
             quorums=_QUORUMS,
             latest_sane_us=_NOW_US + 10**9,
         )

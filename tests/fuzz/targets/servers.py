@@ -38,6 +38,7 @@ from bftfs.query_update.messages import Request as ObjectRequest
 from bftfs.read_write.messages import FragmentsRequest, InventoryRequest, Notice, WriteRequest
 from bftfs.read_write.messages import Request as BlockRequest
 from bftfs.read_write.timestamp import encoded as encoded_timestamp
+from bftfs.simulation.byzantine.positions import as_sent
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
 from bftfs.wire.codec import Voucher, encode
@@ -83,6 +84,7 @@ def _send(
     source = attacker.host.endpoint
     if isinstance(message, _BETWEEN_NODES):
         source = node_endpoint(NodeId(_BYZANTINE))
+    message = as_sent(message, node, SIZES.n)
     metadata = message if isinstance(message, bytes) else encode(message)
     cluster.network.send(source, node_endpoint(NodeId(node)), Kind.REQUEST, 1, metadata, body)
 

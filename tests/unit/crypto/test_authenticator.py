@@ -1,6 +1,8 @@
 """Authenticators: every server can check who reported a history, and nobody can pretend."""
 
 import hashlib
+from collections.abc import Sequence
+from itertools import permutations
 
 import pytest
 
@@ -9,7 +11,10 @@ from bftfs.crypto.digest import (
     MAC_BYTES,
     AuthenticatorKeys,
     authenticator_bytes,
+    entries_of,
+    entry_bytes,
     life_of,
+    padded,
 )
 from bftfs.crypto.keys import Identity, authenticator_key
 from bftfs.identifiers import NodeId
@@ -87,6 +92,41 @@ def test_only_ones_own_entry_counts() -> None:
     assert verdicts == [True, True, True, False, True, True]
 
 
+# --- entries --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("makers", [(), (4,), (0, 1, 2, 3, 5), range(N)])
+def test_a_server_checks_its_entries_alone(makers: Sequence[int]) -> None:
+    """And every other server's entries in their place are refuted."""
+    whole = b"".join(SERVERS[maker].make(DIGEST) for maker in makers)
+    of_all = entries_of(whole, N)
+    assert {len(each) for each in of_all} == {len(makers) * entry_bytes(N)}
+    for server, other in permutations(range(N), 2) if makers else ():
+        numbers = bytes(makers)
+        refuted = SERVERS[server].refuted
+        assert refuted(makers=numbers, digest=DIGEST, entries=of_all[server]) == ([], [])
+        assert refuted(makers=numbers, digest=DIGEST, entries=of_all[other])[0] == list(makers)
+
+
+def test_entries_tell_the_lives_that_authenticators_tell() -> None:
+    one, other, third = servers()
+    other.learn(2, 3)
+    whole = padded([one.make_knowing(DIGEST), other.make_knowing(DIGEST)])
+    of_all = entries_of(whole, 3)
+    assert [len(each) for each in of_all] == [2 * entry_bytes(3, knowing=True)] * 3
+    for server in (one, other, third):
+        entries = of_all[server.node]
+        assert server.refuted(makers=b"\0\1", digest=DIGEST, entries=entries) == ([], [])
+        spoilt = entries[:-1] + b"\4"
+        assert server.refuted(makers=b"\0\1", digest=DIGEST, entries=spoilt) == ([1], [])
+
+
+@pytest.mark.parametrize("length", [1, WHOLE - 1, WHOLE + 1, 2 * WHOLE - 8])
+def test_what_cannot_be_authenticators_has_no_entries(length: int) -> None:
+    with pytest.raises(ValueError, match=f"{length} bytes"):
+        entries_of(bytes(length), N)
+
+
 # --- lives ---------------------------------------------------------------------------------------
 
 
@@ -99,28 +139,34 @@ def servers() -> list[AuthenticatorKeys]:
     ]
 
 
+def refuted(judge: AuthenticatorKeys, authenticator: bytes) -> tuple[list[int], list[int]]:
+    """What `judge` says of the first server's authenticator, of which it sees its entry."""
+    entry = entries_of(authenticator, 3)[judge.node]
+    return judge.refuted(makers=b"\0", digest=DIGEST, entries=entry)
+
+
 def test_what_was_made_in_an_earlier_life_is_outlived() -> None:
     one, other, _ = servers()
     before = one.make(DIGEST)
     one.learn(0, 1)
     after = one.make(DIGEST)
     assert (life_of(before), life_of(after)) == (0, 1)
-    assert other.refuted(makers=b"\0", digest=DIGEST, authenticators=before) == ([], [])
-    assert other.refuted(makers=b"\0", digest=DIGEST, authenticators=after) == ([], [])
+    assert refuted(other, before) == ([], [])
+    assert refuted(other, after) == ([], [])
     assert other.lives == (1, 0, 0)  # which a valid one of that life has told
-    assert other.refuted(makers=b"\0", digest=DIGEST, authenticators=before) == ([], [0])
+    assert refuted(other, before) == ([], [0])
     assert not other.check(claimed_by=0, digest=DIGEST, authenticator=before)
 
 
 def test_nobody_can_say_that_another_has_begun_a_new_life() -> None:
     one, other, _ = servers()
     forged = (7).to_bytes(LIFE_BYTES, "big") + one.make(DIGEST)[LIFE_BYTES:]
-    assert other.refuted(makers=b"\0", digest=DIGEST, authenticators=forged) == ([0], [])
+    assert refuted(other, forged) == ([0], [])
     assert other.lives == (0, 0, 0)
 
 
 def test_of_its_own_lives_a_server_knows_by_itself() -> None:
     one, _, _ = servers()
     later = one.make(DIGEST, life=3)
-    assert one.refuted(makers=b"\0", digest=DIGEST, authenticators=later) == ([], [0])
+    assert refuted(one, later) == ([], [0])
     assert one.lives == (0, 0, 0)

@@ -1,6 +1,11 @@
 """What makers of histories know of each other's lives, and what of that has to be asked for."""
 
-from bftfs.crypto.digest import AuthenticatorKeys, authenticator_bytes, replica_history_digest
+from bftfs.crypto.digest import (
+    AuthenticatorKeys,
+    authenticator_bytes,
+    entries_of,
+    replica_history_digest,
+)
 from bftfs.identifiers import NodeId, ObjectKind, object_id
 from bftfs.query_update.consistent import Claim, claims_in
 from bftfs.query_update.history import Known, assemble
@@ -25,7 +30,7 @@ def claims(signed: dict[int, bytes], judge: AuthenticatorKeys) -> set[Claim]:
     history_set, authenticators, _ = assemble(
         NAME, {NodeId(node): Known(HISTORY, made) for node, made in signed.items()}
     )
-    return claims_in([history_set], [authenticators], judge)
+    return claims_in([history_set], [entries_of(authenticators, N)[judge.node]], judge)
 
 
 def test_nothing_is_told_before_somebody_has_begun_a_second_life() -> None:
@@ -58,7 +63,8 @@ def test_what_a_maker_knows_is_covered() -> None:
     plain = authenticator_bytes(N)
 
     def refuted(authenticator: bytes) -> list[int]:
-        return keys[3].refuted(makers=b"\1", digest=DIGEST, authenticators=authenticator)[0]
+        entry = entries_of(authenticator, N)[3]
+        return keys[3].refuted(makers=b"\1", digest=DIGEST, entries=entry)[0]
 
     assert refuted(made) == []
     assert refuted(made[:plain]) == [1]
@@ -67,5 +73,5 @@ def test_what_a_maker_knows_is_covered() -> None:
     assert keys[3].refuted(
         makers=b"\1\2",
         digest=DIGEST,
-        authenticators=made + unknowing.ljust(len(made), b"\0"),
+        entries=entries_of(made + unknowing.ljust(len(made), b"\0"), N)[3],
     ) == ([], [])

@@ -33,12 +33,13 @@ from bftfs.query_update.object_type import encode_record
 from bftfs.query_update.replica import Replica
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.step import Host, Ready
+from bftfs.simulation.byzantine.positions import as_sent
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
 from bftfs.simulation.world import START_US
 from bftfs.wire.codec import encode
 from tests.builders import USER
-from tests.unit.query_update.harness import Client, Cluster, counter_id
+from tests.unit.query_update.harness import SMALLEST, Client, Cluster, counter_id
 from tests.unit.query_update.ledger import Read, Transfer, ledger_types
 from tests.unit.server.verifying import Cluster as Deployed
 
@@ -455,7 +456,9 @@ def test_a_node_may_repair_and_nothing_else() -> None:
     conditioned = Conditioned(
         ConditionedKind.METHOD, operation, node.now_us(), (observed.history_set,)
     )
-    update = Update(encode(conditioned), (observed.authenticators,), (), NodeId(0))
+    update = as_sent(
+        Update(encode(conditioned), (observed.authenticators,), (), NodeId(0)), 0, SMALLEST.n
+    )
     assert isinstance(reply(update), Refused)
     ready = node.server.step(node.storage, client.sender, update, b"", node.now_us())
     assert ready.reply.status is Status.SUCCESS  # the same, from a client
