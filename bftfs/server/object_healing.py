@@ -597,7 +597,11 @@ class ObjectHealer:
     async def _take_over(
         self, host: Host, found: dict[ObjectId, Shared], *, established: bool
     ) -> bool:
-        """Take over candidates, which are of one operation, at all these objects or at none."""
+        """Take over candidates, which are of one operation, at all these objects or at none.
+
+        True if that is durable.
+        """
+        lost = host.lost
         for name, (candidate, nodes) in found.items():
             own_latest, reach, known = await look(host, partial(_own, name, candidate))
             if reach is Reach.MISSING and own_latest < candidate.timestamp:
@@ -629,7 +633,7 @@ class ObjectHealer:
         for name in found if taken else ():
             if await look(host, lambda view, name=name: Replica(view, name).is_shallow):  # type: ignore[misc]
                 self.mark(host, {name: _SHALLOW})
-        return taken
+        return taken and host.lost == lost  # a look comes after the batch with what was written
 
     # --- objects of which something is lost --------------------------------------------------
 

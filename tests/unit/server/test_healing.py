@@ -48,8 +48,9 @@ from bftfs.read_write.messages import (
 )
 from bftfs.read_write.timestamp import VERSIONS_END, version_key
 from bftfs.read_write.version_row import checksum_of
-from bftfs.server import block_healing, object_healing
+from bftfs.server import block_healing
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
+from bftfs.server.dispatcher import Dispatcher
 from bftfs.server.object_rebuilding import Past, has_beside
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import Kind
@@ -386,14 +387,50 @@ def test_what_a_lost_batch_had_counts_as_lacking(table: Table, which: int) -> No
     assert lacking_after_a_lost_batch(table, which) == 0
 
 
+def nobody_counts_lost_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dispatcher, "lost", property(lambda _: 0, lambda *_: None), raising=False)
+
+
+def is_brought_again_after_a_lost_batch() -> bool:
+    """True if a node that was down soon has what it missed, though its first attempt was lost."""
+    cluster = Cluster()
+    counting, node = Counting(cluster), cluster.nodes[2]
+    cluster.run_for(3 * SECOND_US)
+    counting.increment(0)
+    node.crash(down_us=None)
+    counting.increment(0)
+    lost = []
+
+    def lose_one(_node: NodeId, writes: Sequence[Write]) -> None:
+        if not lost and any(write.table is Table.OBJECT for write in writes):
+            lost.append(writes)
+            node.disk.crash()
+            node.dispatcher.outbox.clear()
+            node.dispatcher.lost += 1
+
+    node._on_commit = lose_one
+    node.start()
+    cluster.run_until(lambda: bool(lost))
+    cluster.run_for(SECOND_US)
+    heads = {Replica(cluster.nodes[each].disk, counter(0)).head for each in (2, 3)}
+    return len(heads) == 1
+
+
+def test_what_a_lost_batch_had_is_brought_again_soon() -> None:
+    assert is_brought_again_after_a_lost_batch()
+
+
+def test_must_fail_where_what_was_taken_over_counts_as_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nobody_counts_lost_batches(monkeypatch)
+    assert not is_brought_again_after_a_lost_batch()
+
+
 def test_must_fail_where_what_was_written_counts_as_stored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def always(*_: Any) -> bool:
-        return True
-
-    monkeypatch.setattr(block_healing, "is_stored", always)
-    monkeypatch.setattr(object_healing, "is_stored", always)
+    nobody_counts_lost_batches(monkeypatch)
     assert lacking_after_a_lost_batch(Table.FRAGMENT, 0)
     assert lacking_after_a_lost_batch(Table.OBJECT, 0)
 
