@@ -38,7 +38,7 @@ from bftfs.backup.stream import (
     PlacedName,
 )
 from bftfs.errors import FileSystemError, NoLongerKept, UsageError, VersionUnrecoverable
-from bftfs.filesystem.file_history import Change, in_batches
+from bftfs.filesystem.file_history import Change, several_at_once
 from bftfs.filesystem.operations import FoundObject
 from bftfs.filesystem.registry import TRUNCATE, WRITE
 from bftfs.identifiers import ObjectId
@@ -138,7 +138,7 @@ class Sending:
             found[TOP] = await self._found(self._source.directory, time_us)
         level: list[Names] = [TOP]
         while level:
-            listings = await in_batches(
+            listings = await several_at_once(
                 [partial(self._entries, path, found[path], time_us) for path in level]
             )
             children = [
@@ -147,7 +147,9 @@ class Sending:
                 for name, identifier in sorted(entries.items())
                 if path or name != RESERVED
             ]
-            nodes = await in_batches([partial(self._child, *each, time_us) for each in children])
+            nodes = await several_at_once(
+                [partial(self._child, *each, time_us) for each in children]
+            )
             level = []
             for (path, _), node in zip(children, nodes, strict=True):
                 found[path] = node
@@ -186,7 +188,7 @@ class Sending:
         for position in range(0, len(made), _TOGETHER):
             batch = made[position : position + _TOGETHER]
             small = [path for path in batch if isinstance(path, tuple) and _is_small(new[path])]
-            contents = await in_batches(
+            contents = await several_at_once(
                 [partial(self._contents, path, new[path]) for path in small]
             )
             at_hand = dict(zip(small, contents, strict=True))

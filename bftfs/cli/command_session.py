@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -31,7 +32,7 @@ from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.file_history import Change
+from bftfs.filesystem.file_history import Change, several_at_once
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
@@ -308,6 +309,12 @@ class CommandSession:
         """The versions of an object, the latest first."""
         with refusals_explained("its history"):
             return self.perform(self.view.changes(identifier, since_us=since_us))
+
+    def changes_of(self, identifiers: Sequence[ObjectId]) -> list[list[Change]]:
+        """The versions of each of several objects, the latest first."""
+        with refusals_explained("its history"):
+            histories = [partial(self.view.changes, each) for each in identifiers]
+            return self.perform(several_at_once(histories))
 
     def with_names(self, change: Change) -> Change:
         """A change with all the names that the user may know."""

@@ -15,8 +15,10 @@ import stat
 import time
 from collections.abc import Callable
 from functools import partial
+from io import FileIO
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 import click
 
@@ -30,20 +32,31 @@ from bftfs.cli.command_session import (
     session_at,
 )
 from bftfs.cli.progress import Progress
+from bftfs.conversation import Conversation
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import read_identity
-from bftfs.errors import FileSystemError, OperationFailed, UsageError
+from bftfs.errors import FileSystemError, UsageError
+from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId
 from bftfs.limits import NAME_BYTES
 from bftfs.printable import as_word, printable, printable_lines
 from bftfs.restoration.changes import ChangeLog, read_changes, unreadable
-from bftfs.restoration.restore import Counts, PathStatus, Restoring
+from bftfs.restoration.name_plan import UndoStep
+from bftfs.restoration.restore import PathStatus, Restoring
 from bftfs.restoration.telling import audit_report
-from bftfs.restoration.undo import Undo
+from bftfs.restoration.undo import Undo, carry_out
 from bftfs.restoration.viewpoint import Reading
 
 _PAUSE_US: Final = 5_000_000
+
+_Result = TypeVar("_Result")
+
+
+class Elsewhere(Protocol):
+    """Runs a function that may block, while conversations go on; `BlockingNetwork.elsewhere`."""
+
+    def __call__(self, function: Callable[[], _Result]) -> Conversation[_Result]: ...
 
 
 @click.command()
@@ -72,7 +85,7 @@ def restore(path: str, target: Path | None, delete: bool) -> None:
         at = f"{located.path}@{format_time_name(located.time_us)}"
         back = f"bftfs restore --delete {as_word(f'{destination}@{before}')}"
         is_new = not os.path.lexists(destination)
-        counts = restore_tree(
+        restored = restore_tree(
             session,
             located,
             destination,
@@ -81,8 +94,8 @@ def restore(path: str, target: Path | None, delete: bool) -> None:
             go_back=f"rm -r {as_word(destination)}" if is_new else back if not to else None,
         )
     shown = as_word(destination)
-    click.echo(f"{shown}: as of {format_time_name(located.time_us)}: {counts}")
-    if target is None and counts:
+    click.echo(f"{shown}: as of {format_time_name(located.time_us)}: {restored.counts}")
+    if target is None and restored.counts:
         words = "restore --delete" if located.attributes.is_directory else "restore"
         click.echo(f"undo it with: bftfs {words} {as_word(f'{destination}@{before}')}")
 
@@ -114,20 +127,23 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
         destination = full if target is None else target.absolute()
         is_staged = target is None and located.attributes.is_directory
         staged = unfinished(destination) if is_staged else destination
-        is_ours = is_staged or not os.path.lexists(staged)
-        counts = restore_tree(
+        is_there = os.path.lexists(staged)
+        if is_staged and is_there:
+            click.echo(f"going on with {as_word(staged)}", err=True)
+        restored = restore_tree(
             session,
             located,
             staged,
             delete=False,
             go_on="the same command",
-            go_back=f"rm -r {as_word(staged)}" if is_ours else None,
+            go_back=f"rm -r {as_word(staged)}" if is_staged or not is_there else None,
         )
         if is_staged:
             staged.rename(destination)
     click.echo(
         f"{as_word(destination)}: as it was when it was removed, "
-        f"{format_time_name(gone_us)}: {counts}"
+        f"{format_time_name(gone_us)}: {restored.counts}"
+        + (f"; {restored.found} were there already" if is_staged and is_there else "")
     )
 
 
@@ -149,16 +165,20 @@ def _last_seen(session: CommandSession, path: Path, gone_us: int) -> Located:
     if not located.attributes.is_directory:
         return located
     removals: set[int] = set()
-    waiting = [located.identifier]
-    seen = set(waiting)
-    while waiting:
-        for change in session.changes(waiting.pop()):
-            for _, entry in change.entries:
-                if entry is None:
-                    removals.add(change.time_us)
-                elif entry.child not in seen and entry.file_type == stat.S_IFDIR >> 12:
-                    seen.add(entry.child)
-                    waiting.append(entry.child)
+    level = [located.identifier]
+    seen = set(level)
+    with Progress("directories looked at:") as progress:
+        while level:
+            histories = session.changes_of(level)
+            progress(len(seen))
+            level = []
+            for change in chain.from_iterable(histories):
+                for _, entry in change.entries:
+                    if entry is None:
+                        removals.add(change.time_us)
+                    elif entry.child not in seen and entry.file_type == stat.S_IFDIR >> 12:
+                        seen.add(entry.child)
+                        level.append(entry.child)
     begun_us = gone_us
     for removed_us in sorted(removals, reverse=True):
         if begun_us - removed_us > _PAUSE_US:
@@ -185,14 +205,15 @@ def restore_tree(
     delete: bool,
     go_on: str,
     go_back: str | None,
-) -> Counts:
+) -> Restoring:
     """Make `target` equal to `located`.
 
     A user who interrupts it, or whom an error stops, is told what has been done, how to `go_on`,
     and how to `go_back`, if that is possible.
     """
     with Progress("restored") as progress:
-        restoring = Restoring(session.view, PathTarget(target), located.time_us, told=progress)
+        there = PathTarget(target, session.network.elsewhere)
+        restoring = Restoring(session.view, there, located.time_us, told=progress)
 
         def so_far() -> str:
             back = "" if go_back is None else f"; go back with: {go_back}"
@@ -208,14 +229,18 @@ def restore_tree(
         except KeyboardInterrupt:
             click.echo(printable_lines(f"\nbftfs: {so_far()}"), err=True)
             raise
-    return restoring.counts
+    return restoring
 
 
 class PathTarget:
-    """A path on this machine, as any program writes to it; see `restoration.restore.Target`."""
+    """A path on this machine, as any program writes to it; see `restoration.restore.Target`.
 
-    def __init__(self, path: Path) -> None:
+    What may block is done by threads, so that several files are written at the same time.
+    """
+
+    def __init__(self, path: Path, elsewhere: Elsewhere) -> None:
         self._path = path
+        self._elsewhere = elsewhere
 
     def _at(self, path: str) -> Path:
         return self._path / path if path else self._path
@@ -223,7 +248,7 @@ class PathTarget:
     async def status(self, path: str) -> PathStatus | None:
         """The status of the object there, if there is one."""
         try:
-            found = self._at(path).lstat()
+            found = await self._elsewhere(self._at(path).lstat)
         except FileNotFoundError:
             return None
         return PathStatus(
@@ -237,74 +262,118 @@ class PathTarget:
 
     async def names(self, path: str) -> list[str]:
         """The names in a directory."""
-        return os.listdir(self._at(path))
+        return await self._elsewhere(partial(os.listdir, self._at(path)))
 
     async def remove(self, path: str) -> None:
         """Remove an object; a directory with all that is in it."""
-        full = self._at(path)
-        if full.is_dir() and not full.is_symlink():
-            shutil.rmtree(full)
-        else:
-            full.unlink()
+        await self._elsewhere(partial(_remove, self._at(path)))
 
     async def make_directory(self, path: str) -> None:
         """Make a directory."""
-        self._at(path).mkdir()
+        await self._elsewhere(partial(os.mkdir, self._at(path), 0o700))
 
     async def make_node(self, path: str, mode: int, device: int) -> None:
         """Make a special file."""
-        os.mknod(self._at(path), mode, device)
+        await self._elsewhere(partial(os.mknod, self._at(path), mode, device))
 
     async def make_symlink(self, path: str, leads_to: bytes) -> None:
         """Make a symlink."""
-        os.symlink(leads_to, os.fsencode(self._at(path)))
+        await self._elsewhere(partial(os.symlink, leads_to, os.fsencode(self._at(path))))
 
     async def leads_to(self, path: str) -> bytes:
         """The target of a symlink."""
-        return os.readlink(os.fsencode(self._at(path)))
+        return await self._elsewhere(partial(os.readlink, os.fsencode(self._at(path))))
 
     async def link(self, first: str, path: str) -> None:
         """Give an object another name."""
-        os.link(self._at(first), self._at(path))
+        await self._elsewhere(partial(os.link, self._at(first), self._at(path)))
 
     async def holds(self, path: str, reading: Reading) -> bool:
         """True if the file has the contents that are read."""
-        with self._at(path).open("rb") as file:
+        with await self._elsewhere(lambda: self._at(path).open("rb")) as file:
             while piece := await reading.next():
-                if file.read(len(piece)) != piece:
+                if await self._elsewhere(partial(file.read, len(piece))) != piece:
                     return False
         return True
 
-    async def write(self, path: str, reading: Reading) -> None:
-        """Write the contents that are read to the file."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
-        with os.fdopen(os.open(self._at(path), flags, 0o600), "wb") as file:
+    async def write(self, path: str, reading: Reading, attributes: Attributes) -> None:
+        """Write the contents that are read to the file, and set owner, mode and times.
+
+        A mount sends attributes that are set before the file is closed together with the contents.
+        So a file that has its time has its contents.
+        """
+        file, found = await self._elsewhere(partial(_opened, self._at(path)))
+        with file:
             while piece := await reading.next():
-                file.write(piece)
-            file.truncate()
+                await self._elsewhere(partial(_write, file, piece))
+            await self._elsewhere(partial(_finish, file, found, attributes))
 
     async def change_owner(self, path: str, uid: int, gid: int) -> bool:
         """Set the owner, if that is permitted."""
-        return _if_permitted(partial(os.chown, self._at(path), uid, gid, follow_symlinks=False))
+        change = partial(os.chown, self._at(path), uid, gid, follow_symlinks=False)
+        return await self._elsewhere(partial(_if_permitted, change))
 
     async def change_mode(self, path: str, mode: int) -> None:
         """Set the permission bits."""
-        self._at(path).chmod(mode)
+        await self._elsewhere(partial(os.chmod, self._at(path), mode))
 
     async def change_times(self, path: str, *, atime_ns: int, mtime_ns: int) -> None:
         """Set the times."""
-        os.utime(self._at(path), ns=(atime_ns, mtime_ns), follow_symlinks=False)
+        times = (atime_ns, mtime_ns)
+        await self._elsewhere(partial(os.utime, self._at(path), ns=times, follow_symlinks=False))
 
     async def extended(self, path: str) -> dict[bytes, bytes]:
         """The extended attributes of an object."""
-        full = self._at(path)
-        return {os.fsencode(name): os.getxattr(full, name) for name in os.listxattr(full)}
+        return await self._elsewhere(partial(_extended, self._at(path)))
 
     async def change_extended(self, path: str, name: bytes, value: bytes | None) -> bool:
         """Set or remove an extended attribute, if that is permitted."""
-        if value is None:
-            return _if_permitted(partial(os.removexattr, self._at(path), name))
-        return _if_permitted(partial(os.setxattr, self._at(path), name, value))
+        change = partial(os.removexattr, self._at(path), name)
+        if value is not None:
+            change = partial(os.setxattr, self._at(path), name, value)
+        return await self._elsewhere(partial(_if_permitted, change))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _opened(path: Path) -> tuple[FileIO, os.stat_result]:
+    """A file to be written, made if need be, and its status."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    file = FileIO(descriptor, "w")
+    return file, os.fstat(descriptor)
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    """Write all of it where the last write has ended."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _finish(file: FileIO, found: os.stat_result, attributes: Attributes) -> None:
+    """Cut off what is behind the last write, set the attributes, and close the file.
+
+    `found` is its status from before it was written.
+    """
+    if found.st_size > file.tell():
+        file.truncate()
+    changes_owner = (found.st_uid, found.st_gid) != (attributes.uid, attributes.gid)
+    if changes_owner:
+        _if_permitted(partial(os.fchown, file.fileno(), attributes.uid, attributes.gid))
+    mode = stat.S_IMODE(attributes.mode)
+    if changes_owner or stat.S_IMODE(found.st_mode) != mode:
+        os.fchmod(file.fileno(), mode)
+    os.utime(file.fileno(), ns=(attributes.atime_ns, attributes.mtime_ns))
+    file.close()
+
+
+def _extended(path: Path) -> dict[bytes, bytes]:
+    return {os.fsencode(name): os.getxattr(path, name) for name in os.listxattr(path)}
 
 
 def _if_permitted(action: Callable[[], None]) -> bool:
@@ -343,7 +412,8 @@ def audit(path: str, client: str, since: str, as_json: bool) -> None:
     """
     with session_at(path) as session:
         log = _read_changes(session, path, client, since)
-        missing = session.perform(unreadable(log, session.view))
+        with Progress("blocks read:") as progress:
+            missing = session.perform(unreadable(log, session.view, told=progress))
         report = audit_report(log, missing, label=client, client_name=session.client_name)
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -386,28 +456,38 @@ def undo(path: str, client: str, since: str, dry_run: bool) -> int:
     with session_at(path) as session:
         log = _read_changes(session, path, client, since)
         before = format_time_name(int(time.time() * 1e6))
-        steps = session.perform(Undo(session.view, log, label=client).steps())
-        failed = 0
-        for number, step in enumerate(steps):
+        with Progress("compared") as comparing:
+            finding = Undo(session.view, log, label=client).steps(told=comparing)
+            steps = session.perform(finding)
+        done = failed = 0
+
+        def told(step: UndoStep, failure: Exception | None) -> None:
+            nonlocal done, failed
+            done += 1
             mark = "conflict: " if step.conflict else ""
-            try:
-                if step.perform is not None and not dry_run:
-                    session.perform(step.perform())
+            if failure is None:
                 click.echo(f"{mark}{step.what}")
-            except (FileSystemError, OperationFailed) as failure:
+            else:
                 failed += 1
                 click.echo(f"not done: {step.what} ({printable(str(failure))})")
+
+        if dry_run:
+            for step in steps:
+                told(step, None)
+        else:
+            try:
+                session.perform(carry_out(steps, told))
             except KeyboardInterrupt:
                 click.echo(
-                    f"\nbftfs: {number} of {len(steps)} taken back; the same command goes on; what "
+                    f"\nbftfs: {done} of {len(steps)} taken back; the same command goes on; what "
                     f"was before this: .history/{before}",
                     err=True,
                 )
                 raise
     conflicts = sum(step.conflict for step in steps)
-    done = "would be taken back" if dry_run else "taken back"
+    words = "would be taken back" if dry_run else "taken back"
     click.echo(
-        f"{len(steps) - conflicts - failed} {done}, {conflicts} conflicts"
+        f"{len(steps) - conflicts - failed} {words}, {conflicts} conflicts"
         + (f", {failed} not done: run it again" if failed else "")
     )
     if steps and not dry_run:

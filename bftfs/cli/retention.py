@@ -22,7 +22,7 @@ from bftfs.cli.progress import Progress
 from bftfs.cli.times import says_time
 from bftfs.cli.versions import diff
 from bftfs.errors import FileSystemError, UsageError
-from bftfs.filesystem.file_history import in_batches
+from bftfs.filesystem.file_history import several_at_once
 from bftfs.filesystem.schedule import Rule, parse_rules
 from bftfs.filesystem.time_names import format_time_name, format_utc
 from bftfs.filesystem.volume import LABEL_BYTES, PATH_BYTES, Made, Schedule, ScheduleSetting
@@ -116,7 +116,7 @@ def _apply(session: CommandSession, objects: list[ObjectId], policy: Policy) -> 
         return True
 
     with Progress("set the policy of") as progress:
-        answers = session.perform(in_batches([partial(give, each) for each in objects]))
+        answers = session.perform(several_at_once([partial(give, each) for each in objects]))
     return answers.count(False)
 
 

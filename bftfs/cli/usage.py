@@ -31,7 +31,7 @@ from bftfs.cluster import ClusterDescription
 from bftfs.data_directory import DataDirectory
 from bftfs.envelope import HeldVersions, UpkeepRequest
 from bftfs.errors import FileSystemError, UsageError
-from bftfs.filesystem.file_history import in_batches
+from bftfs.filesystem.file_history import several_at_once
 from bftfs.filesystem.operations import FoundObject
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.known_clients import SHORT_DIGITS, labels_of
@@ -194,7 +194,7 @@ def _subtrees(session: CommandSession, top: Located, progress: Progress) -> dict
             raise
 
     while level:
-        entries = session.perform(in_batches([partial(listed, each) for each, _ in level]))
+        entries = session.perform(several_at_once([partial(listed, each) for each, _ in level]))
         below = []
         for (_, subtree), listing in zip(level, entries, strict=True):
             for name, node in listing:

@@ -110,14 +110,22 @@ def past_file_system(
 _Result = TypeVar("_Result")
 
 
-async def in_batches(
-    conversations: Sequence[Callable[[], Conversation[_Result]]],
+async def several_at_once(
+    conversations: Sequence[Callable[[], Conversation[_Result]]], *, most: int = _TOGETHER
 ) -> list[_Result]:
-    """The results of many conversations, of which some are held at the same time."""
-    results: list[_Result] = []
-    for position in range(0, len(conversations), _TOGETHER):
-        results += await Together(tuple(conversations[position : position + _TOGETHER]))
-    return results
+    """The results of many conversations, of which at most so many are held at the same time.
+
+    They begin in their order; each begins as soon as an earlier one has ended.
+    """
+    results: dict[int, _Result] = {}
+    waiting = iter(enumerate(conversations))
+
+    async def one_after_the_other() -> None:
+        for position, conversation in waiting:
+            results[position] = await conversation()
+
+    await Together((one_after_the_other,) * min(most, len(conversations)))
+    return [results[position] for position in range(len(conversations))]
 
 
 # --- the history -----------------------------------------------------------------------------
@@ -337,7 +345,7 @@ class History:
         seen = {directory}
         level = [directory]
         while level:
-            visits = await in_batches(
+            visits = await several_at_once(
                 [partial(self._changes_if_permitted, each, who, versions) for each in level]
             )
             changes = [change for visited in visits for change in visited]

@@ -32,7 +32,7 @@ from msgspec.msgpack import decode
 from bftfs import limits
 from bftfs.errors import FileSystemError, NoLongerKept, VersionUnrecoverable
 from bftfs.filesystem.block_names import CoveredBlock, CoveredPatch
-from bftfs.filesystem.file_history import UNSEEN, Change, in_batches
+from bftfs.filesystem.file_history import UNSEEN, Change, several_at_once
 from bftfs.filesystem.inode import Merging, Rewriting, Truncation, Writing, named_by
 from bftfs.filesystem.operations import FoundObject
 from bftfs.filesystem.registry import (
@@ -308,7 +308,9 @@ async def read_changes(
         visits = []
         for position in range(0, len(level), _BATCH):
             batch = level[position : position + _BATCH]
-            visits += await in_batches([partial(_visit, view, each, since_us) for each in batch])
+            visits += await several_at_once(
+                [partial(_visit, view, each, since_us) for each in batch]
+            )
             told(len(seen) - len(level) + len(visits))
         found: list[ObjectId] = []
         for identifier, (changes, nodes) in zip(level, visits, strict=True):
@@ -341,7 +343,7 @@ async def _visit_elsewhere(
     that has changed there, only those changes count; what else is in it is not looked at.
     """
     outside = [each for each in dict.fromkeys(found) if kind_of(each) != ObjectKind.VOLUME]
-    visits = await in_batches([partial(_visit, view, each, log.since_us) for each in outside])
+    visits = await several_at_once([partial(_visit, view, each, log.since_us) for each in outside])
     for identifier, (changes, nodes) in zip(outside, visits, strict=True):
         shared = [change for change in changes if not below.isdisjoint(change.objects)]
         _note(log, identifier, shared, nodes)
@@ -452,8 +454,13 @@ def _blocks_of(change: Change) -> list[tuple[int, CoveredBlock | CoveredPatch]]:
     return [] if kind is None else named_by(decode(change.operation.arguments, type=kind))
 
 
-async def unreadable(log: ChangeLog, view: Viewpoint) -> dict[LogicalTimestamp, int]:
-    """How many of the blocks that each change of the client has named cannot be read."""
+async def unreadable(
+    log: ChangeLog, view: Viewpoint, *, told: Callable[[int, int], None] = lambda *_: None
+) -> dict[LogicalTimestamp, int]:
+    """How many of the blocks that each change of the client has named cannot be read.
+
+    `told` hears after each block how many have been read, of how many.
+    """
     named = [
         (identifier, change, slot, block)
         for identifier in log.touched()
@@ -461,7 +468,16 @@ async def unreadable(log: ChangeLog, view: Viewpoint) -> dict[LogicalTimestamp, 
         if log.by_client(change) and kind_of(identifier) == ObjectKind.INODE
         for slot, block in _blocks_of(change)
     ]
-    readable = await in_batches([partial(_is_readable, view, *each) for each in named])
+    done = 0
+
+    async def read(position: int) -> bool:
+        nonlocal done
+        is_readable = await _is_readable(view, *named[position])
+        done += 1
+        told(done, len(named))
+        return is_readable
+
+    readable = await several_at_once([partial(read, each) for each in range(len(named))])
     return Counter(
         change.timestamp for (_, change, *_), can in zip(named, readable, strict=True) if not can
     )

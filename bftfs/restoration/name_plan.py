@@ -165,12 +165,16 @@ async def _is_made_anew(
 class UndoStep:
     """Something to do; or a conflict: both sides have changed something, and a person has to look.
 
-    Without `perform`, nothing is done."""
+    Without `perform`, nothing is done. Steps may be done at the same time if neither changes what
+    the other one changes, or the directories in which the other one changes names.
+    """
 
     what: str
     perform: Callable[[], Conversation[object]] | None = None
     conflict: bool = False
     name: Slot | None = None  # of a conflict: where it is
+    changes: frozenset[ObjectId] | None = frozenset()  # None: it is done alone
+    within: frozenset[ObjectId] = frozenset()  # directories in which it changes names
 
 
 def plan_names(log: ChangeLog, history: NameHistory, spare: SpareNames, *, label: str) -> NamePlan:

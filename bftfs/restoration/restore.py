@@ -10,12 +10,16 @@ from __future__ import annotations
 import errno
 import stat
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
+from bftfs.conversation import Conversation
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import acl
+from bftfs.filesystem.attributes import Attributes
+from bftfs.filesystem.file_history import several_at_once
 from bftfs.filesystem.operations import FoundObject
 from bftfs.identifiers import ObjectId
 from bftfs.restoration.viewpoint import Reading, Viewpoint
@@ -67,8 +71,11 @@ class Target(Protocol):
     async def holds(self, path: str, reading: Reading) -> bool:
         """True if a file of the same length has the contents that are read."""
 
-    async def write(self, path: str, reading: Reading) -> None:
-        """Write what is read to a file, in place; make it if it does not exist."""
+    async def write(self, path: str, reading: Reading, attributes: Attributes) -> None:
+        """Write what is read to a file, in place; make it if it does not exist.
+
+        May set its attributes as well, if that is cheaper at the same time.
+        """
 
     async def change_owner(self, path: str, uid: int, gid: int) -> bool:
         """Change owner and group; False if that is not permitted."""
@@ -88,6 +95,8 @@ class Target(Protocol):
 
 _MADE, _REWRITTEN, _CHANGED, _REMOVED = "made", "rewritten", "with other attributes", "removed"
 
+AT_ONCE: Final = 16  # objects that are restored at the same time; of each, one piece is held
+
 
 class Counts(Counter[str]):
     """How much a restore has changed."""
@@ -99,7 +108,13 @@ class Counts(Counter[str]):
 
 
 class Restoring:
-    """The restore of one tree. `counts` is right at any moment, also after a failure."""
+    """The restore of one tree. `counts` is right at any moment, also after a failure.
+
+    `found` counts the objects that were there already, with these contents or others.
+
+    Directories are made first, level by level; then what is in them, several objects at a time;
+    then further names of files; at last the attributes of directories, from the deepest up.
+    """
 
     def __init__(
         self,
@@ -114,47 +129,94 @@ class Restoring:
         self._view = view
         self._target = target
         self._time_us = time_us
-        self._links: dict[ObjectId, str] = {}  # files with several names: the first path
+        self._tree: dict[str, FoundObject] = {}
+        self._done = 0
+        self._present: set[str] = set()  # paths below the target at which something is
         self._used: dict[object, ObjectId] = {}  # existing files: what each was restored as
         self.counts = Counts()
+        self.found = 0
 
     async def restore(self, top: FoundObject, *, delete: bool) -> None:
         """Make the target what `top` was; with `delete`, also remove what was not in `top` then."""
-        view = self._view
-        tree = {"": top}
+        tree = self._tree = {"": top}
         if top.attributes.is_directory:
-            tree = await view.tree(top, self._time_us)
-        for done, path in enumerate(sorted(tree), 1):
-            await self._restore(path, tree[path])
-            self._told(done, len(tree))
-        if delete and top.attributes.is_directory:
-            await self._remove_others("", tree)
-        for path in sorted(tree, reverse=True):  # making entries has changed their times
-            if tree[path].attributes.is_directory:
-                await self._restore_attributes(path, tree[path], made=False)
+            tree = self._tree = await self._view.tree(top, self._time_us)
+        if await self._target.status("") is not None:
+            self._present.add("")
+        levels = self._levels()
+        for level in levels:
+            await self._for_each(self._restore_directory, level)
+        first: dict[ObjectId, str] = {}  # of several names of a file, which share its contents
+        objects = [path for path in sorted(tree) if not tree[path].attributes.is_directory]
+        is_link = {
+            path: first.setdefault(tree[path].identifier, path) != path
+            for path in objects
+            if tree[path].attributes.links > 1
+        }
+        await self._for_each(
+            self._restore_object, [each for each in objects if not is_link.get(each)]
+        )
+        links = [each for each in objects if is_link.get(each)]
+        await self._for_each(
+            lambda path: self._restore_link(first[tree[path].identifier], path), links
+        )
+        if delete:
+            surplus = self._present - tree.keys()
+            await several_at_once([partial(self._remove, each) for each in sorted(surplus)])
+        for level in reversed(levels):  # making entries has changed their times
+            await several_at_once(
+                [partial(self._restore_attributes, each, tree[each], made=False) for each in level],
+                most=AT_ONCE,
+            )
 
-    async def _restore(self, path: str, node: FoundObject) -> None:
-        target, counts, attributes = self._target, self.counts, node.attributes
-        form = stat.S_IFMT(attributes.mode)
-        there = await target.status(path)
-        first = self._links.get(node.identifier)
-        if first is not None:
-            await self._restore_link(first, path, there)
+    def _levels(self) -> list[list[str]]:
+        """The directories of the tree: the top, those in it, those in these …"""
+        levels: dict[int, list[str]] = {}
+        for path in sorted(self._tree):
+            if self._tree[path].attributes.is_directory:
+                levels.setdefault(path.count("/") + bool(path), []).append(path)
+        return [levels[depth] for depth in sorted(levels)]
+
+    async def _for_each(
+        self, restore: Callable[[str], Conversation[None]], paths: Sequence[str]
+    ) -> None:
+        async def restored(path: str) -> None:
+            await restore(path)
+            self._done += 1
+            self._told(self._done, len(self._tree))
+
+        await several_at_once([partial(restored, path) for path in paths], most=AT_ONCE)
+
+    async def _status_of(self, path: str) -> PathStatus | None:
+        """The status of what is at a path, of whose directory the names were listed."""
+        there = await self._target.status(path) if path in self._present else None
+        self.found += there is not None
+        return there
+
+    async def _restore_directory(self, path: str) -> None:
+        there = await self._status_of(path)
+        if there is not None and not stat.S_ISDIR(there.mode):
+            await self._remove(path)
+            there = None
+        if there is None:
+            await self._target.make_directory(path)
+            self.counts[_MADE] += 1
             return
+        for name in await self._target.names(path):
+            self._present.add(f"{path}/{name}" if path else name)
+
+    async def _restore_object(self, path: str) -> None:
+        target, counts, node = self._target, self.counts, self._tree[path]
+        form = stat.S_IFMT(node.attributes.mode)
+        there = await self._status_of(path)
         if there is not None and (
             stat.S_IFMT(there.mode) != form
-            # Two files of then may be one now: the first one that was restored to it keeps it.
+            # Two files of then may be one now: one of them keeps it.
             or self._used.setdefault(there.identity, node.identifier) != node.identifier
         ):
-            await target.remove(path)
-            counts[_REMOVED] += 1
+            await self._remove(path)
             there = None
         made = there is None
-        if form == stat.S_IFDIR:
-            if made:
-                await target.make_directory(path)
-                counts[_MADE] += 1
-            return
         if form == stat.S_IFREG:
             await self._restore_contents(path, node, there)
         elif form == stat.S_IFLNK:
@@ -165,19 +227,21 @@ class Restoring:
                 await target.make_symlink(path, leads_to)
                 counts[_MADE] += 1
         elif made:
-            await target.make_node(path, attributes.mode, attributes.device)
+            await target.make_node(path, node.attributes.mode, node.attributes.device)
             counts[_MADE] += 1
-        if attributes.links > 1:
-            self._links[node.identifier] = path
         await self._restore_attributes(path, node, made=made)
 
-    async def _restore_link(self, first: str, path: str, there: PathStatus | None) -> None:
+    async def _remove(self, path: str) -> None:
+        await self._target.remove(path)
+        self.counts[_REMOVED] += 1
+
+    async def _restore_link(self, first: str, path: str) -> None:
         target = self._target
-        found = await target.status(first)
-        assert found is not None, "it was restored before"
-        if there is not None and there.identity == found.identity:
-            return
+        there = await self._status_of(path)
         if there is not None:
+            found = await self._status(first)
+            if there.identity == found.identity:
+                return
             await target.remove(path)
         await target.link(first, path)
         self.counts[_MADE] += 1
@@ -192,7 +256,7 @@ class Restoring:
             and await self._read(path, node, self._target.holds)
         ):
             return
-        await self._read(path, node, self._target.write)
+        await self._read(path, node, partial(self._target.write, attributes=node.attributes))
         if there is None:
             self.counts[_MADE] += 1
         else:
@@ -211,17 +275,18 @@ class Restoring:
         """Restore owner, mode, times and extended attributes, as far as the user may set them."""
         target, attributes = self._target, node.attributes
         status = await self._status(path)
-        is_link = stat.S_ISLNK(status.mode)
         changed = False
         if (status.uid, status.gid) != (attributes.uid, attributes.gid):
             changed |= await target.change_owner(path, attributes.uid, attributes.gid)
-        if not is_link:
-            changed |= await self._restore_extended(path, node)
+        if not stat.S_ISLNK(status.mode):
+            changed |= await self._restore_extended(path, node, made=made)
+            if changed:
+                status = await self._status(path)  # both may have changed the mode
             mode = stat.S_IMODE(attributes.mode)
-            if stat.S_IMODE((await self._status(path)).mode) != mode:
+            if stat.S_IMODE(status.mode) != mode:
                 await target.change_mode(path, mode)
                 changed = True
-        if (await self._status(path)).mtime_ns != attributes.mtime_ns:
+        if status.mtime_ns != attributes.mtime_ns:
             await target.change_times(
                 path, atime_ns=attributes.atime_ns, mtime_ns=attributes.mtime_ns
             )
@@ -235,8 +300,10 @@ class Restoring:
             raise FileSystemError(errno.ENOENT, "it was removed while it was restored")
         return found
 
-    async def _restore_extended(self, path: str, node: FoundObject) -> bool:
+    async def _restore_extended(self, path: str, node: FoundObject, *, made: bool) -> bool:
         wanted = await self._view.extended(node, self._time_us)
+        if made and not wanted:
+            return False
         there = {
             name: value
             for name, value in (await self._target.extended(path)).items()
@@ -249,13 +316,3 @@ class Restoring:
         for name in there.keys() - wanted.keys():
             changed |= await self._target.change_extended(path, name, None)
         return changed
-
-    async def _remove_others(self, path: str, tree: dict[str, FoundObject]) -> None:
-        """Remove what did not exist then."""
-        for name in await self._target.names(path):
-            full = f"{path}/{name}" if path else name
-            if full not in tree:
-                await self._target.remove(full)
-                self.counts[_REMOVED] += 1
-            elif tree[full].attributes.is_directory:
-                await self._remove_others(full, tree)

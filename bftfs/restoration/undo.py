@@ -32,15 +32,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import assert_never
+from typing import Final, assert_never
 
 from bftfs.conversation import Now
-from bftfs.errors import FileSystemError
+from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import RENAME_EXCHANGE, RENAME_NOREPLACE
+from bftfs.filesystem.file_history import Change, several_at_once
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
 from bftfs.printable import as_word
 from bftfs.restoration import others_work
@@ -57,6 +58,18 @@ from bftfs.restoration.name_plan import (
 from bftfs.restoration.others_work import AttributeChanges
 from bftfs.restoration.viewpoint import PIECE_BYTES, Viewpoint
 
+AT_ONCE: Final = 16  # objects that are compared, and steps that are done, at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """How an object that the client changed differs from what it is to be."""
+
+    identifier: ObjectId
+    attributes: AttributeChanges  # that give it its own back
+    first: Change | None = None  # of its contents, by the client; None if these need no step
+    wanted: bytes | None = None  # its contents as others alone would have left them, if known
+
 
 class Undo:
     """The steps that take a client's changes back; `label` is what the client is called."""
@@ -68,54 +81,88 @@ class Undo:
         self._carrying_out = CarryingOut(view, log)
         self._spare = SpareNames(label, log.tree)
 
-    async def steps(self) -> list[UndoStep]:
-        """The steps, in an order in which they can be done."""
+    async def steps(self, *, told: Callable[[int, int], None] = lambda *_: None) -> list[UndoStep]:
+        """The steps, in an order in which they can be done.
+
+        `told` hears after each object that the client changed how many are compared, of how many.
+        """
         log = self._log
         history = await read_names(self._view, log, self._spare)
         plan = plan_names(log, history, self._spare, label=self._label)
         steps = [
-            UndoStep(group.text, partial(self._carrying_out.perform, group.actions))
+            UndoStep(
+                group.text,
+                partial(self._carrying_out.perform, group.actions),
+                changes=group.changes(),
+                within=group.within(),
+            )
             for group in order_actions(log, plan, self._spare)
         ]
         # Objects that the client made stay as they are, if they stay at all.
         changed = [
             each for each in log.touched() if log.is_there(each) and not log.is_made_by_client(each)
         ]
-        for identifier in changed:
-            if kind_of(identifier) == ObjectKind.INODE:
-                steps += await self._contents_steps(identifier, history, plan)
-        for identifier in changed:
-            attributes = await others_work.attributes_to_restore(self._view, log, identifier)
-            if attributes:
-                path = as_word(log.path_of(identifier))
+        done = 0
+
+        async def compared(identifier: ObjectId) -> _Compared:
+            nonlocal done
+            found = await self._compare(identifier)
+            done += 1
+            told(done, len(changed))
+            return found
+
+        found = await several_at_once([partial(compared, each) for each in changed], most=AT_ONCE)
+        for each in found:
+            steps += await self._contents_steps(each, history, plan)
+        for each in found:
+            if each.attributes:
+                path = as_word(log.path_of(each.identifier))
                 steps.append(
                     UndoStep(
-                        f"give {path} its attributes back ({attributes})",
-                        partial(others_work.set_attributes, self._view, identifier, attributes),
+                        f"give {path} its attributes back ({each.attributes})",
+                        partial(
+                            others_work.set_attributes,
+                            self._view,
+                            each.identifier,
+                            each.attributes,
+                        ),
+                        changes=frozenset((each.identifier,)),
                     )
                 )
         return [*steps, *plan.conflicts]
 
-    async def _contents_steps(
-        self, identifier: ObjectId, history: NameHistory, plan: NamePlan
-    ) -> list[UndoStep]:
+    async def _compare(self, identifier: ObjectId) -> _Compared:
+        """What is to be, and what is, of an object that the client changed."""
         view, log = self._view, self._log
-        first = others_work.first_by_client(log, identifier)
+        attributes = await others_work.attributes_to_restore(view, log, identifier)
+        first = None
+        if kind_of(identifier) == ObjectKind.INODE:
+            first = others_work.first_by_client(log, identifier)
         if first is None:
-            return []
+            return _Compared(identifier, attributes)
         wanted = await others_work.others_contents(view, log, identifier)
-        if wanted is not None:
-            if wanted == await view.contents_if_whole(identifier, None):
-                return []
+        if wanted is not None and wanted == await view.contents_if_whole(identifier, None):
+            return _Compared(identifier, attributes)
+        return _Compared(identifier, attributes, first, wanted)
+
+    async def _contents_steps(
+        self, found: _Compared, history: NameHistory, plan: NamePlan
+    ) -> list[UndoStep]:
+        view, log, identifier = self._view, self._log, found.identifier
+        if found.first is None:
+            return []
+        if found.wanted is not None:
             text = f"take back what was written to {as_word(log.path_of(identifier))}"
-            return [UndoStep(text, partial(self._carrying_out.rewrite, identifier, wanted))]
-        before = await view.contents(identifier, first.time_us - 1)
+            rewrite = partial(self._carrying_out.rewrite, identifier, found.wanted)
+            return [UndoStep(text, rewrite, changes=frozenset((identifier,)))]
+        before_us = found.first.time_us - 1
+        before = await view.contents(identifier, before_us)
         names = [each for each in plan.tree.places(identifier) if each.directory in plan.kept]
         candidates = (each for name in names for each in self._spare.used_beside(name))
         if await find_staying(log, history, candidates, partial(self._holds, before)) is not None:
             return []
         beside = self._spare.take_beside(names[0])
-        attributes = await others_work.attributes_at(view, identifier, first.time_us - 1)
+        attributes = await others_work.attributes_at(view, identifier, before_us)
         path = as_word(log.path(names[0]))
         return [
             UndoStep(
@@ -124,6 +171,7 @@ class Undo:
                 partial(self._carrying_out.write_new, beside, before, attributes),
                 conflict=True,
                 name=names[0],
+                within=frozenset((beside.directory,)),
             )
         ]
 
@@ -133,6 +181,51 @@ class Undo:
             return False
         found = await self._view.files.attributes(there, self._view.who)
         return found.is_regular and await self._view.contents(there, None) == contents
+
+
+async def carry_out(
+    steps: Iterable[UndoStep], told: Callable[[UndoStep, Exception | None], None]
+) -> None:
+    """Do the steps, in an order that works; some at the same time.
+
+    `told` hears of each step when it is done, or why it cannot be done: then others go on.
+    """
+
+    async def perform(step: UndoStep) -> None:
+        try:
+            if step.perform is not None:
+                await step.perform()
+        except (FileSystemError, OperationFailed) as failure:
+            told(step, failure)
+        else:
+            told(step, None)
+
+    for stage in in_stages(steps):
+        await several_at_once([partial(perform, each) for each in stage], most=AT_ONCE)
+
+
+def in_stages(steps: Iterable[UndoStep]) -> Iterator[list[UndoStep]]:
+    """The steps in their order, those together that may be done at the same time."""
+    stage: list[UndoStep] = []
+    changed: set[ObjectId] = set()
+    within: set[ObjectId] = set()
+    for step in steps:
+        changes = step.changes
+        if stage and (
+            changes is None
+            or not (changes.isdisjoint(changed) and changes.isdisjoint(within))
+            or not step.within.isdisjoint(changed)
+        ):
+            yield stage
+            stage, changed, within = [], set(), set()
+        if changes is None:
+            yield [step]
+            continue
+        stage.append(step)
+        changed |= changes
+        within |= step.within
+    if stage:
+        yield stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +266,21 @@ class Group:
 
     text: str
     actions: Sequence[Action]
+
+    def changes(self) -> frozenset[ObjectId] | None:
+        """The files whose names it changes; None if it changes those of directories."""
+        changed: set[ObjectId] = set()
+        for action in self.actions:
+            if isinstance(action, Move) or kind_of(action.identifier) == ObjectKind.DIRECTORY:
+                return None
+            changed.add(action.identifier)
+        return frozenset(changed)
+
+    def within(self) -> frozenset[ObjectId]:
+        """The directories in which it places or removes names."""
+        return frozenset(
+            action.name.directory for action in self.actions if not isinstance(action, Move)
+        )
 
 
 def order_actions(log: ChangeLog, plan: NamePlan, spare: SpareNames) -> list[Group]:

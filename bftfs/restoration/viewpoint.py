@@ -11,7 +11,7 @@ from typing import Final
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.contents import OpenFile
-from bftfs.filesystem.file_history import Change, History, in_batches
+from bftfs.filesystem.file_history import Change, History, several_at_once
 from bftfs.filesystem.metadata import DirectoryEntry
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.identifiers import ObjectId
@@ -124,7 +124,7 @@ class Viewpoint:
         found = {"": top}
         level = [("", top.identifier)]
         while level:
-            listed = await in_batches(
+            listed = await several_at_once(
                 [partial(self.listing, identifier, time_us) for _, identifier in level]
             )
             below: list[tuple[str, ObjectId]] = []

@@ -1,14 +1,22 @@
-"""Conversations for tools that may block: one thread, no event loop but the connections' own."""
+"""Conversations for tools that may block: one thread, no event loop but the connections' own.
+
+A conversation that has to do with files of this machine hands that to a thread (`elsewhere`), so
+that it holds up no other one.
+"""
 
 from __future__ import annotations
 
+import os
+import select
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from itertools import islice
 from typing import Any, Final, Self, TypeVar
 
 from bftfs.cluster import ClusterDescription
-from bftfs.conversation import Conversation
+from bftfs.conversation import Conversation, Event, Wait
 from bftfs.crypto.keys import Identity
 from bftfs.engine import Running
 from bftfs.limits import SECOND_US
@@ -18,6 +26,7 @@ from bftfs.runtime.links import Links
 Result = TypeVar("Result")
 
 WAIT_WORTH_SAYING_US: Final = 3 * SECOND_US
+THREADS: Final = 16  # that run functions for conversations
 
 
 class BlockingNetwork:
@@ -34,6 +43,12 @@ class BlockingNetwork:
         """`say` is told, in words, which nodes a conversation waits for if there are too few."""
         self._say = say
         self.links = Links(description, identity, decode=decode, persistent=True)
+        self._threads = ThreadPoolExecutor(THREADS)
+        self._ended: deque[Event] = deque()  # what threads have done
+        self._bell = os.eventfd(0)  # readable if there is any
+        self._waking = select.poll()
+        for descriptor in (self.links.fileno(), self._bell):
+            self._waking.register(descriptor, select.POLLIN)
 
     def perform(self, conversation: Conversation[Result]) -> Result:
         """The result of `conversation`, or the exception that ended it."""
@@ -85,6 +100,27 @@ class BlockingNetwork:
             raise failures[0]
         return [results[position] for position in range(started)]
 
+    async def elsewhere(self, function: Callable[[], Result]) -> Result:
+        """The result of a function that may block, which a thread runs meanwhile.
+
+        Where the conversation is abandoned, the function has ended, or never begins.
+        """
+        ended = Event()
+        future = self._threads.submit(function)
+        future.add_done_callback(lambda _: self._ring(ended))
+        try:
+            while not future.done():
+                await Wait(ended)
+        finally:
+            if not future.cancel():
+                wait((future,))
+        return future.result()
+
+    def _ring(self, ended: Event) -> None:
+        """A thread has done something: wake the one that runs conversations."""
+        self._ended.append(ended)
+        os.eventfd_write(self._bell, 1)
+
     def _tell(self, said: str) -> str:
         """Say which nodes are waited for, unless that was `said` already."""
         waiting = str(self.links.waiting_for() or "")
@@ -98,17 +134,22 @@ class BlockingNetwork:
         """Wait until something happens, and do it; not for longer than a second."""
         links = self.links
         deadline = links.next_deadline_us()
-        if deadline is None:
-            links.turn(1.0)
-            return
-        # Up to the next whole millisecond, since epoll knows no finer ones.
-        links.turn(min(max(0, (deadline - clock.monotonic_us()) // 1000 + 1) / 1000, 1.0))
-        if deadline <= clock.monotonic_us():
+        left_us = SECOND_US if deadline is None else deadline - clock.monotonic_us()
+        # Up to the next whole millisecond, since poll knows no finer ones.
+        ready = self._waking.poll(min(max(0, left_us // 1000 + 1), 1000))
+        if (self._bell, select.POLLIN) in ready:
+            os.eventfd_read(self._bell)  # before what it rang for: later rings are heard again
+        while self._ended:
+            self._ended.popleft().announce()
+        links.turn()
+        if deadline is not None and deadline <= clock.monotonic_us():
             links.expire()
 
     def close(self) -> None:
         """Close the connections."""
+        self._threads.shutdown(cancel_futures=True)
         self.links.close()
+        os.close(self._bell)
 
     def __enter__(self) -> Self:
         return self

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.file_history import UNSEEN, Change, Moments, in_batches
+from bftfs.filesystem.file_history import UNSEEN, Change, Moments, several_at_once
 from bftfs.filesystem.operations import FoundObject
 from bftfs.identifiers import ObjectId
 from bftfs.limits import KIB
@@ -67,7 +67,7 @@ async def directory_shown(
     pages = max(1, -(-len(names) // ENTRIES_SHOWN))
     number = min(number, pages)
     here = names[(number - 1) * ENTRIES_SHOWN : number * ENTRIES_SHOWN]
-    entries = await in_batches(
+    entries = await several_at_once(
         [partial(_entry, view, each, children[each], time_us) for each in here]
     )
     return DirectoryShown(entries, number, pages, len(names), is_whole)
@@ -204,7 +204,9 @@ async def versions_shown(
     )
     is_whole = len(changes) < VERSIONS_SHOWN or not changes
     seen = [each for each in changes if each.operation.method not in UNSEEN]
-    named = await in_batches([partial(view.history.with_names, each, view.who) for each in seen])
+    named = await several_at_once(
+        [partial(view.history.with_names, each, view.who) for each in seen]
+    )
     versions = [VersionShown(each, _before(seen, at)) for at, each in enumerate(named)]
     return VersionsShown(versions, None if is_whole else changes[-1].time_us - 1)
 

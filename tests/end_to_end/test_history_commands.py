@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ import pytest
 
 from bftfs.cli.main import main
 from bftfs.cli.restore import PathTarget
+from bftfs.filesystem.attributes import Attributes
 from bftfs.printable import as_word
+from bftfs.restoration import restore
 from bftfs.restoration.viewpoint import Reading
 from tests.end_to_end.cluster import Cluster, bftfs
 from tests.end_to_end.expectations import BLOCK, payload
@@ -108,12 +111,15 @@ def test_an_interrupted_undelete_goes_on(
     subprocess.run(["rm", "-r", tree], check=True)
     write = PathTarget.write
 
-    async def interrupted(target: PathTarget, path: str, reading: Reading) -> None:
+    async def interrupted(
+        target: PathTarget, path: str, reading: Reading, attributes: Attributes
+    ) -> None:
         if path == "c":
             raise KeyboardInterrupt
-        await write(target, path, reading)
+        await write(target, path, reading, attributes)
 
     monkeypatch.setattr(PathTarget, "write", interrupted)
+    monkeypatch.setattr(restore, "AT_ONCE", 1)
     with pytest.raises(SystemExit) as ended:
         main(["undelete", str(tree)])
     assert ended.value.code == 130
@@ -121,12 +127,53 @@ def test_an_interrupted_undelete_goes_on(
     assert "restored 3 of 5: 3 made; go on with: the same command; go back with: rm -r /" in said
     assert not tree.exists()
     monkeypatch.undo()
-    assert "2 made" in bftfs("undelete", tree)
+    assert "2 made, 1 with other attributes; 3 were there already" in bftfs("undelete", tree)
     after = snapshot_of(tree)
     assert {path: seen[:4] + seen[5:] for path, seen in after.items()} == {
         path: seen[:4] + seen[5:] for path, seen in before.items()
     }
     assert os.listdir(directory) == ["tree"]
+
+
+_KILLED = """
+import os, signal, sys
+from bftfs.cli import restore as commands
+from bftfs.cli.main import main
+from bftfs.restoration import restore
+
+finish = commands._finish
+
+def killed(file, *rest):
+    if file.tell() == 3:  # it has its contents, and is neither closed nor has its attributes
+        os.kill(os.getpid(), signal.SIGKILL)
+    finish(file, *rest)
+
+commands._finish = killed
+restore.AT_ONCE = 1
+main(["undelete", sys.argv[1]])
+"""
+
+
+def test_an_undelete_that_was_killed_goes_on(directory: Path, cluster: Cluster) -> None:
+    tree = directory / "tree"
+    (tree / "sub").mkdir(parents=True)
+    for name, text in (("a", "one"[:1]), ("b", "tw"), ("sub/c", "abc"), ("z", "four")):
+        (tree / name).write_text(text)
+        os.utime(tree / name, (1, 2))
+        (tree / name).chmod(0o640)
+    before = snapshot_of(tree)
+    subprocess.run(["rm", "-r", tree], check=True)
+    killed = subprocess.run([sys.executable, "-c", _KILLED, tree], check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    staged = directory / ".tree.undeleting"
+    assert not tree.exists()
+    inodes = {name: (staged / name).stat().st_ino for name in ("a", "b")}
+    assert "1 made, 3 with other attributes; 5 were there already" in bftfs("undelete", tree)
+    assert {name: (tree / name).stat().st_ino for name in inodes} == inodes
+    after = snapshot_of(tree)
+    assert {path: seen[:4] + seen[5:] for path, seen in after.items()} == {
+        path: seen[:4] + seen[5:] for path, seen in before.items()
+    }
 
 
 def test_cat_prints_what_was_byte_for_byte(directory: Path, cluster: Cluster) -> None:

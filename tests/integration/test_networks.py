@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,47 @@ def test_no_more_conversations_run_than_are_allowed(six: Deployment, connect: Co
 
     connect(six).perform_many((observed() for _ in range(50)), in_flight=7)
     assert (most, running) == (7, 0)
+
+
+def test_what_may_block_is_run_elsewhere_while_conversations_go_on(
+    six: Deployment, connect: Connect
+) -> None:
+    network = connect(six)
+    meeting = threading.Barrier(3)  # nobody gets through alone
+
+    async def met(_: int) -> Conversation[int]:
+        await network.elsewhere(partial(meeting.wait, 60))
+        return await ask_all(6, Increment(b"met", 1), 6)
+
+    assert network.perform_many(map(met, range(3)), in_flight=3) == [6] * 3
+
+    async def fails() -> Conversation[None]:
+        await network.elsewhere(partial(os.stat, "/nothing/there"))
+
+    with pytest.raises(FileNotFoundError):
+        network.perform(fails())
+
+
+def test_what_an_abandoned_conversation_has_run_elsewhere_is_over(
+    six: Deployment, connect: Connect
+) -> None:
+    network = connect(six)
+    begun, ended = threading.Event(), []
+
+    def function() -> None:
+        begun.set()
+        with contextlib.suppress(threading.BrokenBarrierError):
+            threading.Barrier(2).wait(0.1)  # something that takes a while
+        ended.append(True)
+
+    async def fails() -> Conversation[None]:
+        while not begun.is_set():
+            await Pause(1000)
+        await fail()
+
+    with pytest.raises(QuorumUnavailable):
+        network.perform_many([network.elsewhere(function), fails()], in_flight=2)
+    assert ended == [True]
 
 
 def test_a_failure_is_raised_and_abandons_the_others(

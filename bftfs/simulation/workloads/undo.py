@@ -12,13 +12,14 @@ from typing import Final
 
 from bftfs.conversation import Now
 from bftfs.credentials import Credentials
-from bftfs.errors import FileSystemError, OperationFailed
-from bftfs.filesystem.attributes import Changes
+from bftfs.errors import FileSystemError
+from bftfs.filesystem.attributes import Attributes, Changes
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.restoration.changes import audited, read_changes
+from bftfs.restoration.name_plan import UndoStep
 from bftfs.restoration.restore import PathStatus, Restoring
-from bftfs.restoration.undo import Undo
+from bftfs.restoration.undo import Undo, carry_out
 from bftfs.restoration.viewpoint import Reading, Viewpoint
 from bftfs.simulation.checkers.undo import Restored, Undone
 from bftfs.simulation.workloads.past import tree_of
@@ -40,12 +41,12 @@ async def undo(view: Viewpoint, client: ClientId, since_us: int) -> Undone:
         LABEL,
     )
     undone.steps = await Undo(view, log, label=LABEL).steps()
-    for step in undone.steps:
-        try:
-            if step.perform is not None:
-                await step.perform()
-        except (FileSystemError, OperationFailed) as failure:
+
+    def told(step: UndoStep, failure: Exception | None) -> None:
+        if failure is not None:
             undone.failed.append(f"{step.what} ({failure!r})")
+
+    await carry_out(undone.steps, told)
     undone.after = await tree_of(view.files, [root], ROOT)
     later = Viewpoint(view.files, view.history, view.who, await Now())
     log = await read_changes(later, root, path="", client=client, since_us=since_us)
@@ -149,7 +150,7 @@ class FilesTarget:
             await self._files.release(file)
         return True
 
-    async def write(self, path: str, reading: Reading) -> None:
+    async def write(self, path: str, reading: Reading, attributes: Attributes) -> None:
         """Write what is read to the file."""
         files = self._files
         directory, name = await self._place(path)

@@ -22,7 +22,7 @@ from bftfs.query_update.past_reading import PastReader
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.read_write.writing import Encoded, encode
 from bftfs.restoration.changes import ChangeLog, read_changes
-from bftfs.restoration.undo import Undo, UndoStep
+from bftfs.restoration.undo import Undo, UndoStep, carry_out
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.simulation.deployment import CREDENTIALS
 from bftfs.storage import Table
@@ -205,9 +205,12 @@ class Stage(SimulatedCluster):
     def undo(self, path: str = "") -> list[str]:
         """Take back what the intruder did below a directory; the conflicts."""
         steps = self.steps(path)
-        for step in steps:
-            if step.perform is not None:
-                self.honest.run(step.perform())
+
+        def told(_: UndoStep, failure: Exception | None) -> None:
+            if failure is not None:
+                raise failure
+
+        self.honest.run(carry_out(steps, told))
         again = self.steps(path)
         assert not [step.what for step in again if step.perform is not None]
         return [step.what for step in steps if step.conflict]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from bftfs.filesystem.operations import FoundObject
+from bftfs.restoration import restore
 from bftfs.restoration.restore import Counts, Restoring
 from bftfs.simulation.workloads.undo import FilesTarget
 
+MANY = 2 * restore.AT_ONCE
 BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
 
 
@@ -63,3 +67,49 @@ def test_one_file_that_is_two_by_now_is_one_again(stage: Any) -> None:
     assert restored(stage, then_us)
     assert stage.tree() == {**BEFORE, "d/a": "a\n"}
     assert honest.find("a") == honest.find("d/a")
+
+
+def test_several_objects_are_restored_at_the_same_time(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = stage.honest
+    for number in range(MANY):
+        honest.write(f"d/{number}", f"{number}\n")
+    then_us, before = stage.now_us - 1, stage.tree()
+
+    def duration_us() -> int:
+        for name in ("c", *range(MANY)):
+            honest.rm(f"d/{name}")
+        begun_us = stage.now_us
+        restored(stage, then_us)
+        took_us: int = stage.now_us - begun_us
+        assert stage.tree() == before
+        return took_us
+
+    at_once_us = duration_us()
+    monkeypatch.setattr(restore, "AT_ONCE", 1)
+    assert duration_us() > 2 * at_once_us
+
+
+def test_what_is_back_already_is_not_written_again(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    then_us, honest = stage.now_us - 1, stage.honest
+    for name in ("a", "b", "d/c"):
+        honest.rm(name)
+    write, written = FilesTarget.write, []
+
+    async def interrupted(target: FilesTarget, path: str, *rest: Any, **more: Any) -> None:
+        if path == "b":
+            raise KeyboardInterrupt
+        await write(target, path, *rest, **more)
+        written.append(path)
+
+    monkeypatch.setattr(FilesTarget, "write", interrupted)
+    monkeypatch.setattr(restore, "AT_ONCE", 1)
+    with pytest.raises(KeyboardInterrupt):
+        restored(stage, then_us)
+    assert written == ["a"]
+    monkeypatch.setattr(FilesTarget, "write", write)
+    assert restored(stage, then_us)["made"] == 2
+    assert stage.tree() == BEFORE

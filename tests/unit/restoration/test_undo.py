@@ -12,9 +12,13 @@ from bftfs import limits
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.directory import RENAME_EXCHANGE
 from bftfs.filesystem.registry import MEND, RENAME
+from bftfs.identifiers import ObjectId
+from bftfs.restoration import undo
 from bftfs.restoration.changes import ChangeLog, audited
+from bftfs.restoration.undo import UndoStep, carry_out, in_stages
 from tests.unit.restoration.conftest import User
 
+MANY = 2 * undo.AT_ONCE
 BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
 
 
@@ -514,3 +518,84 @@ def test_what_was_moved_out_is_still_accounted_for(stage: Any) -> None:
         "d/c": "c\n",
         "new": "evil\n",
     }
+
+
+# --- several steps at the same time ------------------------------------------------------------
+
+
+def step(what: str, changes: str | None = "", within: str = "") -> UndoStep:
+    """A step that changes some objects, of one letter each."""
+
+    def objects(letters: str) -> frozenset[ObjectId]:
+        return frozenset(ObjectId(letter.encode()) for letter in letters)
+
+    return UndoStep(
+        what, changes=None if changes is None else objects(changes), within=objects(within)
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "stages"),
+    [
+        ([step("1", "a", "d"), step("2", "b", "d"), step("3", "c")], ["123"]),
+        ([step("1", "a"), step("2", "a")], ["1", "2"]),
+        ([step("1", "a", "d"), step("2", "d")], ["1", "2"]),
+        ([step("1", "d"), step("2", "a", "d")], ["1", "2"]),
+        ([step("1", "a"), step("2", None), step("3", "b"), step("4", "c")], ["1", "2", "34"]),
+        ([step("1", None), step("2", None)], ["1", "2"]),
+        ([], []),
+    ],
+)
+def test_steps_that_concern_the_same_things_follow_each_other(
+    steps: list[UndoStep], stages: list[str]
+) -> None:
+    assert ["".join(each.what for each in stage) for stage in in_stages(steps)] == stages
+
+
+def spoil_many(stage: Any) -> None:
+    """The intruder writes to files, changes their modes, and removes some."""
+    for number in range(MANY):
+        stage.honest.write(f"d/{number}", f"{number}\n")
+    stage.begin()
+    for number in range(MANY):
+        if number % 4 == 0:
+            stage.intruder.rm(f"d/{number}")
+        else:
+            stage.intruder.write(f"d/{number}", "evil\n")
+            stage.intruder.chmod(f"d/{number}", 0o777)
+
+
+def test_several_things_are_taken_back_at_the_same_time(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def duration_us() -> int:
+        before = stage.tree()
+        spoil_many(stage)
+        begun_us = stage.now_us
+        assert not stage.undo()
+        took_us: int = stage.now_us - begun_us
+        contents = {f"d/{number}": f"{number}\n" for number in range(MANY)}
+        assert stage.tree() == {**before, **contents}
+        return took_us
+
+    at_once_us = duration_us()
+    monkeypatch.setattr(undo, "AT_ONCE", 1)
+    assert duration_us() > 2 * at_once_us
+
+
+def test_an_interrupted_undo_goes_on(stage: Any) -> None:
+    spoil_many(stage)
+    done: list[UndoStep] = []
+
+    def told(each: UndoStep, _: Exception | None) -> None:
+        done.append(each)
+        if len(done) == 10:
+            raise KeyboardInterrupt
+
+    steps = stage.steps()
+    with pytest.raises(KeyboardInterrupt):
+        stage.honest.run(carry_out(steps, told))
+    left = stage.steps()
+    assert 0 < len(left) <= len(steps) - len(done)
+    assert not stage.undo()
+    assert all(stage.contents(f"d/{each}") == f"{each}\n" for each in range(MANY))
