@@ -19,6 +19,7 @@ their way are in `Contents.pushing` or `Contents.patching`, where programs read 
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from typing import NamedTuple
 from bftfs.clock_skew import is_ahead
 from bftfs.conversation import Now, Together
 from bftfs.credentials import Credentials
+from bftfs.errors import FileSystemError, NoLongerKept
 from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent
 from bftfs.filesystem.block_names import BlockName, base_of
 from bftfs.filesystem.block_reading import BlockReader
@@ -162,7 +164,13 @@ class BlockPusher:
             valid = contents.valid_bytes(number)
             block: Buffer = b""
             if valid > contents.stop_in(number) or not contents.dirty[number].covers(0, valid):
-                block = await self.reader.block(contents, number, who)
+                try:
+                    block = await self.reader.block(contents, number, who)
+                except (FileSystemError, NoLongerKept) as gone:
+                    if number not in contents.uncovered or not _is_final(gone):
+                        raise
+                    await self.take_back(contents, (number,), who)
+                    continue
             uncovered = contents.uncovered.get(number)
             if uncovered is not None:  # that block has its bytes from there
                 return block, uncovered.pushed.base
@@ -253,15 +261,31 @@ class BlockPusher:
         for position in range(0, len(overtaken), batch):
             numbers = overtaken[position : position + batch]
             await self.take_back(contents, numbers, who)
-            await self.push(contents, numbers)
+            await self.push(contents, contents.dirty.keys() & set(numbers))
 
     async def take_back(self, contents: Contents, numbers: Iterable[int], who: Credentials) -> None:
-        """Make what programs wrote of uncovered blocks dirty again."""
+        """Make what programs wrote of uncovered blocks dirty again.
+
+        What is not at hand, and nodes have collected, is lost: every handle reports that, once.
+        """
         for number in numbers:
             block = contents.uncovered[number]
             image: Buffer | DirtyBlock | None = block.image
             if image is None:
-                image = await self.reader.version(contents.identifier, number, block.name, who)
+                try:
+                    image = await self.reader.version(contents.identifier, number, block.name, who)
+                except (FileSystemError, NoLongerKept) as gone:
+                    if not _is_final(gone):
+                        raise
+                    contents.lose(number)
+                    self.cache.drop(contents.identifier, number)
+                    contents.fail(gone)
+                    continue
             del contents.uncovered[number]
             self.cache.drop(contents.identifier, number)  # it is not the named version
             self.unsaved.put_back(contents, number, image, block.extents)
+
+
+def _is_final(failure: FileSystemError | NoLongerKept) -> bool:
+    """True if nodes have collected what was read."""
+    return isinstance(failure, NoLongerKept) or failure.code == errno.EIO

@@ -62,10 +62,11 @@ class BlockWriter:
        appended at the file's end alone: the update names both, and is refused if they are not the
        latest. Then rule 2 applies. One whose fate is unknown is repeated as it was, before
        anything else is written: it takes effect once. Where nodes have collected all that would
-       tell its fate, what the inode names now may tell it (`_judge_by_names`). Otherwise the
-       program is told, and its bytes are not written again, lest they are there twice.
+       tell its fate, what the inode names now may tell it (`_judge_by_names`). Otherwise programs
+       are told, and their bytes are not written again, lest they are there twice.
     5. A block that cannot be written is dirty again, beneath newer writes. Bytes that are dirty, or
-       on their way, are bounded.
+       on their way, are bounded. One that nodes have collected before it was covered is lost, and
+       programs are told (`BlockPusher.take_back`).
 
     (tests/unit/filesystem/test_contents.py, for example
     `test_blocks_are_written_before_their_cover`,
@@ -218,39 +219,46 @@ class BlockWriter:
     async def _judge_by_names(self, contents: Contents, cover: Cover) -> _Covered:
         """Settle a cover of which nodes have collected all but what the inode names now.
 
-        Raises FileSystemError (EIO), once, if that does not tell either. Then what the cover named
-        is not written again: others may have cut it off, or put theirs in its place.
+        Every handle reports, once, if that does not tell either. Then what the cover named is not
+        written again: others may have cut it off, or put theirs in its place.
         """
         took_effect = await self._took_effect(contents, cover)
         contents.cover = None
         if took_effect is False:
             contents.must_ask(cover.names)
             return _Covered.NOT_ALL
+        if took_effect is None:
+            unknown = "nobody knows any more if what was written was saved"
+            contents.fail(FileSystemError(errno.EIO, unknown))
         answer = inode.ContentsChanged(contents.attributes, before=UNPLACED)
         outcome = self._covered(contents, cover, answer)
         contents.covered_before_others(cover)
-        if took_effect is None:
-            raise FileSystemError(errno.EIO, "nobody knows any more if what was written was saved")
         return outcome
 
     async def _took_effect(self, contents: Contents, cover: Cover) -> bool | None:
         """True if the inode names what the cover named; False if it would, had it taken effect.
 
-        A name gives way to a later one alone, or is cut off. None if that has happened to all.
+        A name gives way to a later one alone, or is cut off. None if that has happened to all; or
+        to some that have no base: the cover may have found them so, and put them behind.
         """
-        for number, ours in sorted(cover.names.items()):
-            await self.reader.refresh(contents, cover.who, number)
+        took_effect, may_be_behind = None, False
+        await self.reader.refresh(contents, cover.who, min(cover.names, default=0))
+        for number, ours in cover.names.items():
             while not contents.names.has_page_of(number):
                 await self.reader.refresh(contents, cover.who, number)
             named, (slot, timestamp) = contents.names.get(number), ours.latest
             if named is not None and named.names(ours.incarnation, timestamp, slot):
-                return True
-            if contents.layout.incarnation(number) == ours.incarnation and (
+                took_effect = True
+            elif contents.layout.incarnation(number) == ours.incarnation and (
                 named is None
                 or (named.incarnation, named.latest[1]) < (ours.incarnation, timestamp)
             ):
                 return False
-        return None if cover.names else False
+            else:
+                may_be_behind |= contents.uncovered[number].pushed.base is None
+        if not cover.names:
+            return False
+        return None if may_be_behind else took_effect
 
     async def _next_cover(self, contents: Contents) -> Cover:
         """An update that covers what nodes hold, and all that was appended until now."""
@@ -324,8 +332,6 @@ class BlockWriter:
             return _Covered.NOT_ALL
         if contents.sharing is Sharing.OVERTAKEN:
             contents.sharing = Sharing.SHARED
-        if not contents.uncovered and contents.end <= cover.arguments.end:
-            contents.end = 0
         if cover.is_all and contents.writes == cover.writes:
             self.unsaved.saved(contents, cover.writes)
         return _Covered.ALL

@@ -433,6 +433,24 @@ class Contents:
         ends = (self._end_of(number, block.extents) for number, block in self.uncovered.items())
         return max(ends, default=0)
 
+    def lose(self, number: int) -> None:
+        """What nodes held of an uncovered block, and this mount does not have, is gone.
+
+        What programs have written over it since is not.
+        """
+        first = number * self.layout.block_bytes
+        dirty = self.dirty[number].extents() if number in self.dirty else ()
+        for start, stop in without(self.uncovered.pop(number).extents, dirty):
+            self.appends = without(self.appends, ((first + start, first + stop),))
+        self._find_ends()
+
+    def _find_ends(self) -> None:
+        """Find `end` and `pushed_end` anew. Requires: nothing is on its way."""
+        block_bytes = self.layout.block_bytes
+        self.pushed_end = self._pushed_end()
+        ends = (number * block_bytes + block.stop for number, block in self.dirty.items())
+        self.end = max(self.pushed_end, max(ends, default=0))
+
     # --- appending ---------------------------------------------------------------------------
 
     def place_of_appends(self) -> int:
@@ -473,7 +491,7 @@ class Contents:
         if cover.arguments.appended_to is not None:
             self.appends = without(self.appends, ((0, cover.arguments.end),))
             self.appended_to = size
-        self.pushed_end = self._pushed_end()
+        self._find_ends()
 
     def covered_before_others(self, cover: Cover) -> None:
         """Others have changed the file since that cover: they may have cut off what it covered."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bftfs.errors import FileSystemError, NoLongerKept, QuorumUnavailable, VersionGone
-from bftfs.filesystem import block_writing
+from bftfs.filesystem import block_pushing, block_writing
 from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
@@ -51,7 +51,22 @@ class Scene:
         return mount, user.run(mount.open(self.identifier, os.O_RDWR, SUPERUSER))
 
     def append(self, mount: FileSystem, file: OpenFile, content: bytes) -> None:
-        mount.write(file, None, content, now_ns=self.world.now_us * 1_000)
+        self.write(mount, file, None, content)
+
+    def write(self, mount: FileSystem, file: OpenFile, offset: int | None, content: bytes) -> None:
+        mount.write(file, offset, content, now_ns=self.world.now_us * 1_000)
+
+    def push(self) -> None:
+        """The first mount hands all that is dirty to the nodes, and covers nothing."""
+        contents = self.file.contents
+        self.user.run(self.mount._contents._writer.push(contents, tuple(contents.dirty)))
+
+    def write_elsewhere_until_collected(self, offset: int) -> None:
+        """The second mount writes there, twice; each time the window passes."""
+        for _ in range(2):
+            self.write(self.second, self.theirs, offset, b"x" * 40)
+            self.other.run(self.second.flush(self.theirs))
+            self.world.run_for(1_200 * SECOND_US)
 
     def append_elsewhere(self) -> None:
         self.append(self.second, self.theirs, b"<other>")
@@ -128,6 +143,43 @@ def forget(_writer: Any, contents: Contents) -> Any:
 def test_must_fail_a_mount_that_forgets_its_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_writing.BlockWriter, "_settle", forget)
     assert doubtful(True, True, True, "times out") == 2
+
+
+def test_what_was_written_beside_a_cover_of_unknown_fate_is_saved_although_others_were_faster() -> (
+    None
+):
+    """It ends before what that has covered."""
+    assert written_beside() == "MINE......"
+
+
+def written_beside() -> str:
+    """What is seen of a file after a mount has saved bytes beside a cover of unknown fate."""
+    scene = Scene(content="." * 2 * BLOCK_BYTES)
+    mount = scene.user.filesystem(Options(access_times=False, patch_saves_bytes=0))
+    _, file = scene.opened(scene.user, mount)
+    now_ns = scene.world.now_us * 1_000
+    mount.write(file, BLOCK_BYTES, b"<mine>", now_ns=now_ns)
+    scene.lose(Update, arrives=True)
+    with pytest.raises(QuorumUnavailable):
+        scene.user.run(mount.flush(file))
+    scene.second.write(scene.theirs, 100, b"<other>", now_ns=now_ns)
+    scene.other.run(scene.second.flush(scene.theirs))
+    scene.world.ways.hold(lambda *_: False)
+    mount.write(file, 0, b"MINE", now_ns=now_ns)
+    scene.user.run(mount.flush(file))
+    return scene.seen(10)
+
+
+def test_must_fail_a_mount_that_believes_that_nothing_is_dirty_after_a_cover(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Contents, "_find_ends", believe_that_all_is_saved)
+    assert written_beside() == ".........."
+
+
+def believe_that_all_is_saved(contents: Contents) -> None:
+    contents.pushed_end = contents._pushed_end()
+    contents.end = 0
 
 
 WRITTEN = {"line": (None, b"<mine>"), "bytes": (0, b"MINE"), "block": (0, b"M" * BLOCK_BYTES)}
@@ -252,10 +304,7 @@ def forgotten(what: str, *, arrives: bool, is_replaced: bool) -> tuple[Scene, Fi
         scene.user.run(scene.mount.flush(scene.file))
     mine = BLOCK_BYTES if offset is None else 0
     place = mine if is_replaced else BLOCK_BYTES - mine
-    for _ in range(2):
-        scene.second.write(scene.theirs, place, b"x" * 40, now_ns=scene.world.now_us * 1_000)
-        scene.other.run(scene.second.flush(scene.theirs))
-        scene.world.run_for(1_200 * SECOND_US)
+    scene.write_elsewhere_until_collected(place)
     scene.world.ways.hold(lambda *_: False)
     return scene, scene.mount
 
@@ -312,6 +361,108 @@ def test_must_fail_who_takes_for_saved_what_servers_have_forgotten(
     scene, mount = forgotten("line", arrives=False, is_replaced=False)
     scene.user.run(mount.flush(scene.file))
     assert b"<mine>" not in all_of(scene)
+
+
+def test_who_has_written_is_told_though_another_program_finds_out() -> None:
+    """A program that cuts the file has what was written before it saved first."""
+    scene, mount = forgotten("line", arrives=True, is_replaced=True)
+    scene.user.run(mount.truncate(scene.identifier, 4 * BLOCK_BYTES, SUPERUSER))
+    with pytest.raises(FileSystemError, match="EIO"):
+        scene.user.run(mount.flush(scene.file))
+    scene.user.run(mount.flush(scene.file))
+
+
+def test_a_program_is_told_of_a_block_that_the_forgotten_cover_may_have_put_behind() -> None:
+    """Another block of that cover shows that it took effect."""
+    scene = behind_and_forgotten()
+    with pytest.raises(FileSystemError, match="EIO"):
+        scene.user.run(scene.mount.flush(scene.file))
+    scene.user.run(scene.mount.flush(scene.file))
+
+
+def test_must_fail_who_takes_all_of_a_forgotten_cover_for_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def believes_that_it_has(*_: Any) -> bool:
+        return True
+
+    monkeypatch.setattr(block_writing.BlockWriter, "_took_effect", believes_that_it_has)
+    scene = behind_and_forgotten()
+    scene.user.run(scene.mount.flush(scene.file))
+    assert all_of(scene)[: 2 * BLOCK_BYTES].count(b"M") == BLOCK_BYTES
+
+
+def behind_and_forgotten() -> Scene:
+    """A mount has missed the answer to its cover of two whole blocks; all servers forgot it.
+
+    It has found one of them changed by others, later than it was written, and so put it behind.
+    """
+    plan = CollectionPlan(600 * SECOND_US)
+    scene = Scene(World(collection=plan, volume=VOLUME), "." * 3 * BLOCK_BYTES)
+    scene.write(scene.mount, scene.file, 0, b"M" * 2 * BLOCK_BYTES)
+    scene.push()
+    scene.write(scene.second, scene.theirs, BLOCK_BYTES, b"x" * 40)
+    scene.other.run(scene.second.flush(scene.theirs))
+    scene.user.attributes(scene.identifier)  # so that its cover is not refused first
+    scene.lose(Update, arrives=True)
+    with pytest.raises(QuorumUnavailable):
+        scene.user.run(scene.mount.flush(scene.file))
+    scene.write_elsewhere_until_collected(2 * BLOCK_BYTES)
+    scene.world.ways.hold(lambda *_: False)
+    return scene
+
+
+# --- what was written and not covered, and is gone -----------------------------------------------
+
+
+@pytest.mark.parametrize("appends", [False, True])
+@pytest.mark.parametrize("cache_bytes", [0, Options().cache_bytes])
+@pytest.mark.parametrize("then", [None, "over", "behind"])
+def test_a_program_is_told_once_that_a_block_is_gone_before_it_was_covered(
+    appends: bool, cache_bytes: int, then: str | None
+) -> None:
+    """Others have replaced it meanwhile. What programs have written since is saved."""
+    scene = gone(Options(access_times=False, cache_bytes=cache_bytes), appends=appends)
+    expected = all_of(scene)
+    (number,) = scene.file.contents.uncovered
+    if then == "over":
+        place = number * BLOCK_BYTES + 100
+        scene.write(scene.mount, scene.file, place, b"<over>")
+        before, after = expected[:place], expected[place + 6 :]
+        expected = expected + b"<over>" if appends else before + b"<over>" + after
+    elif then == "behind":
+        scene.append(scene.mount, scene.file, b"<more>")
+        expected += b"<more>"
+    if then == "over" and cache_bytes:  # the mount has it yet
+        scene.user.run(scene.mount.flush(scene.file))
+        assert all_of(scene).count(b"M") == BLOCK_BYTES - 6
+        return
+    with pytest.raises(NoLongerKept):
+        scene.user.run(scene.mount.flush(scene.file))
+    scene.user.run(scene.mount.flush(scene.file))
+    assert all_of(scene) == expected
+
+
+def test_must_fail_who_keeps_a_block_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_pushing, "_is_final", lambda _: False)
+    scene = gone(Options(access_times=False), appends=False)
+    for _ in range(3):  # and so on, for ever
+        with pytest.raises(NoLongerKept):
+            scene.user.run(scene.mount.flush(scene.file))
+
+
+def gone(options: Options, *, appends: bool) -> Scene:
+    """A whole block of a mount is at the nodes, and not covered; others have written there since.
+
+    So nodes have collected it.
+    """
+    plan = CollectionPlan(600 * SECOND_US)
+    scene = Scene(World(collection=plan, volume=VOLUME), "." * BLOCK_BYTES)
+    scene.mount, scene.file = scene.opened(scene.user, scene.user.filesystem(options))
+    scene.write(scene.mount, scene.file, None if appends else 0, b"M" * BLOCK_BYTES)
+    scene.push()
+    scene.write_elsewhere_until_collected(BLOCK_BYTES if appends else 0)
+    return scene
 
 
 # --- what can be named no more, and some nodes still have ----------------------------------------
