@@ -84,6 +84,18 @@ def test_a_conflict_that_nobody_hears_of(monkeypatch: pytest.MonkeyPatch) -> Non
     assert hunt(attacks(seeds=range(20)), about_undo)
 
 
+def test_a_file_that_is_left_as_it_is_where_both_have_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = Undo._contents_steps
+
+    async def without_conflicts(undo: Undo, *arguments: Any) -> list[UndoStep]:
+        return [step for step in await steps(undo, *arguments) if not step.conflict]
+
+    monkeypatch.setattr(Undo, "_contents_steps", without_conflicts)
+    assert hunt(attacks(seeds=range(20)), about_undo)
+
+
 def test_an_audit_that_conceals_something(monkeypatch: pytest.MonkeyPatch) -> None:
     audited = undo.audited
 

@@ -174,10 +174,7 @@ def check_undone(
         honest.alone.entries(each) != honest.entries[each] for each in honest.alone.reachable()
     ):
         findings.append(f"{where} the model contradicts itself")
-    comparison = _Comparison(undone, honest)
-    comparison.compare((), root, root, ())
-    findings += [f"{where} {finding}" for finding in comparison.findings]
-    return findings
+    return findings + [f"{where} {each}" for each in _Comparison(undone, honest).findings(root)]
 
 
 def _replay(
@@ -249,16 +246,29 @@ class _Comparison:
         self._beside = re.compile(rf"(\.before-{re.escape(undone.label)}(-\d+)?)+$".encode())
         self._placed = {child for each in honest.entries.values() for child in each.values()}
         self._conflicts = {step.name for step in undone.steps if step.conflict}
-        self.findings: list[str] = []
+        self._findings: list[str] = []
+        # Files that hold what they held before the undo, and not what others would have left.
+        self._unchanged: dict[ObjectId, Path] = {}
+        # Files in conflict, beside which there is what they were before the client.
+        self._kept_both: set[ObjectId] = set()
 
-    def compare(
+    def findings(self, root: ObjectId) -> list[str]:
+        """All differences that are no reported conflicts."""
+        self._compare((), root, root, ())
+        return self._findings + [
+            f"{_shown(path)} holds what it held, without a conflict that keeps both versions"
+            for each, path in self._unchanged.items()
+            if each not in self._kept_both
+        ]
+
+    def _compare(
         self, path: Path, wanted: ObjectId, there: ObjectId, above: tuple[ObjectId, ...]
     ) -> None:
         """Compare what stands at `path`, which is to be `wanted`, with all that is in it."""
         seen = self._undone.after[there]
         honest = self._honest
         if honest.whole.objects[wanted].directory != seen.attributes.is_directory:
-            self.findings.append(f"{_shown(path)} is another kind of thing")
+            self._findings.append(f"{_shown(path)} is another kind of thing")
             return
         mode = stat.S_IFMT(seen.attributes.mode) | honest.modes[wanted]
         contents: set[bytes | None] = {*honest.contents[wanted]}
@@ -267,24 +277,48 @@ class _Comparison:
             # An object that the client made stays as it is, if others use it: it was nothing before
             # the client.
             mode, contents = before.attributes.mode, {before.content}
-        elif before is not None and wanted in honest.merged:
-            contents.add(before.content)  # it stays: see below
-        self.findings += [f"{_shown(path)} {wrong}" for wrong in _difference(seen, mode, contents)]
+        else:
+            contents |= self._unmerged(path, there)
+        self._findings += [f"{_shown(path)} {wrong}" for wrong in _difference(seen, mode, contents)]
         entries = honest.entries[wanted]
         for name in sorted(entries.keys() | seen.entries.keys()):
             full, child = (*path, name), seen.entries.get(name)
-            reported = (there, name) in self._conflicts
+            # An undo knows a directory by what it was, also if it has made it anew.
+            reported = (wanted, name) in self._conflicts
             if reported:
                 self._require_conflict(full, entries.get(name), child)
+                if child is not None and self._is_earlier_beside(name, child, seen.entries):
+                    self._kept_both.add(child)
             if name not in entries and self._beside.search(name):
                 self._check_kept(full, wanted, there, child)
             elif name not in entries or child is None:
                 if not reported:
-                    self.findings.append(
+                    self._findings.append(
                         f"{_shown(full)} is {'lost' if child is None else 'too much'}"
                     )
             elif entries[name] not in (*above, wanted) and (not reported or child == entries[name]):
-                self.compare(full, entries[name], child, (*above, wanted))
+                self._compare(full, entries[name], child, (*above, wanted))
+
+    def _unmerged(self, path: Path, there: ObjectId) -> set[bytes | None]:
+        """The contents that a file had before the undo, if they stay: others wrote it as well."""
+        before = self._undone.before.get(there)
+        if before is None or there not in self._honest.merged:
+            return set()
+        content = self._undone.after[there].content
+        if content == before.content and content not in self._honest.contents[there]:
+            self._unchanged.setdefault(there, path)
+        return {before.content}
+
+    def _is_earlier_beside(
+        self, name: bytes, child: ObjectId, entries: Mapping[bytes, ObjectId]
+    ) -> bool:
+        """True if beside the file there is one with what it was before the client wrote it."""
+        earlier = self._honest.before.get(child, set())
+        return any(
+            self._undone.after[each].content in earlier
+            for other, each in entries.items()
+            if other.startswith(name) and self._beside.match(other, len(name))
+        )
 
     def _require_conflict(
         self, path: Path, wanted: ObjectId | None, there: ObjectId | None
@@ -294,9 +328,9 @@ class _Comparison:
         if wanted is None and there in honest.whole.objects.keys() - honest.made - self._placed:
             return  # others removed it from where they had it; undo removes nothing of theirs
         if honest.independent and (wanted is None or wanted != there):
-            self.findings.append(f"{_shown(path)} is in conflict with nothing")
+            self._findings.append(f"{_shown(path)} is in conflict with nothing")
         if honest.independent and wanted not in honest.merged:
-            self.findings.append(f"{_shown(path)} has contents in conflict with nothing")
+            self._findings.append(f"{_shown(path)} has contents in conflict with nothing")
 
     def _check_kept(
         self, path: Path, wanted: ObjectId, directory: ObjectId, there: ObjectId | None
@@ -304,19 +338,21 @@ class _Comparison:
         """An object beside a name must be one that stood there before, and must be in conflict."""
         honest = self._honest
         base = self._beside.sub(b"", path[-1])
-        if (directory, base) not in self._conflicts or there is None:
-            self.findings.append(f"{_shown(path)} is nobody's")
+        if (wanted, base) not in self._conflicts or there is None:
+            self._findings.append(f"{_shown(path)} is nobody's")
             return
         seen = self._undone.after[there]
         if seen.content is None:
             return
         own = {honest.entries[wanted].get(base), *honest.taken.get((wanted, base), ())}
         own.add(self._undone.after[directory].entries.get(base))  # what stays, as it was before
-        right = {
+        right: set[bytes | None] = {
             content
             for each in own
             if each in honest.contents
             for content in honest.contents[each] | honest.before.get(each, set())
         }
+        if there in own:  # it stood there itself, and what it holds can be in conflict, too
+            right |= self._unmerged(path, there)
         if seen.content not in right:
-            self.findings.append(f"{_shown(path)} holds {seen.content!r}, and not {right}")
+            self._findings.append(f"{_shown(path)} holds {seen.content!r}, and not {right}")

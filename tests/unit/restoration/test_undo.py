@@ -274,6 +274,20 @@ def test_of_a_file_with_two_names_one_copy_is_beside(stage: Any) -> None:
     assert stage.tree() == {**BEFORE, **mended, "d/a.before-K": "a\n"}
 
 
+def test_a_file_that_is_put_beside_may_be_in_conflict_itself(stage: Any) -> None:
+    stage.honest.mkdir("e")
+    stage.honest.mkdir("e/f")
+    stage.begin()
+    stage.intruder.mv("a", "e/f", RENAME_EXCHANGE)
+    stage.intruder.write("e/f", "evil\n")
+    stage.honest.write("e/f", "mended\n")
+    stage.honest.mv("e", "a/e")
+    assert len(stage.undo()) == 2
+    others = {name: contents for name, contents in BEFORE.items() if name != "a"}
+    beside = {"a.before-K": "mended\n", "a.before-K.before-K": "a\n"}
+    assert stage.tree() == {**others, "a": "", "a/e": "", **beside}
+
+
 def test_what_stands_beside_already_stays(stage: Any) -> None:
     stage.honest.write("a.before-K", "of an earlier undo\n")
     stage.begin()
