@@ -144,7 +144,12 @@ async def _is_made_anew(
     if log.is_made_by_client(there) or kind_of(there) != kind_of(lost):
         return False
     if lost in history.lost:
-        return all(log.tree.get(Slot(there, each)) is not None for each in history.lost[lost])
+        for each in history.lost[lost]:
+            child = log.tree.get(Slot(there, each))
+            # What the client has put there is no part of a copy.
+            if child is None or not history.stays(Slot(there, each), child):
+                return False
+        return True
     time_us = log.last_untouched_us(lost)
     was = await view.at(time_us).attributes(lost, view.who)
     now = await view.files.attributes(there, view.who)

@@ -274,6 +274,16 @@ def test_of_a_file_with_two_names_one_copy_is_beside(stage: Any) -> None:
     assert stage.tree() == {**BEFORE, **mended, "d/a.before-K": "a\n"}
 
 
+def test_a_directory_that_the_intruder_has_filled_is_not_what_was_brought_back(stage: Any) -> None:
+    stage.intruder.rm("d/c")
+    stage.intruder.rmdir("d")
+    stage.honest.mkdir("d")
+    stage.intruder.write("d/c", "evil\n")
+    assert len(stage.undo()) == 1
+    others = {"a": "a\n", "b": "b\n", "d": "", "d.before-K": "", "d.before-K/c": "c\n"}
+    assert stage.tree() == others
+
+
 def test_a_file_that_is_put_beside_may_be_in_conflict_itself(stage: Any) -> None:
     stage.honest.mkdir("e")
     stage.honest.mkdir("e/f")
