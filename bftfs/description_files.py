@@ -102,10 +102,21 @@ def store(
             f"the description would have {len(encoded)} bytes, and {limits.DESCRIPTION_BYTES} are "
             "the limit: revoke clients that are not used, or give them fewer uids"
         )
+    found = _signed(description, encoded, administrator)
+    adopt(path, found)
+    return found
+
+
+def signed(description: ClusterDescription, administrator: Identity) -> SignedDescription:
+    """The description, signed, and in no file."""
+    return _signed(description, encode(description), administrator)
+
+
+def _signed(
+    description: ClusterDescription, encoded: bytes, administrator: Identity
+) -> SignedDescription:
     signature = administrator.sign(_SIGNED + encoded).hex().encode()
-    signed = SignedDescription(description, encoded, signature)
-    adopt(path, signed)
-    return signed
+    return SignedDescription(description, encoded, signature)
 
 
 def as_signed(path: Path) -> Path:

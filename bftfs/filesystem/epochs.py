@@ -26,11 +26,12 @@ open what they write from now on; every other client must.
    clients have got the rest: old descriptions that a node shows, however many, displace none of
    these.
 5. A writer waits for those descriptions only that more than b nodes name, of which one is correct
-   and sends what it names. What fewer name is asked for meanwhile, and counts the next time:
-   otherwise one that lies could keep all writers waiting, by naming what it does not send.
+   and sends what it names. If that is lost, or a later one comes in its place, it asks all nodes
+   again, and seals nothing meanwhile. What fewer name is asked for as well, and counts the next
+   time: otherwise one that lies could keep all writers waiting, by naming what it does not send.
 6. A reader that meets an epoch whose key it lacks asks n - t nodes before it fails, and waits for
    what any of them names; at most once a second, since a writer may have named one that does not
-   exist.
+   exist. It asks again as a writer does.
 
 A client that has the key and hands it on, or seals with an old one on purpose, could hand on the
 contents as well: nobody can stop it, and nodes, which see neither, do not try.
@@ -58,7 +59,13 @@ from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher, epoch_named
 from bftfs.crypto.digest import DIGEST_BYTES, Digest, cluster_digest
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import DescriptionReply, DescriptionRequest, EpochReply, EpochRequest
-from bftfs.errors import FileSystemError, PeerFault, UnknownEpoch, UsageError
+from bftfs.errors import (
+    FileSystemError,
+    PeerFault,
+    QuorumUnavailable,
+    UnknownEpoch,
+    UsageError,
+)
 from bftfs.filesystem.block_memory import Buffer
 from bftfs.identifiers import FIRST_EPOCH, BlockId, ClientId, EpochId, NodeId
 from bftfs.key_epochs import epoch_keys_in
@@ -121,33 +128,48 @@ class EpochFollower:
 
         Raises QuorumUnavailable or AdmissionRefused if too few nodes answer.
         """
-        if not self._is_recent(await Now(), CONFIRMED_US):
+        began_us = await Now()
+        while not self._is_recent(await Now(), CONFIRMED_US):
             async with self._lock:
-                if not self._is_recent(await Now(), CONFIRMED_US):
-                    await self._ask()
+                if self._is_recent(await Now(), CONFIRMED_US) or await self._ask():
+                    return
+            await self._pause(began_us)
 
     async def seek(self, epoch: EpochId) -> bool:
         """Ask the nodes for the key of an epoch; True if it is known now. Raises as `confirm`."""
         began_us = await Now()
-        async with self._lock:
-            now_us = await Now()
-            was_asked = began_us < (self._asked_us or 0) <= now_us
-            if not (was_asked or self._cipher.knows(epoch)):
-                if self._asked_us is not None and self._is_recent(now_us, SOUGHT_US):
-                    await Pause(self._asked_us + SOUGHT_US - now_us)
-                await self._ask()
-            search = self._search
-        while search.under_way and not self._cipher.knows(epoch):
-            await Wait(search.progress)
-        return self._cipher.knows(epoch)
+        while True:
+            async with self._lock:
+                now_us = await Now()
+                is_over = self._cipher.knows(epoch) or began_us < (self._asked_us or 0) <= now_us
+                if not is_over:
+                    if self._asked_us is not None and self._is_recent(now_us, SOUGHT_US):
+                        await Pause(self._asked_us + SOUGHT_US - now_us)
+                    is_over = await self._ask()
+                search = self._search
+            while search.under_way and not self._cipher.knows(epoch):
+                await Wait(search.progress)
+            if is_over or self._cipher.knows(epoch):
+                return self._cipher.knows(epoch)
+            await self._pause(began_us)
+
+    async def _pause(self, began_us: int) -> None:
+        """Wait before nodes are asked again, unless the client gives up."""
+        patience_us = self._patience_total_us
+        if patience_us is not None and await Now() - began_us >= patience_us:
+            raise QuorumUnavailable(heard=0, required=1, subject="a description of key epochs")
+        await Pause(SOUGHT_US)
 
     def _is_recent(self, now_us: int, for_us: int) -> bool:
         return self._asked_us is not None and 0 <= now_us - self._asked_us < for_us
 
     # -----------------------------------------------------------------------------------------
 
-    async def _ask(self) -> None:
-        """Ask n - t nodes, take the keys that they offer, and change to the best epoch."""
+    async def _ask(self) -> bool:
+        """Ask n - t nodes, take the keys that they offer, and change to the best epoch.
+
+        False if a description did not come that more than b of them name.
+        """
         now_us = await Now()
         claims = await self._claims(now_us)
         naming: defaultdict[bytes, list[NodeId]] = defaultdict(list)
@@ -163,8 +185,11 @@ class EpochFollower:
         awaited = {name for name, nodes in naming.items() if len(nodes) > self._b}
         while search.under_way and not awaited <= self._lists.keys():
             await Wait(search.progress)
+        if not awaited <= self._lists.keys():
+            return False
         self._choose(claims.values())
         self._asked_us = now_us
+        return True
 
     async def _claims(self, now_us: int) -> dict[NodeId, EpochReply]:
         """The latest epochs that n - t nodes tell. Claims: a node may lie."""

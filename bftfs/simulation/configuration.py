@@ -71,6 +71,12 @@ class Configuration:
     # The numbers of the operations that take place, if not all: what shrinking has left.
     kept: tuple[int, ...] | None = None
 
+    @property
+    def intruders(self) -> tuple[str, ...]:
+        """The names of the Byzantine clients."""
+        numbered = enumerate(self.byzantine_clients)
+        return tuple(f"intruder {number} {adversary}" for number, adversary in numbered)
+
 
 def to_json(configuration: Configuration) -> bytes:
     """`configuration` as a file that survives changes of how seeds are drawn."""
@@ -146,7 +152,8 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     drawn = _with_power_failures(drawn, Random(f"power {seed}"))
     drawn = replace(drawn, files=_draw_rare_uses(drawn, Random(f"uses {seed}")))
     drawn = _with_jumps(drawn, Random(f"jumps {seed}"))
-    return _with_revocations(drawn, Random(f"revocations {seed}"))
+    drawn = _with_revocations(drawn, Random(f"revocations {seed}"))
+    return _with_epochs(drawn, Random(f"epochs {seed}"))
 
 
 def _with_jumps(drawn: Configuration, random: Random) -> Configuration:
@@ -185,6 +192,24 @@ def _with_revocations(drawn: Configuration, random: Random) -> Configuration:
         hear_us=(0, random.choice((1_000, SECOND_US, 10 * SECOND_US))),
     )
     return replace(drawn, faults=faults)
+
+
+def _with_epochs(drawn: Configuration, random: Random) -> Configuration:
+    """Where clients of files are revoked, mostly: contents are sealed, and each begins an epoch.
+
+    Clients pause, so that some of what they write is written when nodes have heard.
+    """
+    revokes = drawn.kind == "files" and drawn.faults.revoke_every_us
+    if not revokes or random.random() >= 0.7:
+        return drawn
+    think_us = (0, random.choice((1, 3)) * SECOND_US)
+    return replace(
+        drawn,
+        clients=tuple(
+            replace(client, think_us=max(client.think_us, think_us)) for client in drawn.clients
+        ),
+        files=replace(drawn.files, epochs=True, contents=0.6),
+    )
 
 
 def _with_initiatives(drawn: Configuration, random: Random) -> Configuration:

@@ -14,7 +14,7 @@ from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.conversation import Event
 from bftfs.credentials import Credentials, Grant
 from bftfs.crypto.digest import AuthenticatorKeys
-from bftfs.envelope import ClockRequest
+from bftfs.envelope import ClockRequest, DescriptionRequest, EpochRequest
 from bftfs.filesystem.inode_authority import InodeAuthority
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId, ObjectId
 from bftfs.query_update.messages import Request as QueryUpdateRequest
@@ -46,6 +46,7 @@ from bftfs.server.scrubbing import (
 from bftfs.server.step import Background, Role, Sender, Server
 from bftfs.simulation.descriptions import ClientLists
 from bftfs.simulation.disk import Tables
+from bftfs.simulation.key_epochs import DescriptionServer, KeyEpochs
 from bftfs.simulation.network import Endpoint, SimulatedNetwork
 from bftfs.simulation.principals import (
     NodeServices,
@@ -139,6 +140,7 @@ class Deployment:
     possible_objects: int | None = None
     client_bytes: int | None = None
     compares_clocks: bool = False  # of each node with its peers', as real ones do
+    key_epochs: KeyEpochs | None = None  # that nodes tell clients
     jumps: int = field(default=0, init=False)  # of all clocks, ahead and back
     # Of nodes that have lost their disk:
     recoveries: dict[NodeId, Recovery] = field(default_factory=dict, init=False)
@@ -164,7 +166,8 @@ class Deployment:
             self._senders[node_endpoint(NodeId(node))] = Sender(
                 Role.NODE, client_named(f"node {node}"), NodeId(node), Grant(uids=(), write=False)
             )
-        self.descriptions = ClientLists(self._senders, map(NodeId, range(sizes.n)))
+        numbers = map(NodeId, range(sizes.n))
+        self.descriptions = ClientLists(self._senders, numbers, self.key_epochs)
         self.nodes = tuple(
             SimulatedNode(
                 world,
@@ -225,6 +228,9 @@ class Deployment:
         )
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
         background: list[Background] = []
+        if self.key_epochs is not None:
+            told = DescriptionServer(self.key_epochs, partial(self.descriptions.serial, node))
+            servers |= dict.fromkeys((EpochRequest, DescriptionRequest), told)
         if self.compares_clocks:
             servers[ClockRequest] = ClockServer(clock)
             background.append(ClockComparison(node, peers, clock))

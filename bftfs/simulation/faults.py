@@ -66,8 +66,9 @@ class FaultInjector:
     plan: FaultPlan
     counts: FaultCounts = field(default_factory=FaultCounts)
     _copies: dict[NodeId, list[Tables]] = field(default_factory=dict)  # of folders
-    revocable: list[Endpoint] = field(default_factory=list)  # Byzantine clients
-    on_cut_off: Callable[[Endpoint], None] | None = None  # all nodes have heard that it is revoked
+    # Byzantine clients, with their names:
+    revocable: list[tuple[Endpoint, str]] = field(default_factory=list)
+    on_cut_off: Callable[[str], None] | None = None  # all nodes have heard that it is revoked
     _over: bool = False
     _ahead_us: int = 0  # by which all clocks are ahead
 
@@ -165,13 +166,13 @@ class FaultInjector:
             descriptions.offer(node.node, world.draw(descriptions.latest + 1))
         if self.revocable:
             self.counts.revoked += 1
-            client = self.revocable.pop()
-            serial = descriptions.revoke(client)
+            client, name = self.revocable.pop()
+            serial = descriptions.revoke(client, name)
             delays_us = [world.between(*self.plan.hear_us) for _ in self.deployment.nodes]
             for node, delay_us in zip(self.deployment.nodes, delays_us, strict=True):
                 world.after(delay_us, descriptions.offer, node.node, serial)
             if self.on_cut_off is not None:
-                world.after(max(delays_us), self.on_cut_off, client)
+                world.after(max(delays_us), self.on_cut_off, name)
 
     def _jump(self) -> None:
         """All clocks jump ahead, of nodes and clients, unless they are ahead."""

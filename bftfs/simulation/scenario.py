@@ -46,6 +46,7 @@ from bftfs.simulation.checkers.retention import RetentionRecord
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment, client_named
 from bftfs.simulation.faults import FaultCounts, FaultInjector
+from bftfs.simulation.key_epochs import KeyEpochs
 from bftfs.simulation.network import NetworkFaults, SimulatedNetwork, Traffic
 from bftfs.simulation.principals import Servers, SimulatedClient
 from bftfs.simulation.workloads import ClientSession, CorrectNodes, Task, Workload
@@ -66,6 +67,7 @@ REQUESTS_WHEN_QUIET = 10_000
 REQUESTS_PER_OPERATION = 1_000
 # Besides, nodes finish the updates that clients left incomplete: some hundreds of requests each.
 REQUESTS_OF_NODES = 50_000
+_ADMINISTRATOR, _AUDITOR = "administrator", "auditor"
 HEALS_PER_WINDOW = 4  # where nodes collect; real ones heal every ten minutes, and keep for days
 
 
@@ -115,7 +117,22 @@ def _forgets(error: BaseException) -> bool:
     )
 
 
-def _workload(configuration: Configuration) -> Workload:
+def _key_epochs(
+    configuration: Configuration, correct: Sequence[NodeId], world: World
+) -> KeyEpochs | None:
+    if not configuration.files.epochs:
+        return None
+    clients = [f"client {number}" for number in range(len(configuration.clients))]
+    return KeyEpochs(
+        (_ADMINISTRATOR, *clients, *configuration.intruders, _AUDITOR),
+        configuration.sizes.query_update,
+        correct=correct,
+        draw=Random(f"key epochs {configuration.seed}").randbytes,
+        now=lambda: world.now_us,
+    )
+
+
+def _workload(configuration: Configuration, key_epochs: KeyEpochs | None) -> Workload:
     random, sizes = Random(f"workload {configuration.seed}"), configuration.sizes
     match configuration.kind:
         case "blocks":
@@ -126,7 +143,7 @@ def _workload(configuration: Configuration) -> Workload:
             objects = configuration.objects
             return ObjectWorkload(random, sizes, TYPES, objects, with_volume=collected)
         case "files":
-            return FileWorkload(random, sizes, TYPES, configuration.files)
+            return FileWorkload(random, sizes, TYPES, configuration.files, key_epochs)
         case unknown:
             raise ValueError(f"no workload is called {unknown}")
 
@@ -268,7 +285,8 @@ class Simulation:
             self.possible = PossibleVersionsRecord(verification, believed)
         if verification and most_objects is not None:
             self.incomplete = IncompleteRecord(self._record, most_objects, believed)
-        self.workload = _workload(configuration)
+        key_epochs = _key_epochs(configuration, self._correct, self.world)
+        self.workload = _workload(configuration, key_epochs)
         plan = configuration.collection
         self.retention = (
             None
@@ -297,6 +315,7 @@ class Simulation:
             possible_objects=configuration.possible_objects,
             client_bytes=configuration.client_bytes,
             compares_clocks=configuration.faults.jump_every_us > 0,
+            key_epochs=key_epochs,
         )
         self.faults = FaultInjector(self.deployment, configuration.faults)
         self.participants = [
@@ -319,12 +338,11 @@ class Simulation:
         for ally, (node, names) in zip(self.allies, configuration.byzantine_nodes, strict=True):
             self.deployment.nodes[node].become(partial(self._taken_over, ally, names))
         self.intruders = [
-            _ByzantineClient(self, f"intruder {number} {name}", name)
-            for number, name in enumerate(configuration.byzantine_clients)
+            _ByzantineClient(self, *each)
+            for each in zip(configuration.intruders, configuration.byzantine_clients, strict=True)
         ]
-        known = {each.host.endpoint: each.name for each in self.intruders}
-        self.faults.revocable = list(known)
-        self.faults.on_cut_off = lambda client: self.workload.cut_off.add(known[client])
+        self.faults.revocable = [(each.host.endpoint, each.name) for each in self.intruders]
+        self.faults.on_cut_off = self.workload.cut_off.add
         kept = configuration.kept
         self._kept = None if kept is None else frozenset(kept)
         self.issued = 0
@@ -462,8 +480,8 @@ class Simulation:
         self._accounts.forget(node, self.deployment.nodes[node].disk)
 
     def _prepare(self) -> None:
-        host = self.deployment.client("administrator")
-        self._perform(host, self.workload.session(host, "administrator").prepare())
+        host = self.deployment.client(_ADMINISTRATOR)
+        self._perform(host, self.workload.session(host, _ADMINISTRATOR).prepare())
 
     def _run_faulty_phase(self) -> None:
         enough = int(self.configuration.faulty_share * self.configuration.operations)
@@ -589,8 +607,8 @@ class Simulation:
 
     def _audit(self) -> None:
         self.faults.only_down(self.configuration.down_in_audit)
-        host = self.deployment.client("auditor")
-        self._perform(host, self.workload.session(host, "auditor").audit())
+        host = self.deployment.client(_AUDITOR)
+        self._perform(host, self.workload.session(host, _AUDITOR).audit())
 
     def _perform(self, host: SimulatedClient, tasks: Iterator[Task]) -> None:
         """One task after the other, without faults, by a client alone."""

@@ -26,7 +26,7 @@ from bftfs.crypto.cipher import BlockCipher, epoch_named
 from bftfs.crypto.keys import Identity
 from bftfs.description_files import SignedDescription
 from bftfs.envelope import DescriptionReply, DescriptionRequest, EpochReply, EpochRequest
-from bftfs.errors import FileSystemError, InvalidAuthenticator, PeerFault
+from bftfs.errors import FileSystemError, InvalidAuthenticator, PeerFault, QuorumUnavailable
 from bftfs.filesystem import epochs
 from bftfs.filesystem.epochs import CONFIRMED_US, SOUGHT_US, EpochFollower
 from bftfs.filesystem.operations import FileSystem
@@ -99,10 +99,7 @@ class Realm:
         return Keeper(self, name, self.latest if described is None else described)
 
     def signed(self, described: ClusterDescription) -> SignedDescription:
-        encoded = cluster.encode(described)
-        administrator = self.made.administrator
-        signature = administrator.sign(description_files._SIGNED + encoded).hex().encode()
-        return SignedDescription(described, encoded, signature)
+        return description_files.signed(described, self.made.administrator)
 
     def begun(self, described: ClusterDescription, **more: Any) -> ClusterDescription:
         """The next description, in a new epoch."""
@@ -332,15 +329,73 @@ def test_nobody_but_the_administrator_begins_an_epoch(realm: Realm) -> None:
         at_s=7,
         draw=realm.draw,
     )
-    encoded = cluster.encode(forged)
-    signature = stranger.sign(description_files._SIGNED + encoded).hex().encode()
     elsewhere = realm.begun(replace(realm.first, cluster_id=b"e" * 16))
-    for lie in (SignedDescription(forged, encoded, signature), realm.signed(elsewhere)):
-        for node in range(6):  # even if all nodes say so
-            realm.answer(node, claiming(lie.description.epoch, lie))
+    lies = (description_files.signed(forged, stranger), realm.signed(elsewhere))
+    for number, lie in enumerate(lies):
+        realm.answer(0, claiming(lie.description.epoch, lie))
         realm.world.run_for(CONFIRMED_US)
-        identifier = realm.root.make(f"file {lie.description.cluster_id[:1].hex()}", AFTER)
+        identifier = realm.root.make(f"file {number}", AFTER)
         assert epoch_named(realm.sealed(identifier)) == FIRST_EPOCH
+    for lie in lies:
+        for node in range(6):  # if all nodes say so, nothing is written
+            realm.answer(node, claiming(lie.description.epoch, lie))
+        user = realm.user("root")
+        user.follower._patience_total_us = CONFIRMED_US
+        with pytest.raises(QuorumUnavailable, match="a description of key epochs"):
+            user.run(user.follower.confirm())
+        assert user.cipher.present == FIRST_EPOCH
+
+
+def lose_descriptions_once(realm: Realm) -> None:
+    """No node sends a description when it is asked for the first time from now on."""
+
+    def once_silent(honest: Callable[..., Ready]) -> Callable[..., Ready]:
+        lost = [DescriptionRequest]
+
+        def step(*asked: Any) -> Ready:
+            if type(asked[2]) not in lost:
+                return honest(*asked)
+            lost.clear()
+            return Ready(None)
+
+        return step
+
+    for node, membership in enumerate(realm.memberships):
+        realm.answer(node, once_silent(MembershipServer(membership).step))
+
+
+def stolen_where_a_description_was_lost(realm: Realm) -> str | None:
+    """What the thief reads of what is written then."""
+    realm.revoke()
+    lose_descriptions_once(realm)
+    realm.world.run_for(CONFIRMED_US)
+    return realm.stolen(realm.root.make("new", AFTER))
+
+
+def test_a_writer_asks_again_for_a_description_that_was_lost(realm: Realm) -> None:
+    assert stolen_where_a_description_was_lost(realm) is None
+
+
+def test_a_reader_asks_again_for_a_description_that_was_lost(realm: Realm) -> None:
+    alice = realm.user("alice")
+    realm.revoke()
+    realm.world.run_for(CONFIRMED_US)
+    file = realm.root.make("new", AFTER)
+    lose_descriptions_once(realm)
+    assert alice.read(file) == AFTER
+
+
+def test_must_fail_where_writers_go_on_without_it(
+    realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = EpochFollower._ask
+
+    async def once(self: EpochFollower) -> bool:
+        await ask(self)
+        return True
+
+    monkeypatch.setattr(EpochFollower, "_ask", once)
+    assert stolen_where_a_description_was_lost(realm) == AFTER
 
 
 def told_to_a_liar(realm: Realm) -> tuple[ObjectId, Keeper]:

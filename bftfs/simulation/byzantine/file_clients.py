@@ -147,7 +147,7 @@ class Snooper(Writer):
             return
         with suppress(PeerFault):  # a liar's fragment may be of no item
             item = bytes(self.code.decode(fragments))
-            self.position.workload.expose(block, item, self.position.now())
+            self.position.workload.expose(self.position.name, block, item, self.position.now())
 
 
 class FileConspirator(BlockConspirator, Overwriter):

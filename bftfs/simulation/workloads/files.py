@@ -22,13 +22,15 @@ from bftfs.asking.quorum import NOBODY, Nodes, ThresholdQuorums
 from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Conversation, Now, Pause
 from bftfs.credentials import Credentials
-from bftfs.errors import AdmissionRefused, FileSystemError, PastUnknown
+from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher
+from bftfs.errors import AdmissionRefused, FileSystemError, PastUnknown, PeerFault
 from bftfs.filesystem import acl as acls
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renaming
+from bftfs.filesystem.epochs import CONFIRMED_US, EpochFollower
 from bftfs.filesystem.file_history import History, past_file_system
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.operations import FileSystem
@@ -66,10 +68,12 @@ from bftfs.simulation.checkers.permission import (
     check_permitted,
 )
 from bftfs.simulation.checkers.registers import RegisterOperation, check_register, check_regular
+from bftfs.simulation.checkers.secrecy import Sealed, Thief, check_secrecy
 from bftfs.simulation.checkers.shared_files import SharedFiles, check_shared_files
 from bftfs.simulation.checkers.tree import SeenObject, check_tree
 from bftfs.simulation.checkers.undo import Restored, Undone, check_restored, check_undone
 from bftfs.simulation.deployment import CREDENTIALS, STRANGER, Sizes
+from bftfs.simulation.key_epochs import KeyEpochs, identity
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.workloads import CorrectNodes, Task
 from bftfs.simulation.workloads.past import CONTENT_BYTES, tree_of, versions_of
@@ -129,6 +133,7 @@ class FileMix:
     guests: float = 0.0  # the share of writes that the stranger makes, permitted or not
     shared: float = 0.0  # the share of operations that write two files which all clients write
     undo: bool = False  # the auditor undoes a client's changes, and restores a former state
+    epochs: bool = False  # contents are sealed, and revocations begin key epochs
     bundles: float = 0.0  # the share of queries before which many objects' attributes are asked for
 
 
@@ -145,11 +150,21 @@ class _Private:
 class FileWorkload:
     """Clients that change one tree."""
 
-    def __init__(self, random: Random, sizes: Sizes, types: ObjectTypes, mix: FileMix) -> None:
+    def __init__(
+        self,
+        random: Random,
+        sizes: Sizes,
+        types: ObjectTypes,
+        mix: FileMix,
+        key_epochs: KeyEpochs | None = None,
+    ) -> None:
         self.random = random
         self.sizes = sizes
         self.types = types
         self.mix = mix
+        self.key_epochs = key_epochs
+        self.sealed: list[Sealed] = []  # by correct clients
+        self.unread: list[str] = []  # what they could not open, as findings
         self.root = self._identifier(ObjectKind.DIRECTORY)
         self.volume = self._identifier(ObjectKind.VOLUME)
         self.names = [b"%d" % number for number in range(mix.names)]
@@ -267,11 +282,19 @@ class FileWorkload:
         begun = RegisterOperation(name, "write", content, at)
         self.contents.setdefault(identifier, []).append(begun)
         self.blocks.setdefault(identifier, WrittenContents()).begins(content)
-        return content
+        if self.key_epochs is None:
+            return content
+        nonce = self.random.randbytes(NONCE_BYTES)
+        return BlockCipher(self.key_epochs.volume_key).seal(block, content, nonce=nonce)
 
-    def expose(self, block: BlockId, content: bytes, at: float) -> None:
-        """A Byzantine client has put together the contents of a block, for the stranger."""
-        self.exposed.append((inode_of(block), content, at))
+    def expose(self, name: str, block: BlockId, item: bytes, at: float) -> None:
+        """A Byzantine client has put together a block, for the stranger."""
+        if self.key_epochs is not None:
+            try:
+                item = self.key_epochs.cipher_of(name).open(block, item)
+            except PeerFault:
+                return
+        self.exposed.append((inode_of(block), item, at))
 
     # --- judging -----------------------------------------------------------------------------
 
@@ -282,6 +305,8 @@ class FileWorkload:
             check = check_regular if identifier in self.made else check_register
             found += check(operations, name=f"file {identifier.hex()[-6:]}")
         found += check_shared_files(self.shared)
+        found += self.unread
+        found += check_secrecy(self.sealed, self._begun(), self._thieves())
         if self.tree is None:
             return found
         found += check_tree(self.tree, root=self.root)
@@ -331,6 +356,26 @@ class FileWorkload:
         for who, denied in self.denied.items():
             found += check_denied(denied, Doors(taken, self.calls, who))
         return found + check_namespace(self.calls, taken, correct=self.correct)
+
+    def _begun(self) -> dict[bytes, float]:
+        """The contents that were written, and when that began."""
+        return {
+            each.value: each.invoked
+            for operations in self.contents.values()
+            for each in operations
+            if each.kind == "write"
+        }
+
+    def _thieves(self) -> dict[str, Thief]:
+        """The clients whose revocation has reached enough nodes."""
+        epochs = self.key_epochs
+        if epochs is None:
+            return {}
+        return {
+            name: Thief(epochs.cipher_of(name), epochs.reached[place] + CONFIRMED_US)
+            for name, place in epochs.revoked.items()
+            if place < len(epochs.reached)
+        }
 
     def _shown(self) -> Iterator[Shown]:
         """What was read of the stranger's bytes."""
@@ -507,9 +552,12 @@ class _RecordedMetadata(QueryUpdateClient):
 class _RecordedBlocks(ReadWriteClient):
     """A client's access to blocks, which takes down what was written, and what became of it."""
 
-    def __init__(self, workload: FileWorkload, client: ClientId, peers: Peers) -> None:
+    def __init__(
+        self, workload: FileWorkload, client: ClientId, peers: Peers, cipher: BlockCipher | None
+    ) -> None:
         super().__init__(client, workload.sizes.read_write, peers)
         self._workload = workload
+        self._cipher = cipher
 
     async def write_many(
         self,
@@ -521,15 +569,24 @@ class _RecordedBlocks(ReadWriteClient):
         permit: Permit | None = None,
     ) -> tuple[BlockTimestamp, ...]:
         """Write blocks."""
-        for block, item in items:
-            self._contents(block).begins(bytes(item))
+        contents = [self._opened(block, bytes(item)) for block, item in items]
+        for (block, _), content in zip(items, contents, strict=True):
+            self._contents(block).begins(content)
         times = await super().write_many(
             items, credentials, after_us=after_us, is_asking=is_asking, permit=permit
         )
-        for (block, item), made in zip(items, times, strict=True):
-            self._contents(block).ends(bytes(item), made)
+        for (block, _), content, made in zip(items, contents, times, strict=True):
+            self._contents(block).ends(content, made)
             self._workload.acknowledged.append(version_key(block, made))
         return times
+
+    def _opened(self, block: BlockId, item: bytes) -> bytes:
+        """The contents of a data-item, which is taken down if it is sealed."""
+        if self._cipher is None:
+            return item
+        content = self._cipher.open(block, item)
+        self._workload.sealed.append(Sealed(block, item, content))
+        return content
 
     def _contents(self, block: BlockId) -> WrittenContents:
         return self._workload.blocks.setdefault(inode_of(block), WrittenContents())
@@ -545,7 +602,8 @@ class FileSession:
         peers = Peers(ThresholdQuorums(workload.sizes.query_update))
         self._objects = _RecordedMetadata(workload, host, name, peers)
         self._past = PastReader(self._objects)
-        self._blocks = _RecordedBlocks(workload, host.client, peers)
+        cipher, follower = self._keys(peers)
+        self._blocks = _RecordedBlocks(workload, host.client, peers, cipher)
         self._capacity = ClusterCapacity(workload.sizes.read_write, peers)
         # The second one is that of a mount that is not strict, the third one a stranger's.
         self._system, self._closing, self._strangers = (
@@ -553,15 +611,25 @@ class FileSession:
                 self._objects,
                 self._blocks,
                 self._capacity,
-                None,
+                cipher,
                 root=workload.root,
                 volume=workload.volume,
                 options=Options(
                     strict=strict, access_times=False, patch_saves_bytes=PATCH_SAVES_BYTES
                 ),
+                epochs=follower,
             )
             for strict in (True, False, True)
         )
+
+    def _keys(self, peers: Peers) -> tuple[BlockCipher | None, EpochFollower | None]:
+        """The keys of a machine that has got any of the descriptions, and what keeps them new."""
+        epochs = self.workload.key_epochs
+        if epochs is None:
+            return None, None
+        described = self.workload.random.choice(epochs.signed).description
+        cipher = BlockCipher(None if described.epochs else epochs.volume_key)
+        return cipher, EpochFollower(described, identity(self.name), cipher, peers)
 
     def prepare(self) -> Iterator[Task]:
         """Make the file system."""
@@ -656,6 +724,9 @@ class FileSession:
                 await conversation()
             except Exception as error:
                 done.append(f"{what} {world.now_us} {error!r}")
+                lacks_key = isinstance(error, FileSystemError) and error.code == errno.EIO
+                if lacks_key and self.workload.key_epochs is not None:
+                    self.workload.unread.append(f"secrecy: {what} at {world.now_us}: {error!r}")
                 # A write may be refused for want of permission, by nodes that are behind as well;
                 # a mount tells it to the program that closes the file.
                 refused = isinstance(error, AdmissionRefused) and error.code == errno.EACCES
