@@ -25,10 +25,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from bftfs import limits
 from bftfs.asking.ask import Inquiry, Refusals
 from bftfs.asking.quorum import NOBODY as NO_NODES
-from bftfs.conversation import Compute, Delivery, Now, Send
+from bftfs.conversation import Compute, Delivery, Now, Pause, Send
 from bftfs.credentials import NOBODY, Credentials
+from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Descent, Question, Usable
@@ -99,10 +101,21 @@ class BlockRead:
         Raises QuorumUnavailable if total patience runs out, AdmissionRefused if more than t nodes
         refuse, NoLongerKept, or VersionUnrecoverable if a version that must be returned cannot be.
         """
+        left_us, pause_us = self._session.patience_total_us, limits.READ_PATIENCE_US
         while (version := await self._descend()) is None:
             # [LazyVer §3.8.3] Garbage collection has overtaken this read: a newer complete version
-            # exists, so nodes have removed those that it looked for. It begins again.
-            pass
+            # exists, so nodes have removed those that it looked for. It begins again. Not at once:
+            # of a patch there may be none, as nodes collect it when the block is replaced.
+            await Pause(pause_us)
+            if left_us is not None:
+                left_us -= pause_us
+                if left_us <= 0:
+                    raise QuorumUnavailable(
+                        heard=0,
+                        required=self._session.thresholds.responses,
+                        subject=f"read of block {self._block.hex()}",
+                    )
+            pause_us = min(2 * pause_us, limits.PATIENCE_MOST_US)
         return version
 
     async def _descend(self) -> FoundVersion | None:

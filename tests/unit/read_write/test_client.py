@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
+from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -822,6 +825,26 @@ def test_an_overtaken_read_retries_with_a_node_down() -> None:
     world.nodes[4].behaviour = first_partial_then_collected
     assert bob.read().timestamp == newest
     assert asked == 2
+
+
+class AlwaysOvertaken(BlockRead):
+    """A read of a patch that nodes have collected, though they have no later one."""
+
+    async def _descend(self) -> None:
+        return None
+
+
+def test_a_read_that_is_always_overtaken_pauses_and_ends() -> None:
+    session: Any = SimpleNamespace(
+        patience_total_us=limits.VERIFY_PATIENCE_US, thresholds=World().thresholds
+    )
+    reading = AlwaysOvertaken(session, BLOCK, None).run()
+    pauses: list[int] = []
+    effects: Any = iter(partial(reading.send, None), None)
+    with pytest.raises(QuorumUnavailable):
+        pauses.extend(effect.duration_us for effect in islice(effects, 1_000))
+    assert len(pauses) < 20
+    assert max(pauses) <= limits.PATIENCE_MOST_US
 
 
 def test_an_encoding_of_no_item_is_poisonous_to_readers() -> None:
