@@ -368,7 +368,7 @@ class Accepting:
 
         async def fetch(view: StorageView) -> list[Write] | None:
             writes = await want.fetch(view)
-            if writes is not None:
+            if writes is not None and not between_nodes.say_gone(writes):
                 return writes
             staged: list[Write] = []
             for each in fetches:
@@ -718,7 +718,7 @@ class Accepting:
             raise _Fail(Status.NOT_CURRENT)
         if between_nodes.take_staged(replica, version):
             return
-        if between_nodes.is_staged(replica, version):  # but the staged rows do not lead there
+        if between_nodes.is_staged(replica, version):  # but that does not lead there, or it is gone
             raise _Fail(Status.NOT_CURRENT, writes=between_nodes.unstaged(replica))
         fetch = self._fetching(replica, version, hosts)
         raise WaitFor(Want(between_nodes.sync_key(replica.object, version), fetch))
@@ -727,7 +727,7 @@ class Accepting:
         """How to get a version of an object that `hosts` have."""
         known = between_nodes.known_versions(replica)
         me, peers = self._node, self._peers
-        return lambda _view: between_nodes.fetch_version(
+        return lambda _view: between_nodes.fetch_to_build_on(
             replica.object, version, known=known, hosts=hosts, me=me, peers=peers
         )
 

@@ -10,6 +10,11 @@ versions from one that it has; if that is long or unknown, the whole state, page
 
 What was agreed on is true for ever, whatever has happened at the server meanwhile; so it is staged
 in a row of its own, and the request that wanted it moves the head when it is stepped again.
+
+A client that knows nothing newer may condition its update on a version that its hosts have
+collected since. A server that lacks it cannot get it, and says so by failing the request
+(`fetch_to_build_on`): if it had the client come again, and t servers were down, fewer than a quorum
+would answer, and the client would never look for what is new.
 """
 
 from __future__ import annotations
@@ -61,6 +66,7 @@ _BEYOND_OBJECTS = after_keys(OBJECT_ID_BYTES)
 _PATIENCE_TOTAL_US = 10 * limits.SECOND_US
 _CHAIN = b"c"
 _STATE = b"s"
+_GONE = b"g"
 _BEYOND_VERSIONS = b"\xff" * (len(ZERO) + 5)
 
 _decode_links = msgspec.msgpack.Decoder(tuple[Link, ...]).decode
@@ -100,9 +106,50 @@ async def fetch_version(
     peers: Peers,
 ) -> list[Write] | None:
     """The writes that stage `version`; None if too few servers give the same."""
+    return await _fetched(_asking(hosts, me, peers), identifier, version, known)
+
+
+async def fetch_to_build_on(
+    identifier: ObjectId,
+    version: LogicalTimestamp,
+    *,
+    known: tuple[LogicalTimestamp, ...],
+    hosts: Nodes,
+    me: NodeId,
+    peers: Peers,
+) -> list[Write] | None:
+    """As `fetch_version`, for a request that is conditioned on the version.
+
+    If a benign server has reported it, as the request shows, and does not have it any more, the
+    writes say so, and the request fails: it is not repeated as if the version would come one day.
+    That server has collected it, since something later is established, or has lost its store.
+    Safe: a server may fail any request. b liars alone do not make it fail one.
+    """
+    asking = _asking(hosts, me, peers)
+    fetched = await _fetched(asking, identifier, version, known)
+    if fetched is None and peers.quorums.includes_benign(asking.lacking & hosts):
+        return [Write(Table.REQUEST, sync_key(identifier, version), _GONE)]
+    return fetched
+
+
+def say_gone(writes: list[Write]) -> bool:
+    """True if these writes of `fetch_to_build_on` say that the version is gone."""
+    return any(write.value == _GONE for write in writes)
+
+
+def _asking(hosts: Nodes, me: NodeId, peers: Peers) -> PageAsking:
+    """Asks the hosts first."""
     order = tuple(sorted(others_from(me, peers.quorums), key=lambda node: node not in hosts))
+    return PageAsking(order, peers)
+
+
+async def _fetched(
+    asking: PageAsking,
+    identifier: ObjectId,
+    version: LogicalTimestamp,
+    known: tuple[LogicalTimestamp, ...],
+) -> list[Write] | None:
     key = sync_key(identifier, version)
-    asking = PageAsking(order, peers)
     try:
         chain = await asking.agree(SyncRequest(identifier, version, known, b"", True))
         links = None if chain is None else links_down_from(version, chain)
@@ -160,6 +207,7 @@ class PageAsking:
     """Asks servers for pages until a set of them that includes a benign one agrees."""
 
     def __init__(self, order: tuple[NodeId, ...], peers: Peers) -> None:
+        self.lacking = NOBODY  # servers that have said that they do not have what was asked for
         self._order = order
         self._peers = peers
 
@@ -195,8 +243,10 @@ class PageAsking:
         def take(delivery: Delivery) -> None:
             nonlocal unchained
             reply, node = delivery.message, delivery.node
-            if not isinstance(reply, SyncReply) or reply.found is Found.NOTHING:
+            if not isinstance(reply, SyncReply):
                 pass
+            elif reply.found is Found.NOTHING:
+                self.lacking = self.lacking.plus(node)
             elif reply.found is Found.UNCHAINED:
                 unchained = unchained.plus(node)
             else:
@@ -229,10 +279,15 @@ def unstaged(replica: Replica) -> list[Write]:
 
 
 def take_staged(replica: Replica, version: LogicalTimestamp) -> bool:
-    """Move the head to `version` with the staged rows. False if they do not lead there."""
+    """Move the head to `version` with the staged rows. False if they do not lead there.
+
+    Nor do they if all that is known is that a benign host does not have it any more.
+    """
     key = sync_key(replica.object, version)
     staged = replica.view.get(Table.REQUEST, key)
     if staged is None:
+        return False
+    if staged == _GONE:
         return False
     replica.writes += unstaged(replica)
     if staged.startswith(_CHAIN):

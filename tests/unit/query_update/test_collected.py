@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
-from bftfs.identifiers import ObjectId
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import Nodes
+from bftfs.identifiers import NodeId, ObjectId
+from bftfs.query_update import between_nodes
 from bftfs.query_update.counter import Count, Increment
-from bftfs.query_update.history import time_of
+from bftfs.query_update.history import ZERO, LogicalTimestamp, time_of
 from bftfs.server.object_collection import ObjectWalk, establish
 from bftfs.storage import Table, Write
 from bftfs.wire.codec import encode
@@ -79,3 +84,68 @@ def test_establishment_is_known_after_one_object_forgot_it(
     other = (names[1 - collected],)
     accounts = after.run(after.qu.update(other, "transfer.1", Transfer("later"), USER)).answer
     assert accounts.entries == (("bothx1", "laterx1"),)
+
+
+def _goes_on_from_what_was_collected() -> Count:
+    """One server has missed it and cannot get it; the others have gone on; one of these is down."""
+    cluster = Cluster()
+    old, new = cluster.client("X"), cluster.client("Y")
+
+    def increment(client: Client) -> Count:
+        update = client.qu.update((NAME,), "counter.increment", Increment(1), USER)
+        count: Count = client.run(update).answer
+        return count
+
+    increment(old)
+    cluster.mute(3)
+    increment(old)  # it knows this one, and none of those after it
+    increment(new)
+    cluster.settle()
+    for node in cluster.nodes:
+        if node.number != 3:
+            collect(node)
+    cluster.heal()
+    cluster.mute(0)
+    return increment(old)
+
+
+def test_a_server_that_is_behind_does_not_wait_for_what_its_host_has_collected() -> None:
+    assert _goes_on_from_what_was_collected() == Count(4)
+
+
+def test_must_fail_a_server_that_waits_for_what_its_host_has_collected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It asks its client to come again for ever, which nobody else answers instead."""
+    monkeypatch.setattr(between_nodes, "fetch_to_build_on", between_nodes.fetch_version)
+    with pytest.raises(AssertionError):
+        _goes_on_from_what_was_collected()
+
+
+@pytest.mark.parametrize(("hosts", "is_gone"), [((), False), ((1,), False), ((1, 2), True)])
+def test_b_hosts_make_no_server_fail_what_it_cannot_get(
+    hosts: tuple[int, ...], is_gone: bool
+) -> None:
+    """All say that they do not have it; but b of those that have reported it may lie."""
+    cluster = Cluster()
+    client = cluster.client("X")
+    client.run(client.qu.update((NAME,), "counter.increment", Increment(1), USER))
+    cluster.settle()
+    version = cluster.nodes[0].replica(NAME).head[:-1] + b"?"
+    fetched: list[Any] = []
+    cluster.nodes[0].engine.start(
+        between_nodes.fetch_to_build_on(
+            NAME,
+            LogicalTimestamp(version),
+            known=(ZERO,),
+            hosts=Nodes.of(map(NodeId, hosts)),
+            me=NodeId(0),
+            peers=Peers(client.qu.quorums),
+        ),
+        lambda result, _error: fetched.append(result),
+    )
+    cluster.nodes[0].arm()
+    cluster.settle()
+    (writes,) = fetched
+    assert (writes is not None and between_nodes.say_gone(writes)) == is_gone
+    assert writes is None or is_gone
