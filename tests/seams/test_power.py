@@ -335,9 +335,12 @@ class Made:
         copies = {node: world.copy_of(node) for node in range(6)}
         made = root.run(root.files.make_directory(ROOT, b"directory", 0o700, root.who))
         self.directory = made.identifier
+        has = world.knowing(self.directory)
+        away = world.nodes[has[0]]
+        away.crash(down_us=None)  # so that the one without the directory is asked in its place
         root.make("one", "")
         root.make("other", "")
-        has = world.knowing(self.directory)
+        away.start()
         knowing = [*has[-whole - 1 : -1], *(node for node in range(6) if node not in has)][:2]
         world.lose_power({node: copies[node] for node in copies if node not in knowing})
 
