@@ -188,20 +188,37 @@ async def carry_out(
 ) -> None:
     """Do the steps, in an order that works; some at the same time.
 
-    `told` hears of each step when it is done, or why it cannot be done: then others go on.
+    `told` hears of each step when it is done, or why it cannot be done: then others go on. It hears
+    of them in their order, so that an undo says the same each time.
     """
-
-    async def perform(step: UndoStep) -> None:
-        try:
-            if step.perform is not None:
-                await step.perform()
-        except (FileSystemError, OperationFailed) as failure:
-            told(step, failure)
-        else:
-            told(step, None)
-
     for stage in in_stages(steps):
-        await several_at_once([partial(perform, each) for each in stage], most=AT_ONCE)
+        await _carry_out_together(stage, told)
+
+
+async def _carry_out_together(
+    stage: Sequence[UndoStep], told: Callable[[UndoStep, Exception | None], None]
+) -> None:
+    ended: dict[int, Exception | None] = {}  # by position; those that `told` has not heard of yet
+    first = 0
+
+    async def perform(position: int, step: UndoStep) -> None:
+        nonlocal first
+        ended[position] = await _failure_of(step)
+        while first in ended:
+            told(stage[first], ended.pop(first))
+            first += 1
+
+    await several_at_once([partial(perform, *each) for each in enumerate(stage)], most=AT_ONCE)
+
+
+async def _failure_of(step: UndoStep) -> Exception | None:
+    """Do the step; why it cannot be done, if so."""
+    try:
+        if step.perform is not None:
+            await step.perform()
+    except (FileSystemError, OperationFailed) as failure:
+        return failure
+    return None
 
 
 def in_stages(steps: Iterable[UndoStep]) -> Iterator[list[UndoStep]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from bftfs import limits
+from bftfs.conversation import Pause
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.directory import RENAME_EXCHANGE
 from bftfs.filesystem.registry import MEND, RENAME
@@ -623,3 +625,20 @@ def test_an_interrupted_undo_goes_on(stage: Any) -> None:
     assert 0 < len(left) <= len(steps) - len(done)
     assert not stage.undo()
     assert all(stage.contents(f"d/{each}") == f"{each}\n" for each in range(MANY))
+
+
+def test_an_undo_tells_of_its_steps_in_their_order(stage: Any) -> None:
+    """Though some take longer, and are done at the same time as others."""
+
+    async def wait(pause_us: int) -> None:
+        await Pause(pause_us)
+        if pause_us == 200:
+            raise FileSystemError(errno.EACCES)
+
+    steps = [
+        UndoStep(f"{pause_us}", perform=partial(wait, pause_us)) for pause_us in (300, 100, 200, 50)
+    ]
+    heard: list[tuple[str, bool]] = []
+    telling = carry_out(steps, lambda each, failure: heard.append((each.what, failure is None)))
+    stage.honest.run(telling)
+    assert heard == [("300", True), ("100", True), ("200", False), ("50", True)]
