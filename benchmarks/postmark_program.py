@@ -77,7 +77,7 @@ class PostMark:
                 raise WorkloadError(f"{_PROGRAM} has ended before '{phase}': {last}")
 
     def report(self) -> str:
-        """What it prints in the end."""
+        """PostMark's report, which it prints when it has deleted its files."""
         self.await_phase(DELETING)
         while self._read():
             pass

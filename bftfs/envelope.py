@@ -192,9 +192,9 @@ class DescriptionRequest(Message, frozen=True, tag=0x58):
 
 
 class DescriptionReply(Message, frozen=True, tag=0x59):
-    """That description. It proves itself, by its signature and its serial, whichever node sends it.
+    """The description that was asked for, and the digests of those kept beside the latest one.
 
-    With the digests of those that the node keeps beside the latest one.
+    Its signature and serial prove it, whichever node sends it.
     """
 
     encoded: _EncodedField

@@ -121,7 +121,7 @@ class ContentionExhausted(OperationFailed):
 
 
 class FateUnknown(OperationFailed):
-    """Whether an update has taken effect cannot be found out by its object any more.
+    """The client can no longer find out, by its object, whether an update has taken effect.
 
     Servers have collected the versions among which it would be. None of its attempts takes effect
     from now on.
@@ -213,7 +213,7 @@ class FileSystemError(BftfsError):
 
 
 class VersionGone(FileSystemError):
-    """What a client has written can be named no more: nodes may have collected it."""
+    """No update can name a version of a block any more: nodes may have collected it."""
 
     def __init__(self, subject: str) -> None:
         super().__init__(errno.EIO, f"what was written to {subject} is gone")

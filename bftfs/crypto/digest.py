@@ -190,7 +190,7 @@ def entries_of(authenticators: bytes, n: int) -> tuple[bytes, ...]:
 
 @cache
 def _split(n: int, count: int, *, knowing: bool) -> tuple[_Split, tuple[_Split, ...]]:
-    """What splits `count` authenticators into parts, and what selects those of each server.
+    """A function that splits `count` authenticators into parts; for each server, one that selects.
 
     An authenticator has n + 2 parts: its life, n MACs, and the lives that it tells of others.
     """

@@ -434,9 +434,9 @@ class Contents:
         return max(ends, default=0)
 
     def lose(self, number: int) -> None:
-        """What nodes held of an uncovered block, and this mount does not have, is gone.
+        """Forget an uncovered block that nodes have collected, and this mount has no copy of.
 
-        What programs have written over it since is not.
+        Bytes that programs have written over it since are kept.
         """
         first = number * self.layout.block_bytes
         dirty = self.dirty[number].extents() if number in self.dirty else ()

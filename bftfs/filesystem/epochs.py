@@ -19,9 +19,9 @@ open what they write from now on; every other client must.
    signed descriptions that it has read; of these one that none of them lists as an earlier one; and
    then that with the highest serial. So a later description whose signer did not know of a
    revocation brings no client back to a key that the revoked client has, not even a mount that
-   begins now: nodes keep the revocation beside it. Whoever has got an epoch's key has got those of
-   the epochs before it, which the keyring has. A client changes its choice only for what is
-   signed; so it goes back only if that shows that more revoked clients have the key. It remembers
+   begins now: nodes keep the revocation beside it. A client that has got an epoch's key has got
+   those of the epochs before it, which the keyring has. A client changes its choice only for what
+   is signed; so it goes back only if that shows that more revoked clients have the key. It remembers
    who has got the keys of the present epoch and of the best others, and assumes that all revoked
    clients have got the rest: old descriptions that a node shows, however many, displace none of
    these.

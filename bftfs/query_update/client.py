@@ -419,7 +419,7 @@ class QueryUpdateClient:
         return None
 
     async def _fate_unknown(self, update: _Ongoing) -> FateUnknown:
-        """What to raise if nobody knows what became of an attempt: then none takes effect later."""
+        """Exclude all attempts for good; the error that tells that servers do not know their fate."""
         await self.repairs.supersede(*_existing(update), update.who)
         return FateUnknown(update.method.name)
 

@@ -1,4 +1,4 @@
-"""What all servers together can show of one object: which of them host its latest version.
+"""Finds out, for one object, which servers host its latest version.
 
 A replica history is its server's word: a client cannot check authenticators. [Q/U §4.3.4] So it
 takes two kinds of evidence: how many servers share the candidate, as for any classification, and

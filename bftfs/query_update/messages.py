@@ -160,7 +160,7 @@ class InlineBarrier(Message, frozen=True, tag=0x13):
 def addressed(
     message: Update | InlineUpdate | InlineBarrier, n: int
 ) -> Callable[[NodeId], Update | InlineUpdate | InlineBarrier]:
-    """What each of n servers is sent of `message`, which has whole authenticators.
+    """Turns `message`, which has whole authenticators, into the one that each of n servers is sent.
 
     Raises ValueError if these are none.
     """

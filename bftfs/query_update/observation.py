@@ -120,7 +120,7 @@ class Deductions:
         self._quorums = peers.quorums
         self._peers = peers
         self._peers_epoch = peers.epoch
-        # What each server says of each candidate, with its voucher.
+        # By candidate: each server's verdict on it, and its voucher.
         self._statements: OrderedDict[LogicalTimestamp, _Statements] = OrderedDict()
         self._facts: dict[LogicalTimestamp, bool] = {}
         self._lives = (0,) * peers.quorums.n  # the latest of each server that are believed

@@ -146,7 +146,7 @@ async def _is_made_anew(
     if lost in history.lost:
         for each in history.lost[lost]:
             child = log.tree.get(Slot(there, each))
-            # What the client has put there is no part of a copy.
+            # An entry that the client has put there is no part of a copy.
             if child is None or not history.stays(Slot(there, each), child):
                 return False
         return True

@@ -132,7 +132,7 @@ class Undo:
         return [*steps, *plan.conflicts]
 
     async def _compare(self, identifier: ObjectId) -> _Compared:
-        """What is to be, and what is, of an object that the client changed."""
+        """Compare an object that the client changed with what undo would make of it."""
         view, log = self._view, self._log
         attributes = await others_work.attributes_to_restore(view, log, identifier)
         first = None

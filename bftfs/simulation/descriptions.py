@@ -51,7 +51,7 @@ class ClientLists:
             self._key_epochs.heard(node, self._serials[node])
 
     def serial(self, node: NodeId) -> int:
-        """That of the description that a node goes by."""
+        """The serial of the description that a node goes by."""
         return self._serials[node]
 
     def admits(self, node: NodeId, sender: Endpoint) -> bool:

@@ -18,7 +18,7 @@ from bftfs.identifiers import BlockId
 
 
 class Sealed(NamedTuple):
-    """What a correct client has sealed."""
+    """A block that a correct client has sealed, and its content."""
 
     block: BlockId
     item: bytes

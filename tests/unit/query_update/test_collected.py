@@ -37,25 +37,30 @@ def collect(node: Node, name: ObjectId = NAME) -> None:
     assert len(list(storage.keys(Table.VERSION, name, name + b"\xff" * 99))) == 1
 
 
+def collect_but_at(cluster: Cluster, behind: int, name: ObjectId = NAME) -> None:
+    """All servers but one collect it."""
+    cluster.settle()
+    for node in cluster.nodes:
+        if node.number != behind:
+            collect(node, name)
+
+
+def increment(client: Client) -> Count:
+    update = client.qu.update((NAME,), "counter.increment", Increment(1), USER)
+    count: Count = client.run(update).answer
+    return count
+
+
 @pytest.mark.parametrize("missed", [1, 4])
 def test_an_update_is_finished_without_its_base(missed: int) -> None:
     """One server has missed it; of the quorum that has it, another is down now."""
     cluster = Cluster()
     before, after = cluster.client("X"), cluster.client("Y")
-
-    def increment(client: Client) -> Count:
-        update = client.qu.update((NAME,), "counter.increment", Increment(1), USER)
-        count: Count = client.run(update).answer
-        return count
-
     increment(before)
     cluster.mute(3)
     for _ in range(missed):
         increment(before)
-    cluster.settle()
-    for node in cluster.nodes:
-        if node.number != 3:
-            collect(node)
+    collect_but_at(cluster, 3)
     cluster.heal()
     cluster.mute(0)
     assert increment(after) == Count(missed + 2)
@@ -75,10 +80,7 @@ def test_establishment_is_known_after_one_object_forgot_it(
     alone = (names[collected],)
     for number in range(3):
         before.run(before.qu.update(alone, "transfer.1", Transfer(f"alone {number}"), USER))
-    cluster.settle()
-    for node in cluster.nodes:
-        if node.number != 3:
-            collect(node, names[collected])
+    collect_but_at(cluster, 3, names[collected])
     cluster.heal()
     cluster.mute(0)
     other = (names[1 - collected],)
@@ -90,20 +92,11 @@ def _goes_on_from_what_was_collected() -> Count:
     """One server has missed it and cannot get it; the others have gone on; one of these is down."""
     cluster = Cluster()
     old, new = cluster.client("X"), cluster.client("Y")
-
-    def increment(client: Client) -> Count:
-        update = client.qu.update((NAME,), "counter.increment", Increment(1), USER)
-        count: Count = client.run(update).answer
-        return count
-
     increment(old)
     cluster.mute(3)
     increment(old)  # it knows this one, and none of those after it
     increment(new)
-    cluster.settle()
-    for node in cluster.nodes:
-        if node.number != 3:
-            collect(node)
+    collect_but_at(cluster, 3)
     cluster.heal()
     cluster.mute(0)
     return increment(old)
@@ -129,7 +122,7 @@ def test_b_hosts_make_no_server_fail_what_it_cannot_get(
     """All say that they do not have it; but b of those that have reported it may lie."""
     cluster = Cluster()
     client = cluster.client("X")
-    client.run(client.qu.update((NAME,), "counter.increment", Increment(1), USER))
+    increment(client)
     cluster.settle()
     version = cluster.nodes[0].replica(NAME).head[:-1] + b"?"
     fetched: list[Any] = []
