@@ -21,10 +21,10 @@ open what they write from now on; every other client must.
    revocation brings no client back to a key that the revoked client has, not even a mount that
    begins now: nodes keep the revocation beside it. A client that has got an epoch's key has got
    those of the epochs before it, which the keyring has. A client changes its choice only for what
-   is signed; so it goes back only if that shows that more revoked clients have the key. It remembers
-   who has got the keys of the present epoch and of the best others, and assumes that all revoked
-   clients have got the rest: old descriptions that a node shows, however many, displace none of
-   these.
+   is signed; so it goes back only if that shows that more revoked clients have the key. It
+   remembers who has got the keys of the present epoch and of the best others, and assumes that all
+   revoked clients have got the rest: old descriptions that a node shows, however many, displace
+   none of these.
 5. A writer waits for those descriptions only that more than b nodes name, of which one is correct
    and sends what it names. If that is lost, or a later one comes in its place, it asks all nodes
    again, and seals nothing meanwhile. What fewer name is asked for as well, and counts the next

@@ -419,7 +419,7 @@ class QueryUpdateClient:
         return None
 
     async def _fate_unknown(self, update: _Ongoing) -> FateUnknown:
-        """Exclude all attempts for good; the error that tells that servers do not know their fate."""
+        """Exclude all attempts for good; the error that says that nobody knows their fate."""
         await self.repairs.supersede(*_existing(update), update.who)
         return FateUnknown(update.method.name)
 
