@@ -448,8 +448,8 @@ def make_directories(attacked: Attacked, place: str = ".") -> None:
 def barred(attacked: Attacked, barrage: Barrage) -> tuple[int, bool]:
     """How many barriers of a reader correct nodes take while root makes directories.
 
-    He makes as many as a client's allowance lets him. And whether root was done before all were
-    sent. The directory is a new one: those taken move its time ahead, and others follow from that.
+    The reader makes as many as a client's allowance permits. And True if root was done before all
+    were sent. The directory is a new one: those taken move its time ahead, and others follow from that.
     """
     count = 0
     name = attacked.new_name("place")
@@ -464,11 +464,17 @@ def barred(attacked: Attacked, barrage: Barrage) -> tuple[int, bool]:
                 if node != LIAR
             )
             reader.perform(pause())
-            if made.done():
-                break
         in_time = made.done()
         made.result()
     return count, in_time
+
+
+def permitted(barrage: Barrage) -> int:
+    """How many barriers careful nodes take.
+
+    On one server's word they take a few, in the beginning: a fast clock could have left that.
+    """
+    return BARRIER_STEPS if barrage is built_on else 0
 
 
 async def pause() -> None:
@@ -479,11 +485,10 @@ async def pause() -> None:
 def test_barriers_of_a_reader_do_not_stop_updates(
     guarded: None, attacked: Attacked, barrage: Barrage
 ) -> None:
-    """On one server's word a few are taken, in the beginning: a fast clock could have left that."""
     attacked.run(HONEST, ACCOMPLICE)
     taken, in_time = barred(attacked, barrage)
     assert in_time
-    assert taken <= (BARRIER_STEPS if barrage is built_on else 0)
+    assert taken <= permitted(barrage)
 
 
 # --- the same without the rules -------------------------------------------------------------------
@@ -510,10 +515,10 @@ def test_must_fail_careless_nodes_let_the_stranger_in(
 def test_must_fail_careless_nodes_take_a_readers_barriers(
     guarded: None, attacked: Attacked, barrage: Barrage
 ) -> None:
+    """Whether root finds gaps between them, and is done first, depends on the machine's speed."""
     attacked.run(CARELESS, ACCOMPLICE)
-    count, in_time = barred(attacked, barrage)
-    assert count
-    assert not in_time
+    taken, _ = barred(attacked, barrage)
+    assert taken > permitted(barrage)
 
 
 # --- barriers that a node forges, which leave the root directory ahead of clocks -----------------
