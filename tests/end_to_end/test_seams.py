@@ -449,7 +449,8 @@ def barred(attacked: Attacked, barrage: Barrage) -> tuple[int, bool]:
     """How many barriers of a reader correct nodes take while root makes directories.
 
     The reader makes as many as a client's allowance permits. And True if root was done before all
-    were sent. The directory is a new one: those taken move its time ahead, and others follow from that.
+    were sent. The directory is a new one: those taken move its time ahead, and others follow from
+    that.
     """
     count = 0
     name = attacked.new_name("place")
