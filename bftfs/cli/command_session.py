@@ -10,15 +10,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Self, TypeVar
 
 import click
 
+from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.decisions import decisions_known
@@ -74,6 +76,7 @@ class Located:
         return FoundObject(self.identifier, self.attributes)
 
 
+_FIRST_PAGE = 16  # versions; the next one has twice as many
 _GONE = "no such file (at that time); `bftfs log` shows when there was one"
 _LOST = "nothing is left of what this name stands for; `bftfs mend` removes the name"
 _REASONS = {errno.ENOENT: _GONE, errno.ESTALE: _GONE}
@@ -271,26 +274,24 @@ class CommandSession:
             gone_us = removed_us if gone_us is None else min(gone_us, removed_us)
         return identifier, gone_us
 
-    def earlier(self, path: Path, identifier: ObjectId) -> list[tuple[ObjectId, int]]:
+    def earlier(self, path: Path, identifier: ObjectId) -> Iterator[tuple[ObjectId, int]]:
         """The other objects that the name stood for, the latest first, and when each ended to.
 
         So the history of a name goes on before an undelete, or before a program that saves a file
         by renaming a new one to its name. None, where the directory may not be read.
         """
-        found: dict[ObjectId, int] = {}
+        found = {identifier}
         name = os.fsencode(path.name)
         if not self.names(path):
-            return []
+            return
         with suppress(UsageError):
             parent, _ = self.find(path.parent)
-            for directory, ended_us in (
-                (parent, self.now_us),
-                *self.earlier(path.parent, parent),
-            ):
+            directories = chain(((parent, self.now_us),), self.earlier(path.parent, parent))
+            for directory, ended_us in directories:
                 for child, until_us in self._children(directory, name, ended_us):
-                    if child != identifier:
-                        found.setdefault(child, until_us)
-        return list(found.items())
+                    if child not in found:
+                        found.add(child)
+                        yield child, until_us
 
     def _children(
         self, directory: ObjectId, name: bytes, ended_us: int
@@ -305,10 +306,18 @@ class CommandSession:
 
     # --- contents ----------------------------------------------------------------------------
 
-    def changes(self, identifier: ObjectId, *, since_us: int = 0) -> list[Change]:
-        """The versions of an object, the latest first."""
+    def changes(self, identifier: ObjectId, *, since_us: int = 0) -> Iterator[Change]:
+        """The versions of an object, the latest first; older ones are read as they are taken."""
         with refusals_explained("its history"):
-            return self.perform(self.view.changes(identifier, since_us=since_us))
+            pages = self.perform(self.view.pages(identifier, since_us=since_us))
+        most = _FIRST_PAGE
+        while True:
+            with refusals_explained("its history"):
+                page = self.perform(pages.next(most))
+            if not page:
+                return
+            yield from page
+            most = min(2 * most, limits.VERSIONS_IN_REPLY)
 
     def changes_of(self, identifiers: Sequence[ObjectId]) -> list[list[Change]]:
         """The versions of each of several objects, the latest first."""
@@ -344,7 +353,7 @@ def absolute(text: str) -> Path:
     return Path(os.path.abspath(text))
 
 
-def last_removal(changes: list[Change], name: bytes) -> tuple[ObjectId, int] | None:
+def last_removal(changes: Iterable[Change], name: bytes) -> tuple[ObjectId, int] | None:
     """The last object that `name` in a directory stood for, and when that ended."""
     gone_us = None
     for change in changes:

@@ -189,7 +189,7 @@ def _last_seen(session: CommandSession, path: Path, gone_us: int) -> Located:
 
 def _list_removed(session: CommandSession, path: Path) -> None:
     identifier, _ = session.find(path)
-    changes = session.changes(identifier)
+    changes = list(session.changes(identifier))
     newest = dict(entry for change in reversed(changes) for entry in change.entries)
     removed = [(last_removal(changes, name), name) for name in newest if newest[name] is None]
     rows = [(last[1], os.fsdecode(name)) for last, name in removed if last is not None]

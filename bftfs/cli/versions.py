@@ -7,8 +7,11 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import click
@@ -63,44 +66,42 @@ def log(path: str, since: str | None, count: int | None, everything: bool, as_js
             )
         identifier, gone_us = session.find(absolute(path))
         since_us = 0 if since is None else session.time(since)
-        rows = _rows(session, identifier, since_us, everything=everything)
-        for each, until_us in session.earlier(absolute(path), identifier):
-            if until_us < since_us or (count is not None and len(rows) >= count):
-                break
-            rows += _rows(session, each, since_us, until_us=until_us, everything=everything)
-        rows = rows[:count]
-        let_go = () if as_json else session.let_go()
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    if gone_us is not None:
-        name = as_word(path)
-        click.echo(f"{name}: was removed; `bftfs undelete {name}` brings it back", err=True)
-    for above, row in zip([*rows[:1], *rows], rows, strict=False):
-        if above["object"] != row["object"]:
+        rows = islice(_rows(session, absolute(path), identifier, since_us, everything), count)
+        if as_json:
+            click.echo(json.dumps(list(rows), indent=2))
+            return
+        if gone_us is not None:
+            name = as_word(path)
+            click.echo(f"{name}: was removed; `bftfs undelete {name}` brings it back", err=True)
+        _print_rows(rows)
+        tell_decisions(session.description, session.let_go())
+
+
+def _rows(
+    session: CommandSession, path: Path, identifier: ObjectId, since_us: int, everything: bool
+) -> Iterator[dict[str, Any]]:
+    """The versions of what is, or was, at a path, the latest first; read as they are taken."""
+    objects = chain(((identifier, session.now_us),), session.earlier(path, identifier))
+    for each, until_us in objects:
+        if until_us < since_us:
+            return
+        for change in session.changes(each, since_us=since_us):
+            if each != identifier and change.time_us > until_us:
+                continue
+            if everything or change.operation.method not in UNSEEN:
+                yield _row(session, each, change)
+
+
+def _print_rows(rows: Iterable[dict[str, Any]]) -> None:
+    above = None
+    for row in rows:
+        if above not in (None, row["object"]):
             click.echo("-- before that, the name stood for another object:")
+        above = row["object"]
         size = "" if row["size"] is None else str(row["size"])
         click.echo(
             f"{row['time']}  {row['client']:<12} uid {row['uid']:<5} {size:>12}  {row['operation']}"
         )
-    tell_decisions(session.description, let_go)
-
-
-def _rows(
-    session: CommandSession,
-    identifier: ObjectId,
-    since_us: int,
-    *,
-    everything: bool,
-    until_us: int | None = None,
-) -> list[dict[str, Any]]:
-    """The versions of an object between two times, the latest first."""
-    return [
-        _row(session, identifier, change)
-        for change in session.changes(identifier, since_us=since_us)
-        if (everything or change.operation.method not in UNSEEN)
-        and (until_us is None or change.time_us <= until_us)
-    ]
 
 
 def _row(session: CommandSession, identifier: ObjectId, change: Change) -> dict[str, Any]:
@@ -196,11 +197,14 @@ def diff(old: str, new: str | None, brief: bool, as_json: bool) -> int:
             )
         differences = differences_between(session, before, after)
         if as_json:
-            click.echo(json.dumps([_json_of(each) for each in differences], indent=2))
-        else:
-            for each in differences:
-                _print_difference(session, before, after, each, brief=brief)
-    return 1 if differences else 0
+            found = [_json_of(each) for each in differences]
+            click.echo(json.dumps(found, indent=2))
+            return 1 if found else 0
+        code = 0
+        for each in differences:
+            _print_difference(session, before, after, each, brief=brief)
+            code = 1
+    return code
 
 
 def _version_before(session: CommandSession, now: Located) -> Located:
@@ -209,17 +213,17 @@ def _version_before(session: CommandSession, now: Located) -> Located:
         times = session.perform(session.history.change_times(now.identifier, session.who)).times
         moments = [time_us - 1 for time_us in times[:1]]
     else:
-        changes = [
+        changes = (
             each for each in session.changes(now.identifier) if each.operation.method not in UNSEEN
-        ]
+        )
         # A program that rewrites a file makes it empty first: that is not what was before.
-        moments = [
+        before = (
             each.time_us
-            for each in changes[1:]
+            for each in islice(changes, 1, None)
             if each.operation.method != registry.TRUNCATE or _size(each)
-        ]
-        if not moments:  # only the past of the name can tell
-            moments = [until - 1 for _, until in session.earlier(now.path, now.identifier)]
+        )
+        of_name = (until_us - 1 for _, until_us in session.earlier(now.path, now.identifier))
+        moments = list(islice(chain(before, of_name), 1))
     for time_us in moments[:1]:
         with suppress(UsageError):
             return session.locate_at(now.path, time_us)
@@ -228,33 +232,35 @@ def _version_before(session: CommandSession, now: Located) -> Located:
 
 def differences_between(
     session: CommandSession, before: Located, after: Located
-) -> list[Difference]:
-    """The differences between two files or trees, by path; a moved object counts as renamed."""
+) -> Iterator[Difference]:
+    """The differences between two files or trees, by path; a moved object counts as renamed.
+
+    Contents are compared as the differences are taken.
+    """
     old, new = (
         session.tree(each) if each.attributes.is_directory else {"": each.node}
         for each in (before, after)
     )
     gone = {old[path].identifier: path for path in sorted(old.keys() - new.keys())}
-    found: list[Difference] = []
-    kept: set[str] = set()  # paths of `old` whose object is still there, here or elsewhere
-    for path in sorted(new):
-        is_now = new[path]
-        origin = path if path in old else gone.pop(is_now.identifier, None)
-        if origin is None:
-            found.append(Difference("added", path, None, is_now, contents_differ=True))
+    origins = {
+        path: path if path in old else gone.pop(new[path].identifier, None) for path in sorted(new)
+    }
+    kept = {*origins.values()}  # paths of `old` whose object is still there, here or elsewhere
+    for path in sorted(old.keys() | new.keys()):
+        if path not in new:
+            if path not in kept:
+                yield Difference("removed", path, old[path], None, contents_differ=True)
             continue
-        kept.add(origin)
+        is_now, origin = new[path], origins[path]
+        if origin is None:
+            yield Difference("added", path, None, is_now, contents_differ=True)
+            continue
         was = old[origin]
         differ = _contents_differ(session, was, is_now, before.time_us, after.time_us)
         if origin != path:
-            found.append(Difference("renamed", path, was, is_now, origin, differ))
+            yield Difference("renamed", path, was, is_now, origin, differ)
         elif differ or _permissions(was) != _permissions(is_now):
-            found.append(Difference("modified", path, was, is_now, contents_differ=differ))
-    found += [
-        Difference("removed", path, old[path], None, contents_differ=True)
-        for path in old.keys() - kept
-    ]
-    return sorted(found, key=lambda each: each.path)
+            yield Difference("modified", path, was, is_now, contents_differ=differ)
 
 
 def _permissions(node: FoundObject) -> dict[str, str]:
@@ -363,11 +369,12 @@ def annotate(path: str, count: int, as_json: bool) -> None:
         located = session.locate(path)
         _require_file(located)
         until_us = session.now_us if located.time_us is None else located.time_us
-        versions = [
+        changes = (
             change
             for change in session.changes(located.identifier)
             if change.operation.method in _CONTENT_METHODS and change.time_us <= until_us
-        ][:count]
+        )
+        versions = list(islice(changes, count))
         # A program that rewrites a file makes it empty first: those versions have no lines.
         versions = versions[:1] + [each for each in versions[1:] if _size(each)]
         lines: list[str] = []

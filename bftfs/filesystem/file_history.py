@@ -128,7 +128,7 @@ async def several_at_once(
     return [results[position] for position in range(len(conversations))]
 
 
-# --- the history -----------------------------------------------------------------------------
+# --- the versions of an object ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +150,49 @@ class Change:
     def client(self) -> ClientId:
         """The author, authenticated by the servers that accepted the version."""
         return client_of(self.timestamp)
+
+
+class ChangePages:
+    """The changes of one object, read from nodes page by page, the latest first."""
+
+    __slots__ = ("_at", "_identifier", "_past", "_since_us", "_who")
+
+    def __init__(
+        self,
+        past: PastReader,
+        identifier: ObjectId,
+        who: Credentials,
+        *,
+        newest: LogicalTimestamp,
+        since_us: int = 0,
+    ) -> None:
+        """From `newest`, which is established, back to the time `since_us`."""
+        self._past = past
+        self._identifier = identifier
+        self._who = who
+        self._at = newest
+        self._since_us = since_us
+
+    async def next(self, most: int = limits.VERSIONS_IN_REPLY) -> list[Change]:
+        """At most so many older ones; none if no older version is kept, or wanted."""
+        while self._at != ZERO:
+            page = await self._past.versions(
+                self._identifier,
+                newest=self._at,
+                most=most,
+                prefixes=CHANGES_SHOWN,
+                credentials=self._who,
+            )
+            wanted = [each for each in page if time_of(each.timestamp) >= self._since_us]
+            self._at = page[-1].parent if len(wanted) == len(page) > 0 else ZERO
+            # Copies, which repair makes, have no operation.
+            found = [_change(each, each.operation) for each in wanted if each.operation is not None]
+            if found:
+                return found
+        return []
+
+
+# --- the history -----------------------------------------------------------------------------
 
 
 class Moments(NamedTuple):
@@ -265,30 +308,28 @@ class History:
         most: int = 1 << 30,
     ) -> list[Change]:
         """The versions of an object between two times (None: now), the latest first."""
+        pages = await self.pages(identifier, who, since_us=since_us, until_us=until_us)
         found: list[Change] = []
+        while len(found) < most and (page := await pages.next(min(limits.VERSIONS_IN_REPLY, most))):
+            found += page
+        return found
+
+    async def pages(
+        self,
+        identifier: ObjectId,
+        who: Credentials,
+        *,
+        since_us: int = 0,
+        until_us: int | None = None,
+    ) -> ChangePages:
+        """The same, to be read page by page."""
         if until_us is None:
-            at = await self.past.latest(identifier, who)
+            newest = await self.past.latest(identifier, who)
         else:
             method = registry.GET_ATTRIBUTES
             read = self.past.query(identifier, method, NoArguments(), who, at_us=until_us)
-            at = (await read).timestamp
-        while at != ZERO and len(found) < most:
-            page = await self.past.versions(
-                identifier,
-                newest=at,
-                most=min(limits.VERSIONS_IN_REPLY, most),
-                prefixes=CHANGES_SHOWN,
-                credentials=who,
-            )
-            if not page:
-                return found  # older versions are no longer kept
-            for version in page:
-                if time_of(version.timestamp) < since_us:
-                    return found
-                if version.operation is not None:
-                    found.append(_change(version, version.operation))
-            at = page[-1].parent
-        return found
+            newest = (await read).timestamp
+        return ChangePages(self.past, identifier, who, newest=newest, since_us=since_us)
 
     async def with_names(self, change: Change, who: Credentials) -> Change:
         """`change` with those names that only other objects' histories tell `who`.

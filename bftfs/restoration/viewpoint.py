@@ -11,7 +11,7 @@ from typing import Final
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.contents import OpenFile
-from bftfs.filesystem.file_history import Change, History, several_at_once
+from bftfs.filesystem.file_history import Change, ChangePages, History, several_at_once
 from bftfs.filesystem.metadata import DirectoryEntry
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.identifiers import ObjectId
@@ -54,6 +54,10 @@ class Viewpoint:
     async def changes(self, identifier: ObjectId, *, since_us: int = 0) -> list[Change]:
         """The changes of an object, the latest first."""
         return await self.history.changes(identifier, self.who, since_us=since_us)
+
+    async def pages(self, identifier: ObjectId, *, since_us: int = 0) -> ChangePages:
+        """The same, to be read page by page."""
+        return await self.history.pages(identifier, self.who, since_us=since_us)
 
     async def reading(self, identifier: ObjectId, time_us: int | None) -> Reading:
         """A file, opened for reading from its beginning."""
