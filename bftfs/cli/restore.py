@@ -107,8 +107,8 @@ def restore(path: str, target: Path | None, delete: bool) -> None:
 def undelete(path: str, target: Path | None, listing: bool) -> None:
     """Bring back the last file or tree at PATH, as it was when it was removed.
 
-    A tree appears at PATH when it is whole; until then it is in `.NAME.undeleting`. Interrupted,
-    the same command goes on.
+    It appears at PATH when it is whole; until then it is in `.NAME.undeleting`. Interrupted, the
+    same command goes on.
 
     Example: bftfs undelete ~/bftfs/photos
     """
@@ -125,7 +125,7 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
             )
         located = _last_seen(session, full, gone_us)
         destination = full if target is None else target.absolute()
-        is_staged = target is None and located.attributes.is_directory
+        is_staged = target is None
         staged = unfinished(destination) if is_staged else destination
         is_there = os.path.lexists(staged)
         if is_staged and is_there:
@@ -148,7 +148,7 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
 
 
 def unfinished(path: Path) -> Path:
-    """Where a tree is made that shall stand at `path` when it is whole."""
+    """Where a file or tree is made that shall stand at `path` when it is whole."""
     end = b".undeleting"
     name = b"." + os.fsencode(path.name)[: NAME_BYTES - len(end) - 1] + end
     return path.with_name(os.fsdecode(name))

@@ -56,6 +56,10 @@ def carried_over(*, before: bytes, after: bytes, onto: bytes) -> bytes | None:
         return onto
     if not before:
         return None  # it was written anew, while `onto` is something else
+    for one, other in ((after, onto), (onto, after)):
+        # The same up to there, and the rest as it was: such as an undo leaves that was killed.
+        if one.startswith(other) and one[len(other) :] == before[len(other) :]:
+            return other
     if len(before) == len(after) == len(onto) and b"\0" in before + after + onto:
         return _pieces(before, after, onto)
     try:

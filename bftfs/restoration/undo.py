@@ -78,8 +78,8 @@ class Undo:
         self._view = view
         self._log = log
         self._label = label
-        self._carrying_out = CarryingOut(view, log)
         self._spare = SpareNames(label, log.tree)
+        self._carrying_out = CarryingOut(view, log, self._spare)
 
     async def steps(self, *, told: Callable[[int, int], None] = lambda *_: None) -> list[UndoStep]:
         """The steps, in an order in which they can be done.
@@ -402,12 +402,18 @@ class CarryingOut:
 
     Each action is one operation on the objects that it names, in the name of the user who undoes.
     If others have changed these objects meanwhile, it is refused, and undo can be run again.
+
+    An undo may be killed at any moment, and a second one cannot know what the first has meant to
+    do. So what is made anew is made aside, and gets its name when it is whole; and a file that is
+    written in place is never shorter or longer than `others_work.carried_over` understands.
     """
 
-    def __init__(self, view: Viewpoint, log: ChangeLog) -> None:
+    def __init__(self, view: Viewpoint, log: ChangeLog, spare: SpareNames) -> None:
         self._view = view
         self._log = log
+        self._spare = spare
         self._made: dict[ObjectId, ObjectId] = {}  # by the removed objects
+        self._unfinished: set[ObjectId] = set()  # removed directories that are being made anew
 
     async def perform(self, actions: Sequence[Action]) -> None:
         """Carry out actions, in their order."""
@@ -418,37 +424,59 @@ class CarryingOut:
                     places = (*self._translated(source), *self._translated(target))
                     await self._view.files.rename(*places, self._view.who, flags=flags)
                 case Place(name, identifier, inside):
-                    await self._place(self._translated(name), identifier, inside)
+                    await self._bring_back(name, identifier, inside)
                 case Remove(name, identifier):
                     await self._remove(self._translated(name), identifier)
                 case _:
                     assert_never(action)
 
     async def rewrite(self, identifier: ObjectId, contents: bytes) -> None:
-        """Replace the contents of a file."""
-        files, view = self._view.files, self._view
-        await self._fill(await files.open(identifier, os.O_WRONLY | os.O_TRUNC, view.who), contents)
+        """Replace the contents of a file.
+
+        What is behind them is cut off last: an emptied file would count as emptied on purpose.
+        """
+        files, who = self._view.files, self._view.who
+        if contents:
+            await self._fill(await files.open(identifier, os.O_WRONLY, who), contents)
+        if (await files.attributes(identifier, who)).size > len(contents):
+            await files.truncate(identifier, len(contents), who)
 
     async def write_new(self, name: Slot, contents: bytes, attributes: AttributeChanges) -> None:
         """Make a file."""
-        await self._make_file(self._translated(name), contents, attributes)
+        aside = self._translated(self._spare.take_aside(name))
+        await self._make_file(aside, contents, attributes)
+        await self._give_name(aside, self._translated(name))
 
     def _translated(self, name: Slot) -> Slot:
         """The same name in the directory that was made anew, if its directory was."""
         return name._replace(directory=self._made.get(name.directory, name.directory))
 
-    async def _place(self, name: Slot, identifier: ObjectId, inside: Sequence[Action]) -> None:
+    async def _bring_back(self, name: Slot, identifier: ObjectId, inside: Sequence[Action]) -> None:
+        there = self._made.get(identifier, identifier)
+        if there != identifier or self._log.is_there(identifier):
+            await self._view.files.link(there, *self._translated(name), self._view.who)
+        elif name.directory in self._unfinished:
+            await self._make(self._translated(name), identifier, inside)
+        else:
+            aside = self._translated(self._spare.take_aside(name))
+            await self._make(aside, identifier, inside)
+            await self._give_name(aside, self._translated(name))
+
+    async def _give_name(self, aside: Slot, name: Slot) -> None:
+        """Move what was made aside to its name, now that it is whole."""
+        await self._view.files.rename(*aside, *name, self._view.who, flags=RENAME_NOREPLACE)
+
+    async def _make(self, name: Slot, identifier: ObjectId, inside: Sequence[Action]) -> None:
+        """Make what is gone anew."""
         files, who, view = self._view.files, self._view.who, self._view
         if kind_of(identifier) == ObjectKind.DIRECTORY:
             found = await files.make_directory(*name, 0o700, who)
             self._made[identifier] = found.identifier
+            self._unfinished.add(identifier)
             await self.perform(inside)  # this changes the directory's times
+            self._unfinished.discard(identifier)
             attributes = await others_work.others_attributes(view, self._log, identifier)
             await others_work.set_attributes(view, found.identifier, attributes)
-            return
-        there = self._made.get(identifier, identifier)
-        if there != identifier or self._log.is_there(identifier):
-            await files.link(there, *name, who)
             return
         time_us = self._log.last_untouched_us(identifier)
         was = await view.at(time_us).attributes(identifier, who)
@@ -493,5 +521,7 @@ class CarryingOut:
                 piece = contents[offset : offset + PIECE_BYTES]
                 if files.write(opened, offset, piece, now_ns=(await Now()) * 1000):
                     await files.write_behind(opened)
-        finally:
+        except Exception:
             await files.release(opened)
+            raise
+        await files.release(opened)  # and not if the conversation is abandoned: it cannot wait then

@@ -176,6 +176,19 @@ def test_an_undelete_that_was_killed_goes_on(directory: Path, cluster: Cluster) 
     }
 
 
+def test_an_undelete_of_a_file_that_was_killed_goes_on(directory: Path, cluster: Cluster) -> None:
+    file = directory / "file"
+    file.write_text("abc")
+    os.utime(file, (1, 2))
+    file.unlink()
+    killed = subprocess.run([sys.executable, "-c", _KILLED, file], check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert os.listdir(directory) == [".file.undeleting"]
+    assert "1 were there already" in bftfs("undelete", file)
+    assert (file.read_text(), file.stat().st_mtime) == ("abc", 2)
+    assert os.listdir(directory) == ["file"]
+
+
 def test_cat_prints_what_was_byte_for_byte(directory: Path, cluster: Cluster) -> None:
     file = directory / "file@home"
     data = payload(2 * BLOCK + 3, 4)

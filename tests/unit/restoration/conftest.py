@@ -243,10 +243,20 @@ class Stage(SimulatedCluster):
         found = self.honest.run(self.honest.files.attributes(self.honest.find(path), CREDENTIALS))
         return stat.S_IMODE(found.mode)
 
+    def kill_honest(self) -> None:
+        """What the honest user does ends at once, wherever it is; there is another one."""
+        self.honest.host.crash()
+        self.honest = User(self, "honest again")
+
 
 @pytest.fixture
 def stage() -> Stage:
     """A file `a`, a file `b`, and a file `d/c`."""
+    return furnished()
+
+
+def furnished() -> Stage:
+    """The same, not as a fixture."""
     stage = Stage()
     for name in ("a", "b"):
         stage.honest.write(name, f"{name}\n")

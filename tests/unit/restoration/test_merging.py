@@ -17,6 +17,8 @@ from bftfs.restoration.others_work import carried_over
         (b"evil\na\nb\n", b"evil\na\nb\nmine\n", b"a\nb\n", b"a\nb\nmine\n"),
         (b"a\n", b"x\n", b"y\n", None),
         (b"a\nb\n", b"a\nb\nmine\n", b"a\n", None),
+        (b"x\ny\na\nb\nc\n", b"a\nb\nc\nb\nc\n", b"a\nb\nc\n", b"a\nb\nc\n"),
+        (b"b\n", b"a\n", b"a\nb\n", None),
         (b"anything", b"", b"else", b""),
         (b"", b"mine", b"", b"mine"),
         (b"", b"mine", b"old", None),

@@ -18,7 +18,7 @@ from bftfs.identifiers import ObjectId
 from bftfs.restoration import undo
 from bftfs.restoration.changes import ChangeLog, audited
 from bftfs.restoration.undo import UndoStep, carry_out, in_stages
-from tests.unit.restoration.conftest import User
+from tests.unit.restoration.conftest import User, furnished
 
 MANY = 2 * undo.AT_ONCE
 BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
@@ -625,6 +625,95 @@ def test_an_interrupted_undo_goes_on(stage: Any) -> None:
     assert 0 < len(left) <= len(steps) - len(done)
     assert not stage.undo()
     assert all(stage.contents(f"d/{each}") == f"{each}\n" for each in range(MANY))
+
+
+def write_much(_: Any, intruder: Any) -> None:
+    intruder.write("a", "evil\n" * 5)
+
+
+def write_little(_: Any, intruder: Any) -> None:
+    intruder.write("a", "e")
+
+
+def empty(_: Any, intruder: Any) -> None:
+    intruder.write("a", "")
+
+
+def remove(_: Any, intruder: Any) -> None:
+    intruder.rm("a")
+
+
+def remove_a_deep_tree(_: Any, intruder: Any) -> None:
+    intruder.rm("d/e/f")
+    intruder.rmdir("d/e")
+    intruder.rm("d/c")
+    intruder.rmdir("d")
+
+
+def wrong_after_kills(intrude: Callable[[Any, Any], None], *, each_us: int) -> dict[int, Any]:
+    """By the moments at which an undo was killed: what a second one leaves, if it is wrong.
+
+    What was made aside may be found there; nothing else may tell of the first.
+    """
+    wrong = {}
+    is_over = False
+    killed_us = 0
+    while not is_over:
+        stage = furnished()
+        stage.honest.mkdir("d/e")
+        stage.honest.write("d/e/f", "f\n")
+        before = stage.tree()
+        stage.begin()
+        intrude(stage.honest, stage.intruder)
+        outcome = stage.honest.start(carry_out(stage.steps(), lambda *_: None))
+        stage.run_for(killed_us)
+        is_over = outcome.done
+        stage.kill_honest()
+        conflicts = stage.undo()
+        after = stage.tree()
+        left = {path: text for path, text in after.items() if ".aside-K" not in path}
+        if conflicts or left != before:
+            wrong[killed_us] = conflicts, left
+        killed_us += each_us
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("intrude", "each_us"),
+    [
+        (write_much, 500),
+        (write_little, 500),
+        (empty, 500),
+        (remove, 1_500),
+        (remove_a_deep_tree, 4_000),
+    ],
+)
+def test_an_undo_that_was_killed_goes_on(intrude: Callable[[Any, Any], None], each_us: int) -> None:
+    assert wrong_after_kills(intrude, each_us=each_us) == {}
+
+
+def test_must_fail_an_undo_that_empties_files_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite = undo.CarryingOut.rewrite
+
+    async def empties(self: Any, identifier: ObjectId, contents: bytes) -> None:
+        await self._view.files.truncate(identifier, 0, self._view.who)
+        await rewrite(self, identifier, contents)
+
+    monkeypatch.setattr(undo.CarryingOut, "rewrite", empties)
+    assert any(left["a"] == "" for _, left in wrong_after_kills(write_much, each_us=500).values())
+
+
+@pytest.mark.parametrize(("intrude", "path"), [(remove, "a"), (remove_a_deep_tree, "d/e/f")])
+def test_must_fail_an_undo_that_makes_things_where_they_stand(
+    intrude: Callable[[Any, Any], None], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stands(*_: Any) -> None:
+        """Nothing is moved."""
+
+    monkeypatch.setattr(undo.SpareNames, "take_aside", lambda _, name: name)
+    monkeypatch.setattr(undo.CarryingOut, "_give_name", stands)
+    wrong = wrong_after_kills(intrude, each_us=1_500)
+    assert any(left.get(path, "") == "" for _, left in wrong.values())
 
 
 def test_an_undo_tells_of_its_steps_in_their_order(stage: Any) -> None:
