@@ -13,8 +13,9 @@ open what they write from now on; every other client must.
 3. It seals under an epoch that at least t + b + 1 of these nodes have, in their latest description
    or in one that they keep beside it. At least t + 1 of them are correct, and keep it. So a client
    that asks n - t nodes hears of it from one of them: what was written can be read though t nodes
-   have failed since. Once a revocation has reached n - t correct nodes, all those who ask find it
-   at t + b + 1, though b of those that answer lie: n - t - b >= t + b + 1.
+   have failed since. Once a revocation has reached n - t correct nodes, n - 2t >= t + 2b + 1 of
+   those that answer have it, or later ones: so all those who ask find it at t + b + 1, though they
+   have not read what b others of these name.
 4. Of several such epochs it takes the one whose key the fewest revoked clients have got, by all
    signed descriptions that it has read; of these one that none of them lists as an earlier one; and
    then that with the highest serial. So a later description whose signer did not know of a
@@ -25,10 +26,12 @@ open what they write from now on; every other client must.
    remembers who has got the keys of the present epoch and of the best others, and assumes that all
    revoked clients have got the rest: old descriptions that a node shows, however many, displace
    none of these.
-5. A writer waits for those descriptions only that more than b nodes name, of which one is correct
-   and sends what it names. If that is lost, or a later one comes in its place, it asks all nodes
-   again, and seals nothing meanwhile. What fewer name is asked for as well, and counts the next
-   time: otherwise one that lies could keep all writers waiting, by naming what it does not send.
+5. A writer asks for all descriptions that are named, and waits until it has read everything that
+   all but b of the nodes name. A node that names one that is not read counts for none of the epochs
+   before it: while several revocations spread, many nodes may each name another. More than b such
+   nodes are not all liars; a correct one sends what it names. If that is lost, or a later one comes
+   in its place, the writer asks all nodes again, and seals nothing meanwhile. It does not wait for
+   the last b: one that lies could keep all writers waiting, by naming what it does not send.
 6. A reader that meets an epoch whose key it lacks asks n - t nodes before it fails, and waits for
    what any of them names; at most once a second, since a writer may have named one that does not
    exist. It asks again as a writer does.
@@ -36,7 +39,8 @@ open what they write from now on; every other client must.
 A client that has the key and hands it on, or seals with an old one on purpose, could hand on the
 contents as well: nobody can stop it, and nodes, which see neither, do not try.
 
-**Tests.** `tests/seams/test_key_epochs.py`, `tests/unit/filesystem/test_epochs.py`.
+**Tests.** `tests/seams/test_key_epochs.py`, `tests/unit/filesystem/test_epochs.py`;
+`tests/unit/filesystem/test_spreading_epochs.py` for rules 3 and 5.
 
 **Concurrency.** One engine. One conversation asks at a time.
 """
@@ -168,7 +172,7 @@ class EpochFollower:
     async def _ask(self) -> bool:
         """Ask n - t nodes, take the keys that they offer, and change to the best epoch.
 
-        False if a description did not come that more than b of them name.
+        False if descriptions did not come that more than b of them name.
         """
         now_us = await Now()
         claims = await self._claims(now_us)
@@ -182,14 +186,19 @@ class EpochFollower:
             for node in nodes[: self._b + 1]:
                 search.under_way += 1
                 await Spawn(partial(self._fetch, node, name, search))
-        awaited = {name for name, nodes in naming.items() if len(nodes) > self._b}
-        while search.under_way and not awaited <= self._lists.keys():
+        while search.under_way and not self._has_read(claims.values()):
             await Wait(search.progress)
-        if not awaited <= self._lists.keys():
+        if not self._has_read(claims.values()):
             return False
         self._choose(claims.values())
         self._asked_us = now_us
         return True
+
+    def _has_read(self, claims: Iterable[EpochReply]) -> bool:
+        """True if it has read all descriptions that all but b of these nodes name."""
+        return self._b >= sum(
+            not {told.epoch, *told.others} <= self._lists.keys() for told in claims
+        )
 
     async def _claims(self, now_us: int) -> dict[NodeId, EpochReply]:
         """The latest epochs that n - t nodes tell. Claims: a node may lie."""

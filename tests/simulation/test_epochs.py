@@ -14,10 +14,12 @@ from bftfs.cluster import ClusterDescription
 from bftfs.filesystem.epochs import EpochFollower
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.configuration import ClientPlan, Configuration, draw
-from bftfs.simulation.scenario import Simulation
+from bftfs.simulation.network import NetworkFaults
+from bftfs.simulation.scenario import Simulation, run
 from bftfs.simulation.workloads.files import FileMix, FileWorkload
 from bftfs.simulation.world import SECOND_US
 from tests.simulation.mutants import attacked, hunt
+from tests.unit.filesystem.test_spreading_epochs import one_by_one
 
 MIX = FileMix(names=2, contents=0.7, directories=0.1, private=0.0, epochs=True)
 CLIENT = ClientPlan(width=2, think_us=(0, SECOND_US))
@@ -37,6 +39,30 @@ def epochs(node: str, seeds: range) -> Iterator[Configuration]:
         )
         faults = replace(configuration.faults, revoke_every_us=SECOND_US, hear_us=(0, SECOND_US))
         yield replace(configuration, faults=faults, clients=(CLIENT, CLIENT))
+
+
+def spreading(seeds: range) -> Iterator[Configuration]:
+    """Ten clients are revoked, half a second apart; nodes hear of each within four seconds."""
+    for seed in seeds:
+        configuration = attacked(
+            seed,
+            kind="files",
+            node="replayer",
+            client="snooper",
+            files=MIX,
+            operations=150,
+            network=NetworkFaults(loss=0.0, delay_us=(50, 60_000)),
+        )
+        yield replace(
+            configuration,
+            byzantine_clients=("snooper",) * 10,
+            clients=(CLIENT,) * 4,
+            faults=replace(
+                configuration.faults,
+                revoke_every_us=SECOND_US // 2,
+                hear_us=(0, 4 * SECOND_US),
+            ),
+        )
 
 
 def about_secrecy(finding: str) -> bool:
@@ -60,6 +86,18 @@ def test_revoked_clients_open_nothing_that_is_written_later(node: str) -> None:
             for thief in thieves.values()
         )
     assert judged > 10
+
+
+def test_they_open_nothing_either_while_several_revocations_spread() -> None:
+    for configuration in spreading(range(5008, 5015)):
+        assert not run(configuration).findings
+
+
+def test_must_fail_where_later_epochs_are_awaited_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(EpochFollower, "_has_read", one_by_one)
+    assert hunt(spreading(range(5008, 5015)), about_secrecy)
 
 
 def test_must_fail_where_mounts_stay_in_their_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
