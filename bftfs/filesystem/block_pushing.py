@@ -44,6 +44,14 @@ from bftfs.identifiers import WHOLE
 Base = tuple[Buffer, bytes | None]  # of a block that is written: bytes, and `CoveredBlock.base`
 
 
+class _Gone(Exception):
+    """Nodes have collected an uncovered block, on which a dirty one was to be merged."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class _Patch(NamedTuple):
     """A patch on its way to the nodes."""
 
@@ -64,6 +72,18 @@ class BlockPusher:
     unsaved: Unsaved
 
     async def push(self, contents: Contents, numbers: Iterable[int]) -> None:
+        """Write dirty blocks, those of `numbers`, to the nodes."""
+        wanted = set(numbers)
+        while True:
+            try:
+                await self._push(contents, contents.dirty.keys() & wanted)
+            except _Gone as gone:  # what was on its way is dirty again
+                assert contents.writer is not None, "what is uncovered has a writer"
+                wanted |= await self.take_back(contents, (gone.number,), contents.writer)
+            else:
+                return
+
+    async def _push(self, contents: Contents, numbers: Iterable[int]) -> None:
         queue = deque(sorted(numbers))
         batch = max(1, self.options.batch_bytes // contents.layout.block_bytes)
         workers = min(self.options.batches_in_flight, -(-len(queue) // batch))
@@ -169,8 +189,7 @@ class BlockPusher:
                 except (FileSystemError, NoLongerKept) as gone:
                     if number not in contents.uncovered or not _is_final(gone):
                         raise
-                    await self.take_back(contents, (number,), who)
-                    continue
+                    raise _Gone(number) from gone
             uncovered = contents.uncovered.get(number)
             if uncovered is not None:  # that block has its bytes from there
                 return block, uncovered.pushed.base
@@ -260,16 +279,24 @@ class BlockPusher:
         batch = max(1, self.options.batch_bytes // contents.layout.block_bytes)
         for position in range(0, len(overtaken), batch):
             numbers = overtaken[position : position + batch]
-            await self.take_back(contents, numbers, who)
-            await self.push(contents, contents.dirty.keys() & set(numbers))
+            await self.push(contents, await self.take_back(contents, numbers, who))
 
-    async def take_back(self, contents: Contents, numbers: Iterable[int], who: Credentials) -> None:
-        """Make what programs wrote of uncovered blocks dirty again.
+    async def take_back(
+        self, contents: Contents, numbers: Iterable[int], who: Credentials
+    ) -> frozenset[int]:
+        """Make what programs wrote of uncovered blocks dirty again; the numbers of those blocks.
 
-        What is not at hand, and nodes have collected, is lost: every handle reports that, once.
+        What is not at hand, and nodes have collected, is lost: every handle reports that, once. All
+        that was appended in one stretch with it is lost as well (`Contents.lose`), and the blocks
+        that hold some of that are taken back, too. Requires: nothing of the file is on its way.
         """
-        for number in numbers:
-            block = contents.uncovered[number]
+        taken = set()
+        queue = deque(numbers)
+        while queue:
+            number = queue.popleft()
+            block = contents.uncovered.get(number)
+            if block is None:
+                continue  # it was taken back, or lost together with another one
             image: Buffer | DirtyBlock | None = block.image
             if image is None:
                 try:
@@ -277,13 +304,14 @@ class BlockPusher:
                 except (FileSystemError, NoLongerKept) as gone:
                     if not _is_final(gone):
                         raise
-                    contents.lose(number)
-                    self.cache.drop(contents.identifier, number)
+                    queue.extend(self.unsaved.lose(contents, number))
                     contents.fail(gone)
                     continue
             del contents.uncovered[number]
             self.cache.drop(contents.identifier, number)  # it is not the named version
             self.unsaved.put_back(contents, number, image, block.extents)
+            taken.add(number)
+        return frozenset(taken)
 
 
 def _is_final(failure: FileSystemError | NoLongerKept) -> bool:

@@ -65,8 +65,9 @@ class BlockWriter:
        tell its fate, what the inode names now may tell it (`_judge_by_names`). Otherwise programs
        are told, and their bytes are not written again, lest they are there twice.
     5. A block that cannot be written is dirty again, beneath newer writes. Bytes that are dirty, or
-       on their way, are bounded. One that nodes have collected before it was covered is lost, and
-       programs are told (`BlockPusher.take_back`).
+       on their way, are bounded. One that nodes have collected before it was covered is lost, with
+       all that was appended in one stretch with it, and programs are told
+       (`BlockPusher.take_back`).
 
     (tests/unit/filesystem/test_contents.py, for example
     `test_blocks_are_written_before_their_cover`,
@@ -129,6 +130,8 @@ class BlockWriter:
             n for n in contents.uncovered if first // block_bytes <= n <= last // block_bytes
         ]
         await self.pusher.take_back(contents, numbers, who)
+        if not contents.appends:
+            return  # it was lost
         # From here on there is no await: no program sees the file without these bytes.
         appended = self.unsaved.take_appended(contents)
         place = contents.place_of_appends()

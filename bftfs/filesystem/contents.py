@@ -433,18 +433,39 @@ class Contents:
         ends = (self._end_of(number, block.extents) for number, block in self.uncovered.items())
         return max(ends, default=0)
 
-    def lose(self, number: int) -> None:
+    def lose(self, number: int) -> tuple[tuple[Extent, ...], list[int]]:
         """Forget an uncovered block that nodes have collected, and this mount has no copy of.
 
-        Bytes that programs have written over it since are kept.
-        """
-        first = number * self.layout.block_bytes
-        dirty = self.dirty[number].extents() if number in self.dirty else ()
-        for start, stop in without(self.uncovered.pop(number).extents, dirty):
-            self.appends = without(self.appends, ((first + start, first + stop),))
-        self._find_ends()
+        Bytes that programs have written over it since are kept. But of what was appended, nothing
+        is kept of a stretch in which bytes are lost, lest a line is torn.
 
-    def _find_ends(self) -> None:
+        Gives the lost stretches of the file, whose dirty bytes are to be forgotten, and the blocks
+        at the nodes that hold other bytes beside them: these are to be written again. `find_ends`
+        is to follow.
+        """
+        dirty = self.dirty[number].extents() if number in self.dirty else ()
+        first = number * self.layout.block_bytes
+        extents = without(self.uncovered.pop(number).extents, dirty)
+        lost = [(first + start, first + stop) for start, stop in extents]
+        torn = tuple(each for each in self.appends if without((each,), lost) != (each,))
+        self.appends = without(self.appends, torn)
+        self.is_kernel_current = False
+        beside = []
+        for other, block in tuple(self.uncovered.items()):
+            first = other * self.layout.block_bytes
+            gone = tuple((start - first, stop - first) for start, stop in torn)
+            left = without(block.extents, gone)
+            if not left:
+                del self.uncovered[other]
+                self._cache.drop(self.identifier, other)
+            elif left != block.extents:
+                self.uncovered[other] = block._replace(extents=left)
+                self.write_again(other)
+                beside.append(other)
+        self._cache.drop(self.identifier, number)
+        return torn, beside
+
+    def find_ends(self) -> None:
         """Find `end` and `pushed_end` anew. Requires: nothing is on its way."""
         block_bytes = self.layout.block_bytes
         self.pushed_end = self._pushed_end()
@@ -491,7 +512,7 @@ class Contents:
         if cover.arguments.appended_to is not None:
             self.appends = without(self.appends, ((0, cover.arguments.end),))
             self.appended_to = size
-        self._find_ends()
+        self.find_ends()
 
     def covered_before_others(self, cover: Cover) -> None:
         """Others have changed the file since that cover: they may have cut off what it covered."""

@@ -82,15 +82,34 @@ class Unsaved:
     def take_appended(self, contents: Contents) -> bytes:
         """Take out all bytes that were appended, in their order. Requires: they are dirty."""
         appended = bytearray()
-        block_bytes = contents.layout.block_bytes
         for start, stop in contents.appends:
-            for span in spans(start, stop - start, block_bytes):
-                dirty = contents.dirty[span.number]
-                appended += dirty.read(b"", span.start, span.stop)
+            for span in spans(start, stop - start, contents.layout.block_bytes):
+                appended += contents.dirty[span.number].read(b"", span.start, span.stop)
+            self._remove(contents, (start, stop))
+        return bytes(appended)
+
+    def _remove(self, contents: Contents, extent: Extent) -> None:
+        """Forget the dirty bytes in an extent of the file."""
+        start, stop = extent
+        for span in spans(start, stop - start, contents.layout.block_bytes):
+            dirty = contents.dirty.get(span.number)
+            if dirty is not None:
                 self.dirty_bytes += dirty.remove(span.start, span.stop)
                 if not dirty.stop:
                     del contents.dirty[span.number]
-        return bytes(appended)
+
+    def lose(self, contents: Contents, number: int) -> list[int]:
+        """Forget an uncovered block that is gone, and all that was appended with it.
+
+        Gives the blocks at the nodes that hold a part of that beside other bytes: they are to be
+        written again. Requires: nothing of the file is on its way.
+        """
+        torn, beside = contents.lose(number)
+        for extent in torn:
+            self._remove(contents, extent)
+        contents.find_ends()
+        self.progress.announce()
+        return beside
 
     def cut(self, contents: Contents, size: int) -> None:
         """Forget dirty bytes from `size` on; those on the nodes remain to be cut there."""

@@ -14,6 +14,7 @@ import pytest
 
 from bftfs.errors import FileSystemError, NoLongerKept, QuorumUnavailable, VersionGone
 from bftfs.filesystem import block_pushing, block_writing
+from bftfs.filesystem.block_memory import without
 from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
@@ -173,7 +174,7 @@ def written_beside() -> str:
 def test_must_fail_a_mount_that_believes_that_nothing_is_dirty_after_a_cover(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Contents, "_find_ends", believe_that_all_is_saved)
+    monkeypatch.setattr(Contents, "find_ends", believe_that_all_is_saved)
     assert written_beside() == ".........."
 
 
@@ -421,7 +422,8 @@ def behind_and_forgotten() -> Scene:
 def test_a_program_is_told_once_that_a_block_is_gone_before_it_was_covered(
     appends: bool, cache_bytes: int, then: str | None
 ) -> None:
-    """Others have replaced it meanwhile. What programs have written since is saved."""
+    """Others have replaced it meanwhile. What programs have written since is saved, but for what
+    they appended behind it, or wrote into what was appended."""
     scene = gone(Options(access_times=False, cache_bytes=cache_bytes), appends=appends)
     expected = all_of(scene)
     (number,) = scene.file.contents.uncovered
@@ -429,10 +431,12 @@ def test_a_program_is_told_once_that_a_block_is_gone_before_it_was_covered(
         place = number * BLOCK_BYTES + 100
         scene.write(scene.mount, scene.file, place, b"<over>")
         before, after = expected[:place], expected[place + 6 :]
-        expected = expected + b"<over>" if appends else before + b"<over>" + after
+        if not appends:
+            expected = before + b"<over>" + after
     elif then == "behind":
         scene.append(scene.mount, scene.file, b"<more>")
-        expected += b"<more>"
+        if not appends:  # else it was appended in one stretch with what is gone
+            expected += b"<more>"
     if then == "over" and cache_bytes:  # the mount has it yet
         scene.user.run(scene.mount.flush(scene.file))
         assert all_of(scene).count(b"M") == BLOCK_BYTES - 6
@@ -449,6 +453,139 @@ def test_must_fail_who_keeps_a_block_that_is_gone(monkeypatch: pytest.MonkeyPatc
     for _ in range(3):  # and so on, for ever
         with pytest.raises(NoLongerKept):
             scene.user.run(scene.mount.flush(scene.file))
+
+
+BESIDE = ("nothing", "a line behind", "bytes behind", "bytes between", "bytes in its last block")
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("pushed", [(1,), (1, 2)])
+@pytest.mark.parametrize("over", [False, True])
+def test_a_line_of_which_a_block_is_gone_is_not_there_at_all(
+    beside: str, pushed: tuple[int, ...], over: bool
+) -> None:
+    """Its last bytes are dirty, or at the nodes. What else was written by offset is saved.
+
+    `over`: a program has written into the line, so that it is to be merged on what is gone.
+    """
+    scene = torn(pushed, beside)
+    expected = all_of(scene)
+    if over:
+        scene.write(scene.mount, scene.file, BLOCK_BYTES + 60, b"<over>")
+    seen, size = saved_after_it_was_told(scene)
+    if beside in ("nothing", "a line behind"):
+        assert seen == expected
+    elif beside == "bytes in its last block":
+        assert seen == expected + bytes(3 * BLOCK_BYTES - 50 - len(expected)) + b"<bytes>"
+    else:
+        at = 2 * BLOCK_BYTES + 100
+        line = b"<line>" * (beside == "bytes between")
+        assert seen == expected + bytes(at - len(expected)) + b"<bytes>" + line
+    assert size == len(seen)
+    scene.append(scene.mount, scene.file, b"<next>")
+    scene.user.run(scene.mount.flush(scene.file))
+    assert all_of(scene) == seen + b"<next>"
+
+
+def test_each_handle_is_told_once_that_a_line_is_gone() -> None:
+    scene = torn((1, 2), "nothing")
+    _, before = scene.opened(scene.user, scene.mount)
+    for file in (scene.file, before):
+        with pytest.raises(NoLongerKept):
+            scene.user.run(scene.mount.synchronize(file))
+    _, since = scene.opened(scene.user, scene.mount)
+    for file in (scene.file, before, since):
+        scene.user.run(scene.mount.synchronize(file))
+    assert scene.mount._contents._unsaved.dirty_bytes == 0
+
+
+def test_must_fail_a_mount_that_keeps_the_rest_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose_the_block(contents: Contents, number: int) -> tuple[Any, Any]:
+        first = number * BLOCK_BYTES
+        (extent,) = contents.uncovered.pop(number).extents
+        lost = (first + extent[0], first + extent[1])
+        contents.appends = without(contents.appends, (lost,))
+        return (), []
+
+    monkeypatch.setattr(Contents, "lose", lose_the_block)
+    seen, _ = saved_after_it_was_told(torn((1,), "nothing"))
+    assert seen.endswith(b"L" * 100)
+
+
+def test_must_fail_a_mount_that_does_not_write_again_what_stands_beside_a_lost_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lose = Contents.lose
+    monkeypatch.setattr(Contents, "write_again", lambda *_: None)
+    monkeypatch.setattr(Contents, "lose", lambda *block: (lose(*block)[0], []))
+    scene = torn((1, 2), "bytes in its last block")
+    scene.write(scene.mount, scene.file, BLOCK_BYTES + 60, b"<over>")
+    seen, _ = saved_after_it_was_told(scene)
+    assert b"L" in seen
+
+
+def test_nothing_is_on_its_way_when_it_is_found_out_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the mount would take the file to be shorter than what it writes."""
+    options = Options(access_times=False, cache_bytes=0, batch_bytes=BLOCK_BYTES)
+    scene = gone(options, appends=False)
+    contents, is_final, lose = scene.file.contents, block_pushing._is_final, Contents.lose
+    on_its_way: list[set[int]] = []
+
+    def watched(failure: Any) -> bool:
+        on_its_way.append(set(contents.pushing))
+        return is_final(failure)
+
+    def lost(contents: Contents, number: int) -> Any:
+        on_its_way.append(set(contents.pushing))
+        scene.world.ways.hold(lambda *_: False)
+        return lose(contents, number)
+
+    monkeypatch.setattr(block_pushing, "_is_final", watched)
+    monkeypatch.setattr(Contents, "lose", lost)
+    expected = all_of(scene)
+    scene.write(scene.mount, scene.file, 100, b"<over>")
+    scene.write(scene.mount, scene.file, BLOCK_BYTES, b"n" * 2 * BLOCK_BYTES)
+    scene.world.ways.hold(lambda *way: isinstance(way[-1], WriteRequest))
+    seen, _ = saved_after_it_was_told(scene)
+    assert on_its_way == [{1, 2}, set(), set()]
+    assert seen == expected[:100] + b"<over>" + expected[106:] + b"n" * 2 * BLOCK_BYTES
+    assert scene.mount._contents._unsaved.dirty_bytes == 0
+
+
+def torn(pushed: tuple[int, ...], beside: str) -> Scene:
+    """Nodes have collected the first block of an appended line, whose end is in the next block.
+
+    `pushed`: the blocks that they were given; the others are dirty. `beside`: what the mount has
+    written besides, before or behind.
+    """
+    plan = CollectionPlan(600 * SECOND_US)
+    scene = Scene(World(collection=plan, volume=VOLUME), "." * BLOCK_BYTES)
+    options = Options(access_times=False, cache_bytes=0)
+    scene.mount, scene.file = scene.opened(scene.user, scene.user.filesystem(options))
+    scene.append(scene.mount, scene.file, b"L" * (BLOCK_BYTES + 100))
+    if beside == "a line behind":
+        scene.append(scene.mount, scene.file, b"<line>")
+    elif beside == "bytes in its last block":
+        scene.write(scene.mount, scene.file, 3 * BLOCK_BYTES - 50, b"<bytes>")
+    elif beside != "nothing":
+        scene.write(scene.mount, scene.file, 2 * BLOCK_BYTES + 100, b"<bytes>")
+    if beside == "bytes between":
+        scene.append(scene.mount, scene.file, b"<line>")
+    writer, contents = scene.mount._contents._writer, scene.file.contents
+    scene.user.run(writer.push(contents, pushed))
+    assert contents.uncovered.keys() == set(pushed)
+    scene.write_elsewhere_until_collected(BLOCK_BYTES)
+    return scene
+
+
+def saved_after_it_was_told(scene: Scene) -> tuple[bytes, int]:
+    """What others see, and which size the mount shows, once it has saved what it still had."""
+    with pytest.raises(NoLongerKept):
+        scene.user.run(scene.mount.synchronize(scene.file))
+    scene.user.run(scene.mount.synchronize(scene.file))
+    return all_of(scene), scene.file.contents.size
 
 
 def gone(options: Options, *, appends: bool) -> Scene:
