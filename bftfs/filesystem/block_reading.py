@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
-from bftfs.conversation import Spawn, Together, Wait
+from bftfs.conversation import Event, Spawn, Together, Wait
 from bftfs.credentials import Credentials
 from bftfs.errors import (
     FileSystemError,
@@ -28,11 +28,28 @@ from bftfs.filesystem.inode import BlockPage, NamedBlocks
 from bftfs.filesystem.metadata import Metadata
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.patches import PatchExtent, composed, decode_patch
-from bftfs.identifiers import WHOLE, BlockId, ObjectId, block_id
+from bftfs.identifiers import WHOLE, BlockId, ObjectId, block_id, block_number_of
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 
 Sealed = tuple[BlockId, bytes | None]  # a data-item, and what nodes have of it
+
+
+@dataclass(slots=True, eq=False)
+class FirstBlock:
+    """A file's first block, which is read while the mount asks which version of it is named."""
+
+    identifier: ObjectId
+    block: BlockId  # by the layout that the mount has heard of
+    load: Load
+    is_opening: bool = True
+    opened: Event = field(default_factory=Event)  # announced when that is over
+    contents: Contents | None = None  # once it is open; its names are those of now
+
+    def end(self, contents: Contents | None) -> None:
+        """The file is open, or could not be opened."""
+        self.is_opening, self.contents = False, contents
+        self.opened.announce()
 
 
 @dataclass(slots=True, eq=False)
@@ -298,6 +315,49 @@ class BlockReader:
 
     # --- reading ahead ----------------------------------------------------------------------------
 
+    async def begin_first(
+        self, identifier: ObjectId, contents: Contents | None, who: Credentials
+    ) -> FirstBlock | None:
+        """Start to read the first block of a file that is being opened, to spare a round.
+
+        Nearly every program that opens a file for reading reads it. What is read is shown only if
+        it is the version that the inode names when it answers the open, as for any other read.
+        """
+        known = self.metadata.known(identifier)
+        if (
+            known is None
+            or known.layout is None
+            or not known.size
+            or self.options.is_past
+            or self.options.strict
+            or self.cache.load(identifier, 0) is not None
+            or self.cache.get(identifier, 0) is not None
+            or (contents is not None and (0 in contents.pushing or 0 in contents.uncovered))
+        ):
+            return None
+        block = known.layout.block(identifier, 0)
+        first = FirstBlock(identifier, block, self.cache.begin(identifier, 0))
+        await Spawn(partial(self._first, first, who))
+        return first
+
+    async def _first(self, first: FirstBlock, who: Credentials) -> None:
+        shown: Buffer | None = None
+        try:
+            permit = partial(self.permissions.permit_reading, first.identifier, who)
+            version = await self.blocks.read(first.block, who, permit=permit)
+            while first.is_opening:
+                await Wait(first.opened)
+            contents = first.contents
+            if contents is not None and (
+                name := _name_of(contents, first.block, version.timestamp)
+            ):
+                plaintext = await self.sealing.open(first.block, version.item)
+                shown = plaintext[: name.valid][: contents.valid_bytes(0)]
+        except (FileSystemError, OperationFailed):
+            pass  # a reader of the block will meet the failure itself
+        finally:
+            self.cache.finish(first.identifier, 0, first.load, shown)
+
     async def _read_ahead(self, file: OpenFile, offset: int, stop: int) -> None:
         """Start to read the blocks that a sequential reader will want next."""
         block_bytes = file.contents.layout.block_bytes
@@ -345,6 +405,21 @@ def _with_patch_on_its_way(contents: Contents, number: int, block: Buffer) -> Bu
     """A block with the patch that this mount is writing to the nodes, if it is."""
     patch = contents.patching.get(number)
     return block if patch is None else patch.over(block)
+
+
+def _name_of(contents: Contents, block: BlockId, timestamp: BlockTimestamp) -> BlockName | None:
+    """The name of this version of a block, if programs are shown it alone, without patches."""
+    number = block_number_of(block)
+    if (
+        number in contents.uncovered
+        or not contents.knows_name(number)
+        or not contents.layout.has(block)
+    ):
+        return None
+    name = contents.name(number)
+    if name is None or name.patches or name.timestamp != timestamp:
+        return None
+    return name
 
 
 def _is_named(timestamp: BlockTimestamp, name: BlockName | None, attributes: Attributes) -> bool:

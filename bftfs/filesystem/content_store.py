@@ -173,9 +173,17 @@ class ContentStore:
     async def open_named(self, identifier: ObjectId, flags: int, who: Credentials) -> OpenFile:
         """A handle on the file as the nodes have it now, with the names of its first blocks."""
         contents = self._contents.get(identifier)
-        found = await self._reader.ask_names(identifier, contents, 0, who)
-        file = self.open(identifier, found.attributes, flags, who)
-        self._reader.take_names(file.contents, 0, found)
+        first = None
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            first = await self._reader.begin_first(identifier, contents, who)
+        try:
+            found = await self._reader.ask_names(identifier, contents, 0, who)
+            file = self.open(identifier, found.attributes, flags, who)
+            self._reader.take_names(file.contents, 0, found)
+            contents = file.contents
+        finally:
+            if first is not None:
+                first.end(contents)
         return file
 
     async def truncate(self, contents: Contents, size: int, who: Credentials) -> None:
