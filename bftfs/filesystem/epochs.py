@@ -25,7 +25,10 @@ open what they write from now on; every other client must.
    is signed; so it goes back only if that shows that more revoked clients have the key. It
    remembers who has got the keys of the present epoch and of the best others, and assumes that all
    revoked clients have got the rest: old descriptions that a node shows, however many, displace
-   none of these.
+   none of these. Of an epoch whose own description it has not read it cannot tell who has the key.
+   If t + b + 1 nodes have such a one, it needs another that lists it: if three machines sign at
+   once, few nodes may have each description, and all of them what it follows. Then the client
+   seals nothing, and asks again, until nodes have told each other.
 5. A writer asks for all descriptions that are named, and waits until it has read everything that
    all but b of the nodes name. A node that names one that is not read counts for none of the epochs
    before it: while several revocations spread, many nodes may each name another. More than b such
@@ -48,7 +51,7 @@ contents as well: nobody can stop it, and nodes, which see neither, do not try.
 from __future__ import annotations
 
 import errno
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -172,7 +175,7 @@ class EpochFollower:
     async def _ask(self) -> bool:
         """Ask n - t nodes, take the keys that they offer, and change to the best epoch.
 
-        False if descriptions did not come that more than b of them name.
+        False if it has to ask again: by rule 5, or by rule 4.
         """
         now_us = await Now()
         claims = await self._claims(now_us)
@@ -188,9 +191,8 @@ class EpochFollower:
                 await Spawn(partial(self._fetch, node, name, search))
         while search.under_way and not self._has_read(claims.values()):
             await Wait(search.progress)
-        if not self._has_read(claims.values()):
+        if not self._has_read(claims.values()) or not self._choose(claims.values()):
             return False
-        self._choose(claims.values())
         self._asked_us = now_us
         return True
 
@@ -302,20 +304,26 @@ class EpochFollower:
         """
         return self._holders.keys() - {self._cipher.present}
 
-    def _choose(self, claims: Iterable[EpochReply]) -> None:
-        """Go on to the best epoch that enough nodes have, unless the present one is better."""
+    def _choose(self, claims: Iterable[EpochReply]) -> bool:
+        """Go on to the best epoch that enough nodes have, unless the present one is better.
+
+        False, and no change, if enough nodes have one that none of those in question lists.
+        """
         nothing: frozenset[EpochId] = frozenset()
-        had = [
-            nothing.union(*(self._lists.get(name, nothing) for name in (told.epoch, *told.others)))
-            for told in claims
-        ]
-        present = self._cipher.present
-        shared = (
+        counts = Counter(
             epoch
-            for epoch in self._serials
-            if self._cipher.knows(epoch) and sum(epoch in each for each in had) >= self._enough
+            for told in claims
+            for epoch in nothing.union(
+                *(self._lists.get(name, nothing) for name in (told.epoch, *told.others))
+            )
+            if self._cipher.knows(epoch)
         )
-        self._cipher.present = max((present, *shared), key=self._rank)
+        shared = {epoch for epoch, count in counts.items() if count >= self._enough}
+        usable = {self._cipher.present, *(shared & self._serials.keys())}
+        if not shared <= nothing.union(*(self._lists.get(each, nothing) for each in usable)):
+            return False
+        self._cipher.present = max(usable, key=self._rank)
+        return True
 
     def _rank(self, epoch: EpochId) -> tuple[int, bool, int, EpochId]:
         """A key to sort epochs by: the greatest is the one to seal under. No two are equal."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -26,7 +27,13 @@ from bftfs.crypto.cipher import BlockCipher, epoch_named
 from bftfs.crypto.keys import Identity
 from bftfs.description_files import SignedDescription
 from bftfs.envelope import DescriptionReply, DescriptionRequest, EpochReply, EpochRequest
-from bftfs.errors import FileSystemError, InvalidAuthenticator, PeerFault, QuorumUnavailable
+from bftfs.errors import (
+    FileSystemError,
+    InvalidAuthenticator,
+    PeerFault,
+    QuorumUnavailable,
+    UsageError,
+)
 from bftfs.filesystem import epochs
 from bftfs.filesystem.epochs import CONFIRMED_US, SOUGHT_US, EpochFollower
 from bftfs.filesystem.operations import FileSystem
@@ -198,7 +205,7 @@ def test_who_was_revoked_opens_nothing_that_is_written_later(realm: Realm) -> No
 def test_must_fail_where_clients_stay_in_their_epoch(
     realm: Realm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(EpochFollower, "_choose", lambda *_: None)
+    monkeypatch.setattr(EpochFollower, "_choose", lambda *_: True)
     realm.revoke()
     realm.world.run_for(CONFIRMED_US)
     assert realm.stolen(realm.root.make("new", AFTER)) == AFTER
@@ -508,6 +515,40 @@ def test_keys_of_concurrent_epochs_are_good(realm: Realm) -> None:
     assert epoch_named(realm.sealed(alice.make("later", AFTER))) == realm.latest.epoch
     late = realm.user("alice", realm.latest)
     assert [late.read(each) for each in files] == [AFTER] * 2
+
+
+def read_by_the_thief_after_a_fork(realm: Realm) -> str | None:
+    """All nodes have heard of a revocation; three machines that know of it sign at the same time.
+
+    Each description reaches two nodes, and the others two seconds later. A mount begins meanwhile.
+    """
+    revoking = realm.revoke()
+    tips = [realm.begun(revoking) for _ in range(3)]
+    for number, tip in enumerate(tips):
+        realm.tell(tip, [2 * number, 2 * number + 1])
+    alice = realm.user("alice", realm.first)
+    done = realm.world.start(alice.host, alice.follower.confirm())
+    realm.world.run_for(2 * SECOND_US)
+    for tip in tips:
+        signed = realm.signed(tip)
+        for membership in realm.memberships:
+            if membership.latest != tip:
+                with suppress(UsageError):  # it is not later: they keep it beside theirs
+                    membership.take(signed.encoded, signed.signature)
+    realm.world.run_until(lambda: bool(done))
+    return realm.stolen(alice.make("file", AFTER))
+
+
+def test_a_fork_brings_no_mount_to_an_epoch_before_it(realm: Realm) -> None:
+    assert read_by_the_thief_after_a_fork(realm) is None
+
+
+def test_must_fail_where_any_epoch_that_was_read_will_do(
+    realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = EpochFollower._choose
+    monkeypatch.setattr(EpochFollower, "_choose", lambda *given: real(*given) or True)
+    assert read_by_the_thief_after_a_fork(realm) == AFTER
 
 
 def overtaken(realm: Realm) -> tuple[ClusterDescription, ObjectId, Keeper]:

@@ -101,7 +101,7 @@ def test_must_fail_where_later_epochs_are_awaited_one_by_one(
 
 
 def test_must_fail_where_mounts_stay_in_their_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EpochFollower, "_choose", lambda *_: None)
+    monkeypatch.setattr(EpochFollower, "_choose", lambda *_: True)
     assert hunt(epochs("tattler", range(3)), about_secrecy)
 
 
