@@ -53,7 +53,7 @@ def stale() -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
             follower._use(revoking(each))
         claims = told(named)
         if follower._has_read(claims):
-            follower._choose(claims)
+            assert follower._choose(claims), "without a fork it need not ask again"
             reached = sorted(named, reverse=True)[CERTAIN - 1]
             if str(cipher.present) < epoch(reached):
                 yield named, known
