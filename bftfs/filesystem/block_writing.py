@@ -57,7 +57,8 @@ class BlockWriter:
        version of the contents that it found. If another mount has cut the file or changed it in
        between, what it has overtaken is written again and covered once more (`Sharing`, in
        `contents`). Only then is the write saved.
-    3. A truncation saves first what is unsaved; then `BlockRewriter` cuts.
+    3. A truncation saves first what is unsaved, also behind the cut: if it is interrupted, the file
+       is as it was, or is cut. Then `BlockRewriter` cuts.
     4. A block that is merged on another version is covered on that version alone, and bytes are
        appended at the file's end alone: the update names both, and is refused if they are not the
        latest. Then rule 2 applies. One whose fate is unknown is repeated as it was, before
@@ -103,12 +104,30 @@ class BlockWriter:
         await self.pusher.push(contents, contents.dirty.keys() & numbers)
 
     async def truncate(self, contents: Contents, size: int, who: Credentials) -> None:
-        """Set the size; takes effect at once, for all mounts."""
-        self.unsaved.cut(contents, size)
+        """Set the size; takes effect at once, for all mounts.
+
+        If there is no room for the bytes behind the cut, they are forgotten before it: it is to
+        make room. Every handle reports that, once, if the cut fails then.
+        """
+        try:
+            await self._save(contents)
+        except (FileSystemError, AdmissionRefused) as refused:
+            if refused.code not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.unsaved.cut(contents, size)
+            try:
+                await self._save(contents)
+                await self.rewriter.cut(contents, size, who)
+            except BaseException:
+                contents.fail(refused)
+                raise
+        else:
+            await self.rewriter.cut(contents, size, who)
+
+    async def _save(self, contents: Contents) -> None:
         if contents.dirty or contents.uncovered or contents.changes:
             await self.push(contents, contents.dirty)
             await self.cover(contents)
-        await self.rewriter.cut(contents, size, who)
 
     # --- appending --------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from bftfs.errors import AdmissionRefused, FileSystemError, QuorumUnavailable
 from bftfs.filesystem import block_reading, block_versions, contents, inode, registry
 from bftfs.filesystem.attributes import NO_CHANGES, Changes
 from bftfs.filesystem.block_names import PAGE, key_of_block
+from bftfs.filesystem.block_writing import BlockWriter
 from bftfs.filesystem.contents import OpenFile, Sharing
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
 from bftfs.filesystem.operations import FileSystem
@@ -889,6 +890,71 @@ def test_truncation_waits_for_blocks_on_their_way(world: World) -> None:
     world.host.settle()
     assert flushing == [None]
     assert read_elsewhere(world, file.identifier) == b"www"
+
+
+@pytest.mark.parametrize("size", [0, 3, BLOCK])
+def test_a_cut_that_fails_forgets_nothing(world: World, size: int) -> None:
+    assert after_a_failed_cut(world, size) == b"o" * 10 + b"n" * BLOCK
+
+
+def test_must_fail_a_mount_that_forgets_what_is_behind_a_cut_before_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truncate = BlockWriter.truncate
+
+    async def forget(writer: BlockWriter, contents: Any, size: int, who: Any) -> None:
+        writer.unsaved.cut(contents, size)
+        await truncate(writer, contents, size, who)
+
+    monkeypatch.setattr(BlockWriter, "truncate", forget)
+    assert after_a_failed_cut(world, 3) == b"o" * 10
+
+
+def after_a_failed_cut(world: World, size: int) -> bytes:
+    """What is read elsewhere after a cut has failed, and its mount has saved the file."""
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"o" * 10)
+    world.run(mount.flush(file))
+    write(world, mount, file, 10, b"n" * BLOCK)
+    fail_at(world, {registry.TRUNCATE: errno.EINTR})
+    refused(errno.EINTR, world, mount.truncate(file.identifier, size, ALICE))
+    world.objects.before = lambda *_: None
+    world.run(mount.flush(file))
+    return read_elsewhere(world, file.identifier)
+
+
+def fail_at(world: World, codes: dict[str, int]) -> None:
+    """The next update by each of these methods fails, with that error."""
+
+    def fail(method: str, _objects: Any) -> None:
+        if method in codes:
+            raise FileSystemError(codes.pop(method))
+
+    world.objects.before = fail
+
+
+@pytest.mark.parametrize("cut_fails", [False, True])
+def test_a_cut_makes_room_although_there_is_none_for_what_is_behind_it(
+    world: World, cut_fails: bool
+) -> None:
+    """Programs are told that this is gone if the file was not cut."""
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"o" * 10)
+    world.run(mount.flush(file))
+    write(world, mount, file, 10, b"n" * BLOCK)
+    codes = {registry.WRITE: errno.EDQUOT}
+    if cut_fails:
+        codes[registry.TRUNCATE] = errno.EINTR
+    fail_at(world, codes)
+    if cut_fails:
+        refused(errno.EINTR, world, mount.truncate(file.identifier, 3, ALICE))
+        refused(errno.EDQUOT, world, mount.synchronize(file))
+    else:
+        world.run(mount.truncate(file.identifier, 3, ALICE))
+        assert read_elsewhere(world, file.identifier) == b"ooo"
+    world.run(mount.synchronize(file))
 
 
 def test_ranges_are_merged_when_there_are_too_many(
