@@ -243,8 +243,10 @@ class ObjectHealer:
         if self._recovery.is_lost:
             self._beginning = True
             try:
-                writes = self._recovery.begin_anew()
+                writes, lost = self._recovery.begin_anew(), host.lost
                 await step(host, lambda _view: (None, writes))
+                if not await is_stored(host, lost):
+                    return False  # the walks would go on where they were, past what is lost
                 begun = await lives.begin(
                     host, self._keys, self._others, self._quorums, self._recovery
                 )

@@ -36,7 +36,7 @@ from bftfs.query_update.messages import (
     Status,
     UpdateReply,
 )
-from bftfs.query_update.replica import Replica, link_of
+from bftfs.query_update.replica import Replica, link_of, rows_of
 from bftfs.read_write.messages import (
     FragmentsReply,
     FragmentsRequest,
@@ -52,6 +52,7 @@ from bftfs.server import block_healing
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.dispatcher import Dispatcher
 from bftfs.server.object_rebuilding import Past, has_beside
+from bftfs.server.recovery import OBJECTS
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import Kind
 from bftfs.storage import Table, Write
@@ -418,6 +419,50 @@ def is_brought_again_after_a_lost_batch() -> bool:
 
 def test_what_a_lost_batch_had_is_brought_again_soon() -> None:
     assert is_brought_again_after_a_lost_batch()
+
+
+def lacking_where_a_walk_did_not_begin_anew() -> int:
+    """How many objects node 2 lacks when it has rebuilt what it lost while walks were under way.
+
+    The batch is lost that has the walks begin at their first keys.
+    """
+    cluster = Cluster()
+    counting, node = Counting(cluster), cluster.nodes[2]
+    for number in range(10):
+        counting.increment(number)
+    cluster.run_for(5 * SECOND_US)
+    recovery = cluster.deployment.recoveries[NodeId(2)]
+    walk = Write(Table.META, b"heal objects", b"\1" + counter(5))
+    for name in map(counter, range(5)):
+        rows = [*rows_of(node.disk, name), (Table.OBJECT, name)]
+        node.disk.apply([Write(table, key, None) for table, key in rows])
+    node.disk.apply([walk])
+    node.disk.commit()
+    lost = []
+
+    def lose_one(_node: NodeId, writes: Sequence[Write]) -> None:
+        if not lost and Write(Table.META, walk.key, None) in writes:
+            lost.append(writes)
+            node.disk.crash()
+            node.dispatcher.outbox.clear()
+            node.dispatcher.lost += 1
+
+    node._on_commit = lose_one
+    recovery.forget(OBJECTS)
+    cluster.run_until(lambda: not recovery.rebuilding)
+    assert lost
+    return sum(Replica(node.disk, counter(number)).history.latest == ZERO for number in range(10))
+
+
+def test_walks_begin_anew_although_a_batch_was_lost() -> None:
+    assert lacking_where_a_walk_did_not_begin_anew() == 0
+
+
+def test_must_fail_where_a_life_begins_before_walks_begin_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nobody_counts_lost_batches(monkeypatch)
+    assert lacking_where_a_walk_did_not_begin_anew() == 5
 
 
 def test_must_fail_where_what_was_taken_over_counts_as_stored(
