@@ -11,6 +11,9 @@ refuse whatever leaves it behind, and are too few for it to be repaired.
    server that lacks the version takes it over from them. This is sound at all times. Of an
    operation on several objects they, or the server itself, may know it by another one of these: a
    directory that names what it made shows that this is established, though few have what was made.
+   What they say is of a timestamp. A candidate has more: what it is conditioned on, its objects.
+   One of b liars may report these as it likes; so the server signs a candidate only if b + 1 report
+   it, or if the version that object sync brings, which b + 1 give alike, has the same.
 2. A server that recovers needs the histories of q others that remember. If so many others say that
    they do not remember that the rest are no quorum, there will never be such q: more than t servers
    are faulty, this one included. Then it makes do with the histories of all that answer, if they
@@ -68,7 +71,7 @@ def bases(history_set: CulledObjectHistorySet, above: LogicalTimestamp) -> list[
         else:
             own = own[:1] + [one for one in own[1:] if one.objects]
         found |= {one for one in own if one.timestamp > above}
-    return sorted(found, key=lambda candidate: candidate.timestamp, reverse=True)
+    return sorted(found, key=lambda candidate: candidate.encoded, reverse=True)
 
 
 def known_established(

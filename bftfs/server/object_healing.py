@@ -76,6 +76,7 @@ from bftfs.query_update.replica import (
     ObjectRow,
     Reach,
     Replica,
+    Version,
     is_signed,
     own_authenticator,
     rows_of,
@@ -122,11 +123,17 @@ _TRY_AGAIN_US = 50_000
 
 
 def take_over(
-    replica: Replica, candidate: Candidate, keys: AuthenticatorKeys, *, established: bool
+    replica: Replica,
+    candidate: Candidate,
+    keys: AuthenticatorKeys,
+    *,
+    established: bool,
+    is_reported: bool,
 ) -> bool:
     """Take `candidate` into the replica history.
 
-    False if the version is missing here, or the history is full.
+    `is_reported` if a benign server reports it as it is. False if none does and the version differs
+    from it; if the version is missing here; or if the history is full.
 
     Requires: the rule above allows it.
     """
@@ -140,7 +147,20 @@ def take_over(
         reach is Reach.MISSING and between_nodes.take_staged(replica, timestamp)
     ):
         return False
+    if not is_reported and not _is_made_by(replica.version(timestamp), candidate):
+        return False
     return replica.extend(candidate, keys, complete=candidate if established else INITIAL)
+
+
+def _is_made_by(version: Version | None, candidate: Candidate) -> bool:
+    """True if the version tells the same as the candidate: b + 1 servers gave it alike."""
+    return (
+        version is not None
+        and not version.gap
+        and version.parent == candidate.conditioned_on
+        and version.objects == candidate.objects
+        and version.copy == candidate.copy
+    )
 
 
 @dataclass(slots=True)
@@ -512,15 +532,18 @@ class ObjectHealer:
     ) -> bool:
         """Take over the latest version of which b + 1 peers say that it is established.
 
-        Or of which this server knows it itself, by another object of the operation.
+        Or of which this server knows it itself, by another object of the operation. What a liar has
+        made up with its timestamp is passed over.
         """
         own_latest = await look(host, lambda view: Replica(view, name).history.latest)
         for candidate in bases(history_set, own_latest):
             saying = await self._saying(candidate.timestamp, candidate.objects or (name,))
             believed = self._quorums.includes_benign(saying[Verdict.ESTABLISHED])
             if believed or await look(host, partial(is_known_established, candidate)):
-                found = {name: Shared(candidate, sharing(history_set, candidate.timestamp))}
-                return await self._take_over(host, found, established=True)
+                alike = sharing(history_set, candidate.timestamp, alike=candidate.__eq__)
+                found = {name: Shared(candidate, alike)}
+                if await self._take_over(host, found, established=True):
+                    return True
         return False
 
     async def _gives_way(self, host: Host, name: ObjectId, heard: _Heard) -> bool:
@@ -621,11 +644,17 @@ class ObjectHealer:
 
         def take(view: StorageView) -> tuple[bool, list[Write]]:
             writes: list[Write] = []
-            for name, (candidate, _) in found.items():
+            for name, (candidate, nodes) in found.items():
                 replica = Replica(view, name)
                 if len(found) > 1 and replica.history.latest > candidate.timestamp:
                     return False, []
-                if not take_over(replica, candidate, self._keys, established=established):
+                if not take_over(
+                    replica,
+                    candidate,
+                    self._keys,
+                    established=established,
+                    is_reported=self._quorums.includes_benign(nodes),
+                ):
                     return False, []
                 writes += replica.writes
             return True, writes

@@ -18,7 +18,7 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem.directory import Listing
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.counter import Fetch, Increment
-from bftfs.query_update.history import ZERO
+from bftfs.query_update.history import ZERO, Candidate, LogicalTimestamp, history_of
 from bftfs.query_update.messages import (
     DeduceReply,
     HistoryReply,
@@ -26,6 +26,7 @@ from bftfs.query_update.messages import (
     UpdateReply,
     Verdict,
 )
+from bftfs.query_update.replica import Replica
 from bftfs.server import object_healing
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.recovery import Recovery, Stage
@@ -467,6 +468,64 @@ def test_b_liars_make_nobody_give_way(verdict: Verdict) -> None:
         world.run_for(HEALED_US)
         recovery = recoveries[NodeId(node)]
         assert (recovery.rebuilding, recovery.makes_do, recovery.gave_way) == (False, False, 0)
+
+
+def forge(world: World, liar: int, knowing: int) -> None:
+    """It reports what another node knows, as if that were conditioned on something else."""
+    send = world.ways.send
+
+    def changed(
+        source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        if source == ("node", liar) and target[0] == "node" and isinstance(message, HistoryReply):
+            history = Replica(world.nodes[knowing].disk, COUNTER).history
+            forged = [
+                Candidate(each.timestamp, after(each.conditioned_on), each.objects, each.copy)
+                for each in history.candidates
+            ]
+            told = history_of(tuple(forged), initial=history.initial)
+            message = msgspec.structs.replace(message, history=told)
+        send(source, target, kind, number, message, body)
+
+    world.ways.send = changed  # type: ignore[method-assign]
+
+
+def after(timestamp: LogicalTimestamp) -> LogicalTimestamp:
+    """The next one that is possible: no operation has it."""
+    following = int.from_bytes(timestamp, "big") + 1
+    return LogicalTimestamp(following.to_bytes(len(timestamp), "big"))
+
+
+def signed_of_a_liars(back: tuple[int, ...]) -> int:
+    """How many candidates correct nodes sign that are conditioned on what no version is.
+
+    Node 1 has kept all; node 0 lies.
+    """
+    counted = Counted(back)
+    world = counted.world
+    forge(world, 0, 1)
+    world.run_for(2 * HEALED_US)
+    assert counted.fetch(world.user("one")) == 2
+    signed = 0
+    for node in world.nodes[1:]:
+        replica = Replica(node.disk, COUNTER)
+        for candidate in replica.history.candidates:
+            version = replica.version(candidate.timestamp)
+            if not candidate.barrier and (version is None or not version.gap):
+                signed += version is None or candidate.conditioned_on != version.parent
+    return signed
+
+
+@pytest.mark.parametrize("back", TWO_KNOW)
+def test_what_a_liar_makes_up_of_a_version_is_not_signed(back: tuple[int, ...]) -> None:
+    assert not signed_of_a_liars(back)
+
+
+def test_must_fail_nodes_that_believe_all_that_comes_with_a_timestamp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(object_healing, "_is_made_by", lambda *_: True)
+    assert any(map(signed_of_a_liars, TWO_KNOW))
 
 
 # --- what the rules are for -----------------------------------------------------------------------
