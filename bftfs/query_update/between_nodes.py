@@ -140,7 +140,7 @@ def say_gone(writes: list[Write]) -> bool:
 def _asking(hosts: Nodes, me: NodeId, peers: Peers) -> PageAsking:
     """Asks the hosts first."""
     order = tuple(sorted(others_from(me, peers.quorums), key=lambda node: node not in hosts))
-    return PageAsking(order, peers)
+    return PageAsking(order, peers, hosts)
 
 
 async def _fetched(
@@ -206,13 +206,22 @@ def links_down_from(version: LogicalTimestamp, page: bytes) -> tuple[Link, ...] 
 class PageAsking:
     """Asks servers for pages until a set of them that includes a benign one agrees."""
 
-    def __init__(self, order: tuple[NodeId, ...], peers: Peers) -> None:
+    def __init__(self, order: tuple[NodeId, ...], peers: Peers, hosts: Nodes = NOBODY) -> None:
+        """`hosts` have had what is asked for.
+
+        If a benign one of them lacks it now, nobody waits for servers that are known to be silent.
+        """
         self.lacking = NOBODY  # servers that have said that they do not have what was asked for
         self._order = order
+        self._hosts = hosts
         self._peers = peers
 
     async def agree(self, request: SyncRequest | ChainRequest) -> bytes | None:
-        """The page; None if all have answered, or a benign one has the version, but no chain."""
+        """The page.
+
+        None if no page can be agreed on any more, whatever those reply that have not, or if a
+        benign server has the version, but no chain.
+        """
         peers, quorums = self._peers, self._peers.quorums
         now_us = await Now()
         order, probes = peers.order(self._order, now_us)
@@ -222,10 +231,14 @@ class PageAsking:
         for_digest = msgspec.structs.replace(request, whole=False)
         votes: Votes[bytes] = Votes(quorums)
         wholes = {order[0], *order[first:]}
+        everyone = Nodes.of(order)
         unchained = NOBODY
 
         def send(node: NodeId) -> Send:
             return Send(node, request if node in wholes else for_digest)
+
+        def is_gone() -> bool:
+            return quorums.includes_benign(self.lacking & self._hosts)
 
         asking = ask.Asking(
             peers,
@@ -234,7 +247,7 @@ class PageAsking:
             first=first,
             probes=probes,
             pace=peers.pages,
-            needed=lambda _: False,
+            needed=lambda _: is_gone(),
             now_us=now_us,
             subject="object sync",
             patience_total_us=_PATIENCE_TOTAL_US,
@@ -254,7 +267,16 @@ class PageAsking:
                 digest = sync_page_digest(reply.page) if whole else reply.page
                 votes.add(node, digest, reply.page, whole=whole)
             agreed = votes.agreed() in votes.wholes
-            asking.until(agreed or quorums.includes_benign(unchained))
+            unheard = everyone - asking.answered
+            possible = any(
+                quorums.includes_benign(nodes | unheard) for nodes in (NOBODY, *votes.by.values())
+            )
+            if agreed or quorums.includes_benign(unchained) or not possible:
+                asking.enough()
+            elif is_gone():
+                asking.more()
+            else:
+                asking.until(False)
 
         await asking.collect(take)
         agreed = votes.agreed()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import Nodes
 from bftfs.identifiers import NodeId
 from bftfs.query_update.between_nodes import PageAsking
 from bftfs.server.block_healing import BlockHealer
@@ -121,8 +122,8 @@ def test_must_fail_a_node_that_believes_one_peer(
 ) -> None:
     begin: Callable[..., None] = PageAsking.__init__
 
-    def credulous(asking: Any, order: Any, peers: Peers) -> None:
-        begin(asking, order, Peers(Trusting(peers.quorums)))
+    def credulous(asking: Any, order: Any, peers: Peers, *hosts: Nodes) -> None:
+        begin(asking, order, Peers(Trusting(peers.quorums)), *hosts)
 
     monkeypatch.setattr(PageAsking, "__init__", credulous)
     assert hunt(beside_liars("objects", range(4), "sync-liar"))

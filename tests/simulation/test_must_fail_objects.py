@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import Nodes
 from bftfs.query_update import between_nodes, history, repair
 from bftfs.query_update.observation import Deductions
 from bftfs.simulation.configuration import Configuration, from_json
@@ -119,8 +120,8 @@ def test_no_second_opinion_in_object_sync(monkeypatch: pytest.MonkeyPatch) -> No
     assert hunt(attacks(node="sync-liar", network=lossy)) is None
     begin: Callable[..., None] = between_nodes.PageAsking.__init__
 
-    def credulous(asking: Any, order: Any, peers: Peers) -> None:
-        begin(asking, order, Peers(Trusting(peers.quorums)))
+    def credulous(asking: Any, order: Any, peers: Peers, *hosts: Nodes) -> None:
+        begin(asking, order, Peers(Trusting(peers.quorums)), *hosts)
 
     monkeypatch.setattr(between_nodes.PageAsking, "__init__", credulous)
     assert hunt(attacks(node="sync-liar", network=lossy), not_serializable)

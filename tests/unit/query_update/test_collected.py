@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import Nodes
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.identifiers import NodeId, ObjectId
+from bftfs.limits import SECOND_US
 from bftfs.query_update import between_nodes
+from bftfs.query_update.between_nodes import PageAsking
 from bftfs.query_update.counter import Count, Increment
 from bftfs.query_update.history import ZERO, LogicalTimestamp, time_of
 from bftfs.server.object_collection import ObjectWalk, establish
@@ -142,3 +146,47 @@ def test_b_hosts_make_no_server_fail_what_it_cannot_get(
     (writes,) = fetched
     assert (writes is not None and between_nodes.say_gone(writes)) == is_gone
     assert writes is None or is_gone
+
+
+def slowest_update(seed: int) -> int:
+    """How long the slowest update of three clients takes, in virtual microseconds.
+
+    One server at a time is silent, another one each time. Nearly all that have the latest version
+    collect what lies below it; so clients build on what is gone, several at once.
+    """
+    draw = random.Random(seed)
+    cluster = Cluster(seed=seed)
+    open_to_all = cluster.route
+    clients = [cluster.client(name) for name in "XYZ"]
+    slowest = 0
+    for count in range(1, 15):
+        cluster.route = open_to_all
+        if draw.random() < 0.6:
+            cluster.mute(draw.randrange(len(cluster.nodes)))
+        began_us = cluster.now_us
+        assert increment(draw.choice(clients)) == Count(count)
+        slowest = max(slowest, cluster.now_us - began_us)
+        if draw.random() < 0.5:
+            cluster.settle()
+            latest = max(node.replica(NAME).head for node in cluster.nodes)
+            for node in cluster.nodes:
+                if node.replica(NAME).head == latest and draw.random() < 0.8:
+                    collect(node)
+    return slowest
+
+
+SEEDS = range(40)
+
+
+def test_nobody_waits_for_a_silent_server_to_say_what_hosts_have_collected() -> None:
+    assert max(map(slowest_update, SEEDS)) < SECOND_US
+
+
+def test_must_fail_servers_that_wait_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin: Callable[..., None] = PageAsking.__init__
+
+    def patient(asking: Any, order: Any, peers: Peers, _hosts: Nodes = NOBODY) -> None:
+        begin(asking, order, peers)
+
+    monkeypatch.setattr(PageAsking, "__init__", patient)
+    assert max(map(slowest_update, SEEDS)) > 15 * SECOND_US
