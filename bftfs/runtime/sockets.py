@@ -8,13 +8,15 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 from bftfs.addresses import TcpAddress, UnixAddress, parse_address
 from bftfs.errors import UsageError
 from bftfs.limits import MIB
 from bftfs.runtime import host_names
 
-SOCKET_BUFFER_BYTES = 4 * MIB  # asked of the kernel, which may grant less
+SOCKET_BUFFER_BYTES = 4 * MIB  # asked of the kernel
 RECEIVE_BYTES = 120 * 1024  # below the size at which malloc turns to mmap for every buffer
 BUFFERS_PER_SEND = 1024  # IOV_MAX of Linux
 BACKLOG = 128
@@ -110,13 +112,27 @@ def unconnected(
 def adjust(connection: socket.socket) -> None:
     """Make a connection non-blocking and prompt, and let it end if its peer is lost."""
     connection.setblocking(False)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-    if connection.family != socket.AF_UNIX:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+    if connection.family == socket.AF_UNIX:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    else:
+        # A buffer that was asked for does not grow any more: if the kernel grants less than this,
+        # what it comes to by itself on a long way is more.
+        for option, limit in ((socket.SO_SNDBUF, "wmem_max"), (socket.SO_RCVBUF, "rmem_max")):
+            if granted_bytes(limit) >= SOCKET_BUFFER_BYTES:
+                connection.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_PEER_TIMEOUT_MS)
+
+
+@cache
+def granted_bytes(limit: str) -> int:
+    """The largest buffer that this machine grants on request; 0 if it does not say."""
+    try:
+        return int(Path("/proc/sys/net/core", limit).read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 class Output:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bftfs.errors import UsageError
-from bftfs.runtime.sockets import BUFFERS_PER_SEND, Output, dial, listen, network_of
+from bftfs.runtime import sockets
+from bftfs.runtime.sockets import (
+    BUFFERS_PER_SEND,
+    SOCKET_BUFFER_BYTES,
+    Output,
+    adjust,
+    dial,
+    listen,
+    network_of,
+)
 
 
 def drained(receiver: socket.socket) -> bytes:
@@ -139,3 +149,23 @@ def test_tcp_connections_are_prompt_on_both_families() -> None:
 )
 def test_who_counts_as_one_stranger(one: object, other: object, same: bool) -> None:
     assert (network_of(one) == network_of(other)) is same
+
+
+@pytest.mark.parametrize("granted", [0, 212_992, SOCKET_BUFFER_BYTES])
+def test_a_buffer_is_asked_for_only_where_it_is_granted_in_full(
+    monkeypatch: pytest.MonkeyPatch, granted: int
+) -> None:
+    """A smaller one would keep the kernel from making it as large as a long way needs."""
+    asked: dict[int, int] = {}
+
+    class Connection(socket.socket):
+        def setsockopt(self, level: int, option: int, value: Any) -> None:  # type: ignore[override]
+            super().setsockopt(level, option, value)
+            if level == socket.SOL_SOCKET and option in {socket.SO_SNDBUF, socket.SO_RCVBUF}:
+                asked[option] = value
+
+    monkeypatch.setattr(sockets, "granted_bytes", lambda _limit: granted)
+    with Connection(socket.AF_INET) as connection:
+        adjust(connection)
+    in_full = dict.fromkeys((socket.SO_SNDBUF, socket.SO_RCVBUF), SOCKET_BUFFER_BYTES)
+    assert asked == (in_full if granted == SOCKET_BUFFER_BYTES else {})
