@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import count
+from itertools import count, islice
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from msgspec import structs
@@ -144,6 +145,69 @@ class InodeTable:
         return len(self._by_number)
 
 
+Name = tuple[int, bytes]  # the directory's number, and the name in it
+
+
+class KernelNames:
+    """The names under which the kernel knows files, so that it can be asked to forget some.
+
+    The kernel keeps an inode as long as it has memory, and the mount as long as the kernel does. Of
+    a file it is the latest name that counts. Directories are left alone: a process may work in one,
+    and would lose sight of where it is.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[Name, int] = {}
+        self._names: dict[int, Name] = {}  # the one that was found first comes first
+
+    def found(self, name: Name, number: int, *, is_directory: bool) -> None:
+        """The kernel is told that the name stands for this inode."""
+        if not is_directory and self._numbers.get(name) == number:
+            return
+        self.gone(name)
+        if not is_directory:
+            self.forgotten(number)
+            self._numbers[name], self._names[number] = number, name
+
+    def gone(self, name: Name) -> int | None:
+        """The name stands for nothing any more, or for something else; the file that it was of."""
+        number = self._numbers.pop(name, None)
+        if number is not None:
+            del self._names[number]
+        return number
+
+    def moved(self, old: Name, new: Name, *, exchanged: bool) -> None:
+        """The kernel has renamed one, over the other or with it."""
+        number, other = self.gone(old), self.gone(new)
+        if number is not None:
+            self.found(new, number, is_directory=False)
+        if exchanged and other is not None:
+            self.found(old, other, is_directory=False)
+
+    def forgotten(self, number: int) -> None:
+        """The kernel does not know the inode any more, or by another name."""
+        name = self._names.pop(number, None)
+        if name is not None:
+            del self._numbers[name]
+
+    def take_surplus(self, most: int, *, but: Collection[int]) -> list[Name]:
+        """Names of those files, except some, that are more than `most`; they count no more here.
+
+        If the kernel needs such a file, it looks it up again, or goes on with it without a name.
+        """
+        surplus = len(self._names) - most
+        if surplus <= 0:
+            return []
+        numbers = list(islice((each for each in self._names if each not in but), surplus))
+        names = [self._names[number] for number in numbers]
+        for number in numbers:
+            self.forgotten(number)
+        return names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def _own_number(identifier: ObjectId) -> int:
     """The number of an object that collides with no other; never the root's."""
     if len(identifier) > OBJECT_ID_BYTES:
@@ -202,6 +266,11 @@ class Handles(Generic[Opened]):
         handle = self.get(number)
         del self._open[number]
         return handle
+
+    @property
+    def inodes(self) -> set[int]:
+        """The kernel's numbers of what is open."""
+        return {handle.inode for handle in self._open.values()}
 
     def __len__(self) -> int:
         return len(self._open)

@@ -33,6 +33,7 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import NOW, Attributes, Changes
 from bftfs.filesystem.block_memory import Buffer
 from bftfs.filesystem.contents import OpenFile
+from bftfs.filesystem.directory import RENAME_EXCHANGE
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.metadata import OpenDirectory
 from bftfs.filesystem.operations import FileSystem, FoundObject, Statistics
@@ -45,6 +46,8 @@ from mount.kernel_numbers import (
     Handle,
     Handles,
     InodeTable,
+    KernelNames,
+    Name,
     ObjectInView,
     Places,
 )
@@ -57,6 +60,7 @@ Result = TypeVar("Result")
 # The kernel asks for it before every write(2). File capabilities are not stored: a compromised
 # client must not be able to grant privileges on other machines.
 FILE_CAPABILITIES: Final = b"security.capability"
+FILES_KNOWN: Final = 65_536  # files that the kernel is let know, beside those that are open
 DIRECTORY_PAGE: Final = 64  # entries asked for at a time; the kernel's buffers hold 20 to 700
 NOW_WITHIN_NS: Final = 1_000_000_000
 
@@ -118,6 +122,7 @@ class Operations(pyfuse3.Operations):
         self._options = options
         self._log = log
         self._inodes = InodeTable(files.root)
+        self._names = KernelNames()
         self._open: Handles[OpenFile] = Handles()
         self._listed: Handles[OpenDirectory] = Handles()
         self._callers = callers
@@ -155,7 +160,7 @@ class Operations(pyfuse3.Operations):
             nothing.st_ino = 0
             nothing.entry_timeout = self._options.cached_absence_s
             return nothing
-        return self._remembered(found, place.suffix)
+        return self._remembered(found, (parent_inode, name), place.suffix)
 
     @_answers
     async def create(
@@ -166,7 +171,7 @@ class Operations(pyfuse3.Operations):
             directory, name, mode, self._who(ctx), umask=ctx.umask, flags=flags
         )
         found, opened = await self._perform("create", creating, parent_inode, ctx)
-        entry = self._remembered(found)
+        entry = self._remembered(found, (parent_inode, name))
         handle = Handle(self._files, opened, entry.st_ino, ctx.pid)
         return self._file_info(handle, keep_cache=True), entry
 
@@ -178,7 +183,8 @@ class Operations(pyfuse3.Operations):
         making = self._files.make_node(
             directory, name, mode, self._who(ctx), umask=ctx.umask, device=rdev
         )
-        return self._remembered(await self._perform("mknod", making, parent_inode, ctx))
+        found = await self._perform("mknod", making, parent_inode, ctx)
+        return self._remembered(found, (parent_inode, name))
 
     @_answers
     async def mkdir(
@@ -188,7 +194,8 @@ class Operations(pyfuse3.Operations):
         making = self._files.make_directory(
             directory, name, stat.S_IMODE(mode), self._who(ctx), umask=ctx.umask
         )
-        return self._remembered(await self._perform("mkdir", making, parent_inode, ctx))
+        found = await self._perform("mkdir", making, parent_inode, ctx)
+        return self._remembered(found, (parent_inode, name))
 
     @_answers
     async def symlink(
@@ -196,7 +203,8 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         directory = self._changeable(parent_inode, name)
         making = self._files.make_symlink(directory, name, target, self._who(ctx))
-        return self._remembered(await self._perform("symlink", making, parent_inode, ctx))
+        found = await self._perform("symlink", making, parent_inode, ctx)
+        return self._remembered(found, (parent_inode, name))
 
     @_answers
     async def link(
@@ -205,7 +213,8 @@ class Operations(pyfuse3.Operations):
         identifier = self._changeable(inode)
         directory = self._changeable(new_parent_inode, new_name)
         linking = self._files.link(identifier, directory, new_name, self._who(ctx))
-        return self._remembered(await self._perform("link", linking, new_parent_inode, ctx))
+        found = await self._perform("link", linking, new_parent_inode, ctx)
+        return self._remembered(found, (new_parent_inode, new_name))
 
     @_answers
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -213,6 +222,7 @@ class Operations(pyfuse3.Operations):
         removing = self._files.unlink(directory, name, self._who(ctx))
         with _looked_up_if_in_doubt((parent_inode, name)):
             await self._perform("unlink", removing, parent_inode, ctx)
+        self._names.gone((parent_inode, name))
 
     @_answers
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -239,10 +249,21 @@ class Operations(pyfuse3.Operations):
         names = (parent_inode_old, name_old), (parent_inode_new, name_new)
         with _looked_up_if_in_doubt(*names):
             await self._perform("rename", renaming, parent_inode_old, ctx)
+        self._names.moved(*names, exchanged=bool(flags & RENAME_EXCHANGE))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, lookups in inode_list:
-            self._inodes.forget(number, lookups)
+            if self._inodes.forget(number, lookups) is not None:
+                self._names.forgotten(number)
+
+    def forget_files(self, most: int = FILES_KNOWN) -> None:
+        """Make the kernel forget files that it has looked up long ago, if there are more of them.
+
+        None that is open: /proc would show such a file as deleted.
+        """
+        for parent, name in self._names.take_surplus(most, but=self._open.inodes):
+            # In a thread: the kernel may wait for our answer to a request in that directory.
+            pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
 
     # --- attributes --------------------------------------------------------------------------
 
@@ -421,6 +442,7 @@ class Operations(pyfuse3.Operations):
                 if not pyfuse3.readdir_reply(token, listed.name, entry, listed.cookie):
                     self._inodes.forget(number, 1)
                     return
+                self._name((handle.inode, listed.name), number, listed.file_type << 12)
             after = page[-1].cookie
 
     @_answers
@@ -461,10 +483,14 @@ class Operations(pyfuse3.Operations):
         entry.attr_timeout = self._options.cached_attributes_s
         return entry
 
-    def _remembered(self, found: FoundObject, suffix: bytes = b"") -> EntryAttributes:
+    def _remembered(self, found: FoundObject, name: Name, suffix: bytes = b"") -> EntryAttributes:
         """A reply that names an object to the kernel, which counts it as a lookup."""
         number = self._inodes.remember(ObjectId(found.identifier + suffix))
+        self._name(name, number, found.attributes.mode)
         return self._entry(number, found.attributes)
+
+    def _name(self, name: Name, number: int, mode: int) -> None:
+        self._names.found(name, number, is_directory=stat.S_ISDIR(mode))
 
     def _place(self, number: int) -> ObjectInView:
         """The object behind the kernel's inode, in the present or a past."""

@@ -216,6 +216,7 @@ WORKERS: Final = 512
 WORKERS_IDLE: Final = 8
 READ_AHEAD_KIB: Final = 4096  # eight requests of up to 1 MiB in flight; the kernel's default is 128
 WRITE_BACK_EVERY_S: Final = 1.0
+FORGET_EVERY_S: Final = 1.0
 WRITE_BACK_OLDER_US: Final = 5_000_000
 GOODBYE_PATIENCE_S: Final = 45.0  # to write the rest at the end, if the cluster does not answer
 ACCESSES_PATIENCE_S: Final = 3.0  # …and after that to record access times
@@ -254,6 +255,7 @@ class Mount:
                 nursery.start_soon(self._stop_on_signal)
                 nursery.start_soon(self._requests.watch)
                 nursery.start_soon(self._write_back)
+                nursery.start_soon(self._forget_files)
                 nursery.start_soon(_tell_alive)
                 await pyfuse3.main(min_tasks=WORKERS_IDLE, max_tasks=WORKERS)
                 nursery.cancel_scope.cancel()
@@ -313,6 +315,12 @@ class Mount:
                 )
             except BftfsError as failure:
                 self._log.warning("writing behind failed", reason=str(failure))
+
+    async def _forget_files(self) -> None:
+        """Keep the kernel, and so this process, from knowing more and more files."""
+        while True:
+            await trio.sleep(FORGET_EVERY_S)
+            self._operations.forget_files()
 
     # --- the end -----------------------------------------------------------------------------
 

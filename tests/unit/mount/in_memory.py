@@ -5,7 +5,8 @@
 The file system and its methods are the real ones; there are no replicas, fragments or network. Some
 extended attributes command what a test needs to happen: setting `user.stall` takes until it is
 removed, `user.freeze` makes all writes of blocks wait until it is removed, and setting
-`user.foreign` has another mount rewrite the file with the value.
+`user.foreign` has another mount rewrite the file with the value, and `user.few` makes the kernel
+forget files that are more than the value, and logs how many inodes it knows.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from bftfs.query_update.object_type import Record
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.runtime import clock
 from bftfs.runtime.network import Network
+from mount.operations import Operations
 from mount.options import parse
 from mount.serve import Mount, open_log
 from tests.builders import Answer, InMemoryBlocks, InMemoryObjects
@@ -47,6 +49,8 @@ STALL = b"user.stall"
 STALLED = "stalled"  # what the log says then
 FREEZE = b"user.freeze"
 FOREIGN = b"user.foreign"
+FEW = b"user.few"
+KNOWN = "inodes known: "  # what the log says then, and a number
 
 
 class Metadata(InMemoryObjects):
@@ -58,6 +62,7 @@ class Metadata(InMemoryObjects):
         self.frozen = False
         self.thawed = Event()
         self.other_mount: FileSystem | None = None
+        self.operations: Operations | None = None
 
     async def update(
         self,
@@ -82,6 +87,10 @@ class Metadata(InMemoryObjects):
             case ExtendedName(name=name) if name == FREEZE:
                 self.frozen = False
                 self.thawed.announce()
+            case ExtendedSetting(name=name, value=value) if name == FEW:
+                assert self.operations is not None
+                self.operations.forget_files(int(value))
+                logging.getLogger(__name__).warning(f"{KNOWN}{len(self.operations._inodes)}")
             case ExtendedSetting(name=name, value=value) if name == FOREIGN:
                 await self._rewrite(objects[0], value, who)
                 attributes = self.perform(GET_ATTRIBUTES, objects, NoArguments(), who)
@@ -183,6 +192,7 @@ def main(mountpoint: str, log_path: str, words: str) -> None:
                 source=SOURCE,
                 mountpoint=Path(mountpoint),
             )
+            metadata.operations = mount._operations
             await mount.run(lambda: print("ready", flush=True))
 
     trio.run(session)

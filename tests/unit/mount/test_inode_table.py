@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from bftfs.errors import FileSystemError
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
-from mount.kernel_numbers import LAST_NUMBER, ROOT_NUMBER, InodeTable, KernelInode
+from mount.kernel_numbers import (
+    LAST_NUMBER,
+    ROOT_NUMBER,
+    InodeTable,
+    KernelInode,
+    KernelNames,
+    Name,
+)
 
 ROOT = object_id(ObjectKind.DIRECTORY, placement=0, unique=bytes(14))
 
@@ -165,3 +172,49 @@ def test_a_page_that_is_mapped_is_written_where_it_is(stop: int) -> None:
     known = told(3000, 4096, 9000, 20_000)
     assert not known.is_append(4096, stop, may_be_mapped=True)
     assert known.is_append(4096, stop, may_be_mapped=False)
+
+
+# --- names that the kernel knows ---------------------------------------------------------------
+
+PLACES: list[Name] = [(directory, name) for directory in (1, 2) for name in (b"a", b"b", b"c")]
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> tuple[str, Name, Name, int]:
+    kind = draw(st.sampled_from(("file", "directory", "gone", "moved", "exchanged", "forgotten")))
+    places = st.sampled_from(PLACES)
+    return kind, draw(places), draw(places), draw(st.integers(10, 15))
+
+
+@given(st.lists(steps(), max_size=40), st.integers(0, 6), st.sets(st.integers(10, 15)))
+def test_names_that_the_kernel_is_asked_to_forget_are_those_of_files(
+    history: list[tuple[str, Name, Name, int]], most: int, opened: set[int]
+) -> None:
+    """Whatever happens to names, none of a directory, of an open file, or of before is given."""
+    names = KernelNames()
+    there: dict[Name, int | None] = {}  # None: a directory
+    for kind, place, other, number in history:
+        if kind == "file":
+            names.found(place, number, is_directory=False)
+            there[place] = number
+        elif kind == "directory":
+            names.found(place, number, is_directory=True)
+            there[place] = None
+        elif kind == "gone":
+            names.gone(place)
+            there.pop(place, None)
+        elif kind == "forgotten":
+            names.forgotten(number)
+            there = {each: of for each, of in there.items() if of != number}
+        elif place != other:
+            names.moved(place, other, exchanged=kind == "exchanged")
+            one, two = (there.pop(each, 0) for each in (place, other))
+            if one != 0:
+                there[other] = one
+            if two != 0 and kind == "exchanged":
+                there[place] = two
+    known = {*names._names}
+    taken = names.take_surplus(most, but=opened)
+    assert all(there.get(name) not in {None, 0, *opened} for name in taken)
+    assert len(taken) == min(max(0, len(known) - most), len(known - opened))
+    assert len(names) == len(known) - len(taken)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from mount.mountpoint import detach, mounted_at
-from tests.unit.mount.in_memory import FOREIGN, FREEZE, SOURCE, STALL, STALLED
+from tests.unit.mount.in_memory import FEW, FOREIGN, FREEZE, KNOWN, SOURCE, STALL, STALLED
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -320,3 +320,54 @@ def test_read_only(tmp_path: Path):
             (mount.path / "file").touch()
         assert caught.value.errno == errno.EROFS
         assert os.listdir(mount.path) == []
+
+
+def known(mount: Mounted, most: int) -> int:
+    """How many inodes the kernel knows, after it was asked to forget files that are more."""
+    os.setxattr(mount.path, FEW, b"%d" % most)
+    said = [str(event["event"]) for event in mount.events() if KNOWN in str(event["event"])]
+    return int(said[-1].removeprefix(KNOWN))
+
+
+def wait_until_known(mount: Mounted, count: int, most: int) -> None:
+    """Other threads of the mount ask the kernel; it answers when it has dropped the inode."""
+    while known(mount, most) > count:
+        time.sleep(0.01)
+
+
+FILES = 300
+
+
+def test_the_kernel_forgets_files_that_it_has_looked_up_long_ago(tmp_path: Path) -> None:
+    with mounted(tmp_path) as mount:
+        (mount.path / "d").mkdir()
+        for number in range(FILES):
+            (mount.path / "d" / f"{number}").write_text(f"{number}")
+        assert known(mount, FILES) >= FILES
+        with (mount.path / "d" / "7").open("r+") as opened:
+            os.link(mount.path / "d" / "8", mount.path / "linked")
+            os.rename(mount.path / "d" / "9", mount.path / "moved")
+            wait_until_known(mount, 2 + 20 + 2, 20)  # root, d; 20 files; one is open, one linked
+            assert os.readlink(f"/proc/self/fd/{opened.fileno()}") == f"{mount.path}/d/7"
+            opened.write("!")
+        contents = [(mount.path / "d" / f"{number}").read_text() for number in range(9)]
+        assert contents == [*map(str, range(7)), "!", "8"]
+        assert (mount.path / "moved").read_text() == "9"
+        assert (mount.path / "linked").read_text() == "8"
+        assert len(os.listdir(mount.path / "d")) == FILES - 1
+
+
+def test_a_directory_in_which_a_process_works_is_not_forgotten(tmp_path: Path) -> None:
+    with mounted(tmp_path) as mount:
+        (mount.path / "file").touch()
+        os.rename(mount.path / "file", mount.path / "other")
+        (mount.path / "file").mkdir()
+        where = subprocess.Popen(
+            [sys.executable, "-c", "import os; input(); print(os.getcwd())"],
+            cwd=mount.path / "file",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        wait_until_known(mount, 2, 0)
+        assert where.communicate("\n", timeout=20)[0] == f"{mount.path / 'file'}\n"
