@@ -92,7 +92,7 @@ class BlockWriter:
         """
         numbers = frozenset(numbers)
         await self._settle(contents)
-        await self._place_appends(contents)
+        numbers |= await self._place_appends(contents)
         try:
             await self._push(contents, numbers)
         except AdmissionRefused as refused:
@@ -131,31 +131,33 @@ class BlockWriter:
 
     # --- appending --------------------------------------------------------------------------------
 
-    async def _place_appends(self, contents: Contents) -> None:
+    async def _place_appends(self, contents: Contents) -> frozenset[int]:
         """Put what was appended behind what other mounts have written there since.
 
-        Programs here have seen it elsewhere: it was not closed or synced yet.
+        Programs here have seen it elsewhere: it was not closed or synced yet. Gives the blocks that
+        were taken back for that: they were at the nodes, and are to be there again.
         """
         who = contents.writer
         if not contents.appends or contents.attributes.size == contents.appended_to:
-            return
+            return frozenset()
         assert who is not None, "what is unsaved has a writer"
         place = contents.place_of_appends()
         if len(contents.appends) == 1 and contents.appends[0][0] == place:
             contents.appended_to = contents.attributes.size
-            return
+            return frozenset()
         block_bytes, (first, last) = contents.layout.block_bytes, _bounds(contents.appends)
         numbers = [
             n for n in contents.uncovered if first // block_bytes <= n <= last // block_bytes
         ]
-        await self.pusher.take_back(contents, numbers, who)
+        taken = await self.pusher.take_back(contents, numbers, who)
         if not contents.appends:
-            return  # it was lost
+            return taken  # what was appended was lost
         # From here on there is no await: no program sees the file without these bytes.
         appended = self.unsaved.take_appended(contents)
         place = contents.place_of_appends()
         contents.moved(place)
         self.unsaved.take(contents, place, appended)
+        return taken
 
     # --- covering ---------------------------------------------------------------------------------
 
@@ -286,10 +288,10 @@ class BlockWriter:
         """An update that covers what nodes hold, and all that was appended until now."""
         await self._settle(contents)
         await self._renew(contents)
-        await self._place_appends(contents)
+        taken = await self._place_appends(contents)
         contents.push_stop = contents.end  # what is appended at once is covered at once
         try:
-            numbers = contents.dirty if contents.appends else _held_before(contents)
+            numbers = contents.dirty if contents.appends else taken | _held_before(contents)
             await self.push(contents, numbers)
         finally:
             contents.push_stop = None

@@ -487,6 +487,51 @@ def test_a_line_of_which_a_block_is_gone_is_not_there_at_all(
     assert all_of(scene) == seen + b"<next>"
 
 
+@pytest.mark.parametrize("closes", [False, True])
+def test_what_stands_before_a_lost_line_is_saved_at_once(closes: bool) -> None:
+    """Nothing is left for a next time, which there is none of after the last close."""
+    scene = saved_once(closes)
+    contents = scene.file.contents
+    assert not contents.dirty
+    assert not contents.uncovered
+    assert all_of(scene)[BLOCK_BYTES:] == b"<bytes>" + bytes(BLOCK_BYTES - 7) + b"x" * 40
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_must_fail_a_mount_that_leaves_dirty_what_it_has_taken_back(
+    monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    place = block_writing.BlockWriter._place_appends
+
+    async def forget(writer: block_writing.BlockWriter, contents: Contents) -> frozenset[int]:
+        await place(writer, contents)
+        return frozenset()
+
+    monkeypatch.setattr(block_writing.BlockWriter, "_place_appends", forget)
+    scene = saved_once(closes)
+    assert bool(scene.file.contents.dirty) == (not closes)
+    assert b"<bytes>" not in all_of(scene)
+
+
+def saved_once(closes: bool) -> Scene:
+    """A mount has saved once, and found out that the last block of an appended line is gone.
+
+    The line begins in a block with other bytes, all at the nodes. `closes`: it was the last close.
+    """
+    plan = CollectionPlan(600 * SECOND_US)
+    scene = Scene(World(collection=plan, volume=VOLUME), "." * BLOCK_BYTES)
+    options = Options(access_times=False, cache_bytes=0)
+    scene.mount, scene.file = scene.opened(scene.user, scene.user.filesystem(options))
+    scene.write(scene.mount, scene.file, BLOCK_BYTES, b"<bytes>")
+    scene.append(scene.mount, scene.file, b"L" * (2 * BLOCK_BYTES - 7))
+    scene.push()
+    scene.write_elsewhere_until_collected(2 * BLOCK_BYTES)
+    save = scene.mount.release if closes else scene.mount.synchronize
+    with pytest.raises(NoLongerKept):
+        scene.user.run(save(scene.file))
+    return scene
+
+
 def test_each_handle_is_told_once_that_a_line_is_gone() -> None:
     scene = torn((1, 2), "nothing")
     _, before = scene.opened(scene.user, scene.mount)
