@@ -32,7 +32,7 @@ from bftfs.conversation import Delivery, Now, Send
 from bftfs.crypto.digest import link_digest, sync_page_digest
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId
-from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, LogicalTimestamp
+from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, Candidate, LogicalTimestamp
 from bftfs.query_update.messages import (
     AttestReply,
     AttestRequest,
@@ -130,6 +130,26 @@ async def fetch_to_build_on(
     if fetched is None and peers.quorums.includes_benign(asking.lacking & hosts):
         return [Write(Table.REQUEST, sync_key(identifier, version), _GONE)]
     return fetched
+
+
+async def is_made_by(
+    identifier: ObjectId, candidate: Candidate, *, hosts: Nodes, me: NodeId, peers: Peers
+) -> bool:
+    """True if b + 1 servers give the version of `candidate` with its parent, objects and copy flag.
+
+    Asks for the one link between it and what it is conditioned on.
+    """
+    known = (candidate.conditioned_on,)
+    request = SyncRequest(identifier, candidate.timestamp, known, b"", True)
+    try:
+        chain = await _asking(hosts, me, peers).agree(request)
+        links = None if chain is None else links_down_from(candidate.timestamp, chain)
+    except (QuorumUnavailable, *UNREADABLE):
+        return False
+    if links is None:
+        return False
+    told = (links[0].parent, links[0].objects, links[0].copy)
+    return told == (candidate.conditioned_on, candidate.objects, candidate.copy)
 
 
 def say_gone(writes: list[Write]) -> bool:

@@ -13,7 +13,8 @@ refuse whatever leaves it behind, and are too few for it to be repaired.
    directory that names what it made shows that this is established, though few have what was made.
    What they say is of a timestamp. A candidate has more: what it is conditioned on, its objects.
    One of b liars may report these as it likes; so the server signs a candidate only if b + 1 report
-   it, or if the version that object sync brings, which b + 1 give alike, has the same.
+   it, or if the version that object sync brings, which b + 1 give alike, has the same. A whole
+   state does not tell that; then b + 1 have to give the version's link.
 2. A server that recovers needs the histories of q others that remember. If so many others say that
    they do not remember that the rest are no quorum, there will never be such q: more than t servers
    are faulty, this one included. Then it makes do with the histories of all that answer, if they

@@ -132,8 +132,9 @@ def take_over(
 ) -> bool:
     """Take `candidate` into the replica history.
 
-    `is_reported` if a benign server reports it as it is. False if none does and the version differs
-    from it; if the version is missing here; or if the history is full.
+    `is_reported` if a benign server reports it as it is, or gives the link of its version as it is.
+    False if none does and the version differs from it; if the version is missing here; or if the
+    history is full.
 
     Requires: the rule above allows it.
     """
@@ -627,7 +628,10 @@ class ObjectHealer:
         True if that is durable.
         """
         lost = host.lost
+        reported = set()
         for name, (candidate, nodes) in found.items():
+            if self._quorums.includes_benign(nodes):
+                reported.add(name)
             own_latest, reach, known = await look(host, partial(_own, name, candidate))
             if reach is Reach.MISSING and own_latest < candidate.timestamp:
                 staged = await between_nodes.fetch_version(
@@ -641,10 +645,15 @@ class ObjectHealer:
                 if staged is None:
                     return False
                 host.arrange(lambda _view, _now_us, staged=staged: staged)  # type: ignore[misc]
+                # A whole state does not tell how the version was made.
+                if name not in reported and await between_nodes.is_made_by(
+                    name, candidate, hosts=nodes, me=self._node, peers=self._peers
+                ):
+                    reported.add(name)
 
         def take(view: StorageView) -> tuple[bool, list[Write]]:
             writes: list[Write] = []
-            for name, (candidate, nodes) in found.items():
+            for name, (candidate, _) in found.items():
                 replica = Replica(view, name)
                 if len(found) > 1 and replica.history.latest > candidate.timestamp:
                     return False, []
@@ -653,7 +662,7 @@ class ObjectHealer:
                     candidate,
                     self._keys,
                     established=established,
-                    is_reported=self._quorums.includes_benign(nodes),
+                    is_reported=name in reported,
                 ):
                     return False, []
                 writes += replica.writes

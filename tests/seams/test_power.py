@@ -12,11 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from bftfs import limits
 from bftfs.asking.quorum import NOBODY
 from bftfs.asking.refusal import Refused
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.directory import Listing
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
+from bftfs.query_update import between_nodes
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import ZERO, Candidate, LogicalTimestamp, history_of
 from bftfs.query_update.messages import (
@@ -526,6 +528,43 @@ def test_must_fail_nodes_that_believe_all_that_comes_with_a_timestamp(
 ) -> None:
     monkeypatch.setattr(object_healing, "_is_made_by", lambda *_: True)
     assert any(map(signed_of_a_liars, TWO_KNOW))
+
+
+def read_after_whole_states(monkeypatch: pytest.MonkeyPatch) -> int:
+    """What is read where object sync brings no chain, and two nodes know one version.
+
+    Node 0 missed the last update: node 1 knows a later version to be established, and so does not
+    report any more the candidate that both know.
+    """
+    monkeypatch.setattr(limits, "SYNC_LINKS", 1)
+    counted = Counted(())
+    world = counted.world
+    user = world.user("another")
+    copies = {node: world.copy_of(node) for node in (2, 3, 4, 5)}
+    counted.increment(user)
+    counted.increment(user)
+    counted.increment(user)
+    copies[0] = world.copy_of(0)
+    counted.increment(user)
+    world.lose_power(copies, says_so=False)
+    world.run_for(2 * HEALED_US)
+    return counted.fetch(world.user("one"))
+
+
+def test_what_two_know_is_not_lost_where_object_sync_brings_whole_states(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert read_after_whole_states(monkeypatch) == 5
+
+
+def test_must_fail_nodes_that_do_not_ask_how_a_version_was_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nobody_asks(*_: object, **__: object) -> bool:
+        return False
+
+    monkeypatch.setattr(between_nodes, "is_made_by", nobody_asks)
+    assert read_after_whole_states(monkeypatch) < 5
 
 
 # --- what the rules are for -----------------------------------------------------------------------
