@@ -15,6 +15,11 @@ inside the file count as room.
 grow by at most `PAGE_BYTES_PER_WRITE`, a large one by that and its length. So growth is never
 underestimated; the true growth is known after a checkpoint.
 
+What turns out not to be needed is given back: after a checkpoint nothing lies behind the last page
+in use, and the file is cut into by a hole there, its length stays. That is done if two periods
+between checkpoints have needed much less, so that a node which is busy does not take and give in
+turns.
+
 **Tests.** `tests/unit/nodes/test_store.py` ("room"), on a disk without a free byte; decision 12.
 
 Concurrency: belongs to the store's thread; `used_bytes` and `free_bytes` may be read by any.
@@ -36,9 +41,20 @@ from nodes.store_directory import StoreFailed
 RESERVE_BYTES = 64 * MIB  # the largest reserve, which ordinary batches do not get…
 RESERVE_SHARE = 8  # …and at most 1/8 of the disk, and of what the store may occupy
 AHEAD_BYTES = 8 * MIB  # the most that is allocated ahead of need
+SURPLUS_BYTES = 32 * MIB  # that is taken and not needed, before it is given back
 PAGE_BYTES_PER_WRITE = 8 * KIB  # the most by which a small write lets the file grow
 
 OUT_OF_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def give_back(file: int, begin: int, end: int) -> int:
+    """Give blocks [begin, end) of a file back to the disk; its length stays. 0, or an errno."""
+    return ctypes.get_errno() if _fallocate(file, _PUNCH, begin, end - begin) else 0
 
 
 class OtherFiles(NamedTuple):
@@ -75,7 +91,10 @@ class DiskSpace:
         self.others: Callable[[], OtherFiles] = OtherFiles
         self._count = content
         self._live_bytes, self._objects = used_bytes, 0  # when last measured
-        self._taken_bytes = used_bytes  # the file has blocks on the disk up to here
+        self._taken_bytes = used_bytes  # the file has blocks on the disk up to here…
+        self._wanted_bytes = 0  # …and had to have them since the last checkpoint…
+        self._wanted_before_bytes = 0  # …and between the two before
+        self._held_bytes = self.file_bytes  # behind this it has none, as far as it is known
         disk = os.fstatvfs(self._file)
         whole = min(disk.f_blocks * disk.f_frsize, limit_bytes)
         self.reserve_bytes = min(RESERVE_BYTES, whole // RESERVE_SHARE)
@@ -90,6 +109,7 @@ class DiskSpace:
     def fits(self, growth: int) -> bool:
         """True if `growth` bytes can be added besides the reserve; allocates their blocks."""
         end = self._end_with(growth)
+        self._wanted_bytes = max(self._wanted_bytes, end)
         if end <= self._taken_bytes or self._take(end):
             return True
         # The file cannot grow any more: only free pages inside of it count.
@@ -128,6 +148,17 @@ class DiskSpace:
         self.used_bytes = used_bytes
         self._taken_bytes = max(self._taken_bytes, used_bytes)
         self.growth_bytes = 0
+        self._give_back()
+        self._wanted_bytes, self._wanted_before_bytes = 0, self._wanted_bytes
+
+    def _give_back(self) -> None:
+        """Give back blocks that are not likely to be needed. Requires: no growth is expected."""
+        wanted = max(self._wanted_bytes, self._wanted_before_bytes, self._end_with(0))
+        end = wanted + self.ahead_bytes
+        if self._held_bytes - end >= SURPLUS_BYTES:
+            if not give_back(self._file, end, self._held_bytes):
+                self._taken_bytes = min(self._taken_bytes, end)
+            self._held_bytes = end  # where that is not possible, it is not tried again
 
     def _end_with(self, growth: int) -> int:
         """How long the file must be for this growth and the reserve."""
@@ -147,6 +178,7 @@ class DiskSpace:
                     raise StoreFailed(self._path, f"it cannot grow ({error})") from error
             else:
                 self._taken_bytes = stop
+                self._held_bytes = max(self._held_bytes, stop)
                 self.file_bytes = max(self.file_bytes, stop)
                 return True
         return False

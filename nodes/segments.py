@@ -35,7 +35,6 @@ Concurrency: belongs to the store's thread; `Flush.run` may be called in another
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -53,7 +52,7 @@ from bftfs.crypto.digest import Body
 from bftfs.durable_files import sync_directory
 from bftfs.limits import KIB, MIB
 from bftfs.storage import Write
-from nodes.data_file import OUT_OF_SPACE, OtherFiles
+from nodes.data_file import OUT_OF_SPACE, OtherFiles, give_back
 from nodes.journal import decoded
 
 SEGMENT_BYTES = 64 * MIB  # a segment that is as long is followed by the next one
@@ -84,10 +83,6 @@ _REPLAY_FROM = b"segments"  # segment and offset of the first record after the c
 _POSITION = Struct("!IQ")
 _FREED = b"segments freed"  # blocks whose fragments were removed before the checkpoint
 _RANGE = Struct("!IQQ")
-
-_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 Result = TypeVar("Result")
@@ -510,9 +505,8 @@ class Segments:
         if not self._punches or number not in self._counts:
             return True
         file = self._file(number)
-        size = freed.end - freed.begin
-        if _fallocate(file, _PUNCH, freed.begin, size):
-            code = ctypes.get_errno()
+        code = give_back(file, freed.begin, freed.end)
+        if code:
             self._punches = code not in {errno.EOPNOTSUPP, errno.ENOSYS}
             return not self._punches
         self._note_disk_bytes(number, os.fstat(file))

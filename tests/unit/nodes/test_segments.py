@@ -20,6 +20,7 @@ from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.storage import MemoryStorage, Table, Write
+from nodes import data_file
 from nodes import segments as segment_files
 from nodes import store as stores
 from nodes.segments import BLOCK_BYTES, Extent, extent_in, inline, inlined_in
@@ -393,11 +394,7 @@ def killed_after_failure(store: Store) -> None:
 def test_where_holes_cannot_be_punched_segments_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> int:
-        segment_files.ctypes.set_errno(errno.EOPNOTSUPP)
-        return -1
-
-    monkeypatch.setattr(segment_files, "_fallocate", refuse)
+    monkeypatch.setattr(segment_files, "give_back", lambda *_: errno.EOPNOTSUPP)
     store = opened(tmp_path)
     for number in range(20):
         put(store, fragment(b"%02d" % number, os.urandom(LARGE)))
@@ -420,13 +417,8 @@ def test_a_hole_that_could_not_be_punched_is_punched_later(
     put(store, *(fragment(b"%d" % each, os.urandom(LARGE)) for each in range(3)))
     store.settled_figures()
     before = disk_bytes(tmp_path)
-
-    def full(*_: object) -> int:
-        segment_files.ctypes.set_errno(errno.ENOSPC)
-        return -1
-
     with monkeypatch.context() as patch:
-        patch.setattr(segment_files, "_fallocate", full)
+        patch.setattr(segment_files, "give_back", lambda *_: errno.ENOSPC)
         put(store, fragment(b"1", None))
         store.settled_figures()
         assert disk_bytes(tmp_path) == before
@@ -664,6 +656,9 @@ class Machine:
         self.path = path
         self.durability = durability
         self.chance = random.Random(seed)
+        # Blocks are given back after every checkpoint.
+        for name, size in (("RESERVE_BYTES", 64 * KIB), ("AHEAD_BYTES", 0), ("SURPLUS_BYTES", 1)):
+            patch.setattr(data_file, name, size)
         self.store = opened(path, durability)
         self.model = MemoryStorage()
         self.states = [contents(self.model)]
@@ -675,7 +670,8 @@ class Machine:
     def _watch(self, patch: pytest.MonkeyPatch) -> None:
         for name in ("pwritev", "pwrite", "posix_fallocate", "ftruncate", "unlink", "fdatasync"):
             patch.setattr(os, name, self._watched(getattr(os, name), syncs=name == "fdatasync"))
-        patch.setattr(segment_files, "_fallocate", self._watched(segment_files._fallocate))
+        for module in (segment_files, data_file):
+            patch.setattr(module, "give_back", self._watched(module.give_back))
         patch.setattr(Store, "_let_go", self._watched(Store._let_go))
         patch.setattr(Path, "unlink", self._watched(Path.unlink))
 

@@ -434,6 +434,40 @@ def stuff(path: Path) -> None:
     assert not os.statvfs(path).f_bavail
 
 
+def held_after_many_rows(tmp_path: Path) -> tuple[int, int]:
+    """What the data file holds of the disk after a rebuild, and what it has to hold."""
+    store = opened(tmp_path)
+    rows = 20_000  # each may let the file grow by 8 KiB, and does by far less
+    with store.batch() as batch:
+        batch.apply(Write(Table.STATE, b"%06d" % number, b"v") for number in range(rows))
+        batch.commit()
+    for number in range(4):
+        put(store, b"later", b"%d" % number)
+        store._checkpoint()
+    file = next((tmp_path / "store").rglob("data.mdb"))
+    held = file.stat().st_blocks * 512
+    needed = store.space.used_bytes + store.space.reserve_bytes
+    store.close()
+    store = opened(tmp_path)
+    assert get(store, b"000000") == get(store, b"%06d" % (rows - 1)) == b"v"
+    store.close()
+    return held, needed
+
+
+def test_what_was_taken_ahead_and_not_needed_is_given_back(tmp_path: Path) -> None:
+    held, needed = held_after_many_rows(tmp_path)
+    most = needed + data_file.AHEAD_BYTES + data_file.SURPLUS_BYTES
+    assert needed <= held <= most
+
+
+def test_must_fail_where_nothing_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_file, "give_back", lambda *_: errno.EOPNOTSUPP)
+    with pytest.raises(AssertionError):
+        test_what_was_taken_ahead_and_not_needed_is_given_back(tmp_path)
+
+
 def test_an_error_of_the_disk_is_not_taken_for_a_full_one(store: Store) -> None:
     error = lmdb.Error("mdb_txn_commit: Input/output error")
     error.code = errno.EIO
