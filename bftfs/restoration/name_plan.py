@@ -267,10 +267,14 @@ class NamePlan:
                 self._let_stay(name)
 
     def report_names_by_others(self) -> None:
-        """Report the objects that the client made and to which others have given a name."""
+        """Report the objects that the client made and to which others have given a name.
+
+        Not the root: what is below it is taken back, and its own name is left as it is.
+        """
         log, reported = self._log, {conflict.name for conflict in self.conflicts}
         for identifier in log.touched():
-            if identifier in self.kept and log.is_made_by_client(identifier):
+            is_below = identifier in self.kept and identifier != log.root
+            if is_below and log.is_made_by_client(identifier):
                 for place in self.tree.places(identifier):
                     if place.directory in self.kept and place not in reported:
                         what = f"made by {self._label}, and named so by others: it stays"

@@ -526,6 +526,22 @@ def test_beside_a_directory_that_was_moved_since_nothing_is_taken_back(stage: An
     assert "d/c" not in tree
 
 
+def test_the_directory_itself_is_no_conflict_if_the_client_made_it(stage: Any) -> None:
+    stage.intruder.mkdir("x")
+    stage.intruder.write("x/evil", "evil\n")
+    assert stage.undo("x") == []
+    assert stage.tree() == {**BEFORE, "x": ""}
+
+
+def test_must_fail_where_others_named_what_the_client_made(stage: Any) -> None:
+    """Below the directory, what others gave a name stays, and is reported."""
+    stage.intruder.mkdir("x")
+    stage.intruder.write("x/evil", "evil\n")
+    stage.honest.mv("x/evil", "x/good")
+    assert any("x/good" in conflict for conflict in stage.undo("x"))
+    assert stage.tree() == {**BEFORE, "x": "", "x/good": "evil\n"}
+
+
 def test_what_was_moved_out_is_still_accounted_for(stage: Any) -> None:
     """Also if the directory to which it was moved has changes of its own."""
     stage.intruder.write("a", "evil\n")
