@@ -35,6 +35,7 @@ from benchmarks.scenarios import (
     fragility,
     healing,
     history,
+    many,
     metadata,
     postmark,
     profile,
@@ -49,6 +50,7 @@ from bftfs.cluster import Durability
 _CHARTS: dict[str, Callable[[Result], Sequence[charts.Chart]]] = {
     verification.NAME: lambda shown: verification.charts(shown.samples),
     healing.NAME: lambda shown: healing.charts(shown.samples),
+    many.NAME: lambda shown: many.charts(shown.samples),
     **dict.fromkeys(charts.TITLES, charts.phases),
 }
 
@@ -584,6 +586,36 @@ def healing_command(
 
         cases = (healing.HEALING, healing.WELL)
         measure_cases(healing.NAME, directory, cases, json, parameters, run)
+
+
+@main.command(many.NAME)
+@node_options(repeat=1, durability=Durability.INTERVAL)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0.1, 10_000),
+    default=10.0,
+    show_default=True,
+    help="For about so long: a third of it files are made, and as long they are removed.",
+)
+@click.option(
+    "--files",
+    "count",
+    type=click.IntRange(1, 10_000_000),
+    default=1_000_000,
+    show_default=True,
+    help="Make no more than these.",
+)
+@click.option("--size", type=Size(), default="4KiB", show_default=True, help="Of each file.")
+@click.option("--threads", type=click.IntRange(1, 64), default=4, show_default=True)
+def many_command(common: NodeCommon, minutes: float, count: int, size: int, threads: int) -> None:
+    """Fill a mount with small files, change them, kill a node, list, rebuild a node, remove all."""
+    wanted = many.Parameters(common.repeat, minutes, count, size, threads, common.durability)
+    measure_nodes(
+        many.NAME,
+        common,
+        {"faults": "1", "minutes": minutes, "files": count, "size": size, "threads": threads},
+        lambda session, target: many.run(session, target, common.below, wanted),
+    )
 
 
 @main.command(channel.NAME)

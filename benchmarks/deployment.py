@@ -116,24 +116,35 @@ class Deployment:
         and before the options.
         """
         self._programs = programs
-        for member in self.description.members:
-            node = self.directory.node(member.node)
-            with node.log.open("ab") as log:
-                process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        *programs.get(member.node, ("-m", "nodes")),
-                        *("--data", str(node.path), "--cluster", str(self.directory.description)),
-                    ],
-                    cwd=PROJECT,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                )
-            self._processes.append(process)
+        self._processes = [self._launched(each.node) for each in self.description.members]
         deadline = time.monotonic() + _START_PATIENCE_S
         for number in range(self.description.n):
             self._await(number, deadline)
+
+    def _launched(self, number: NodeId) -> subprocess.Popen[bytes]:
+        node = self.directory.node(number)
+        with node.log.open("ab") as log:
+            return subprocess.Popen(
+                [
+                    sys.executable,
+                    *self._programs.get(number, ("-m", "nodes")),
+                    *("--data", str(node.path), "--cluster", str(self.directory.description)),
+                ],
+                cwd=PROJECT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self, number: int) -> None:
+        """SIGKILL one node."""
+        self._processes[number].kill()
+        self._processes[number].wait()
+
+    def restart(self, number: int) -> None:
+        """Start one again that was killed, and wait until it listens."""
+        self._processes[number] = self._launched(NodeId(number))
+        self._await(number, time.monotonic() + _START_PATIENCE_S)
 
     def _await(self, number: int, deadline: float) -> None:
         address = parse_address(self.description.members[number].address)

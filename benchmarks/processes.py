@@ -120,6 +120,11 @@ def _stat_of(process: WatchedProcess) -> _Stat | None:
     return stat if stat is not None and stat.start_ticks == process.start_ticks else None
 
 
+def resident_mib(pid: int) -> float:
+    """The memory of a process now; 0 if it has ended."""
+    return _read_memory(pid).get("VmRSS", 0) / 1024
+
+
 def _read_stat(pid: int) -> _Stat | None:
     try:
         text = Path(f"/proc/{pid}/stat").read_text()

@@ -4,7 +4,7 @@
 #   benchmarks/record.sh DIR [NAME…]      with results named (andrew, counter, …), only those
 #
 # DIR is an empty directory on the disk to measure; a cluster and its mount live in it meanwhile.
-# About an hour and a half on two idle cores. Run it as root, which may drop the kernel's caches.
+# About an hour and three quarters on two idle cores. Run it as root, which may drop the kernel's caches.
 set -eu
 
 [ $# -ge 1 ] || { echo "usage: $0 DIR [NAME…]" >&2; exit 2; }
@@ -59,6 +59,8 @@ for durability in sync interval; do
     record "blocks-$durability" blocks --durability "$durability"
 done
 record postmark postmark
+record many many
+drawn many
 record contention contention
 record directory directory --durability interval
 record history history --durability interval
