@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -229,6 +229,7 @@ BEYOND_SEQUENCE: Final = b"t"
 FIRST_SERIAL: Final = 3  # 0 begins a listing; 1 and 2 are left to "." and ".."
 
 
+@lru_cache(1024)  # a removal needs the same few, several times each
 def serial_key(serial: int) -> bytes:
     """`serial` as a key that sorts as it does: its length, then seven bits to a byte, none zero."""
     length = max(1, -(-serial.bit_length() // 7))
