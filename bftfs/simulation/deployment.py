@@ -133,6 +133,7 @@ class Deployment:
     skews_us: tuple[int, ...] = ()
     commit_us: tuple[int, int] = (20, 200)
     on_commit: OnCommit | None = None
+    on_notice: Callable[[NodeId, Notice], None] | None = None  # that a node sends to another
     on_loss: Callable[[NodeId], None] | None = None  # of a node's disk
     verification: VerificationSettings | None = None
     collection: CollectionPlan | None = None
@@ -178,6 +179,7 @@ class Deployment:
                 skew_us=self.skews_us[node] if self.skews_us else 0,
                 commit_us=self.commit_us,
                 on_commit=self.on_commit,
+                on_notice=self.on_notice,
             )
             for node in range(sizes.n)
         )

@@ -19,6 +19,7 @@ from bftfs.engine import Engine, Outcome, Running
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.read_write.messages import Notice
 from bftfs.server.dispatcher import Dispatcher, Incoming
 from bftfs.server.step import Background, Sender, Server
 from bftfs.simulation.disk import Disk
@@ -140,6 +141,7 @@ class SimulatedNode(SimulatedPrincipal):
         skew_us: int = 0,
         commit_us: tuple[int, int] = (20, 200),
         on_commit: Callable[[NodeId, Sequence[Write]], None] | None = None,
+        on_notice: Callable[[NodeId, Notice], None] | None = None,
         endpoint: Endpoint | None = None,
     ) -> None:
         super().__init__(world, network, endpoint or node_endpoint(node), skew_us)
@@ -150,6 +152,7 @@ class SimulatedNode(SimulatedPrincipal):
         self._senders = senders
         self._commit_us = commit_us
         self._on_commit = on_commit
+        self._on_notice = on_notice
         self._inbox: deque[tuple[Endpoint, int, Any, bytes]] = deque()
         self._batch_due = False
         self._life = 0
@@ -201,6 +204,11 @@ class SimulatedNode(SimulatedPrincipal):
         self._servers = servers
         self.crash(down_us=None)
         self.start()
+
+    def _send_request(self, node: NodeId, number: int, message: Any, body: Body) -> None:
+        if self._on_notice is not None and type(message) is Notice:
+            self._on_notice(self.node, message)
+        super()._send_request(node, number, message, body)
 
     def _come_back(self, life: int) -> None:
         if life == self._life:

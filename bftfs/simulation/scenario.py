@@ -28,6 +28,7 @@ from bftfs.errors import AdmissionRefused, FateUnknown, NoLongerKept
 from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
+from bftfs.read_write.messages import Notice
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.simulation.byzantine.initiative import Initiative, with_initiative
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
@@ -308,6 +309,7 @@ class Simulation:
             skews_us=configuration.node_skews_us,
             commit_us=configuration.commit_us,
             on_commit=self._committed,
+            on_notice=None if self.possible is None else self._noticed,
             on_loss=self._lost,
             verification=configuration.verification,
             collection=plan,
@@ -473,6 +475,10 @@ class Simulation:
                 self.volumes.committed(node, host.disk, writes)
             if self.incomplete is not None:
                 self.incomplete.accepted(node, acceptances, lives=lives)
+
+    def _noticed(self, node: NodeId, notice: Notice) -> None:
+        if node in self._correct and self.possible is not None:
+            self.possible.noticed(notice)
 
     def _lost(self, node: NodeId) -> None:
         """`node` has lost its disk, or has got an older one back."""

@@ -17,9 +17,9 @@ The records are taken at the commits of correct nodes. Bounds are those of `bftf
 
 For the last three, the checker counts only what the client itself must have sent: a version of a
 block for which too few nodes vouched when this node took it, or an update that too few servers had
-accepted, for anybody else to bring it here. What a correct node has verified, or a quorum has
-accepted, is settled, whether or not this node knows. So the checker needs none of the nodes' own
-counters.
+accepted, for anybody else to bring it here. What a correct node has verified, as its disk or its
+notices tell, or a quorum has accepted, is settled, whether or not this node knows. So the checker
+needs none of the nodes' own counters.
 
 Servers keep two of these counters in memory, and the time of the last exception: after a restart
 of the node, a client has as much again. And one update may leave several objects incomplete.
@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from bftfs import limits
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId, ObjectId, inode_of
 from bftfs.query_update.history import Candidate, LogicalTimestamp, client_of, time_of
+from bftfs.read_write.messages import Notice
 from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.version_row import VERIFIED, checksum_of
@@ -167,15 +168,26 @@ class PossibleVersionsRecord(CommitRecord):
             if value is None:
                 self._possible[node][timestamp.client].get(block, set()).discard(timestamp)
             elif value[0] & VERIFIED:
-                known = self._verified.get(block)
-                if known is None or known < timestamp:
-                    self._verified[block] = timestamp
+                self._note_verified(block, timestamp)
             elif len(self._hosts[bytes(key)] - {node}) < self.believed:
                 versions = self._possible[node][timestamp.client].setdefault(block, set())
                 if timestamp not in versions:
                     versions.add(timestamp)
                     self._judge(node, clock_us, timestamp, block)
             self._hosts[bytes(key)].add(node)
+
+    def noticed(self, notice: Notice) -> None:
+        """A correct node tells another one what it has verified.
+
+        It may not have committed the flag yet, or lose it in a crash; and those that it convinces
+        have no version to flag if they do not host that one.
+        """
+        self._note_verified(notice.block, notice.verified)
+
+    def _note_verified(self, block: BlockId, timestamp: BlockTimestamp) -> None:
+        known = self._verified.get(block)
+        if known is None or known < timestamp:
+            self._verified[block] = timestamp
 
     def _judge(
         self, node: NodeId, clock_us: int, timestamp: BlockTimestamp, block: BlockId

@@ -7,6 +7,7 @@ from itertools import count
 from bftfs import limits
 from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId
 from bftfs.query_update.history import ZERO, Candidate
+from bftfs.read_write.messages import Notice
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.version_row import unverified
 from bftfs.server.block_verification import VerificationSettings
@@ -78,4 +79,21 @@ def test_beyond_the_limit_one_version_is_taken_in_a_while() -> None:
     possible(record, 300 + while_ms, lives=2)
     assert not record.findings
     possible(record, 400 + while_ms, lives=2)
+    assert record.findings
+
+
+def test_what_a_correct_node_says_it_has_verified_is_settled_before_it_has_stored_that() -> None:
+    record = PossibleVersionsRecord(VerificationSettings(client=4, block=1), believed=2)
+    for ms in (0, 10):
+        possible(record, ms, lives=1)
+    record.noticed(Notice(BLOCK, BlockTimestamp(START_US + 15_000, CLIENT, bytes(32)), ()))
+    possible(record, 20, lives=1)
+    assert not record.findings
+
+
+def test_a_notice_settles_nothing_that_is_later() -> None:
+    record = PossibleVersionsRecord(VerificationSettings(client=4, block=1), believed=2)
+    record.noticed(Notice(BLOCK, BlockTimestamp(START_US - 1, CLIENT, bytes(32)), ()))
+    for ms in (0, 10, 20):
+        possible(record, ms, lives=1)
     assert record.findings
