@@ -25,11 +25,14 @@ Malevolent] Four rules tell which:
 - A server that said what no correct server says is convicted.
 - A server quarrels with another one if it reports that one's authenticator as invalid, or as
   outlived while the other denies it. One of the two is malevolent: correct servers never quarrel.
-  (Over an insane time they may, while it lies between their clocks.) If servers that cannot all be
-  lying accuse the same one, it is convicted: no correct server's authenticators are invalid at so
-  many others.
-- Of the servers in other quarrels, the smallest set that explains all quarrels is disbelieved.
-  That another one's vouchers are invalid counts only where b + 1 have refused an update for such.
+  If servers that cannot all be lying accuse the same one, it is convicted: no correct server's
+  authenticators are invalid at so many others. Of the servers in other quarrels, the smallest set
+  that explains all quarrels is disbelieved. That another one's vouchers are invalid counts only
+  where b + 1 have refused an update for such.
+- A server disputes another one's time if it reports it as insane. Correct servers may do this while
+  the time lies between their clocks, however many do. So a dispute proves nothing: it counts like
+  a quarrel as long as quarrels and disputes together can be explained by liars alone, and not at
+  all otherwise.
 - A server is contrary if its histories show, time and again, a candidate that hardly any other
   server has and that only a repair gets rid of. Under contention correct servers do this
   occasionally: divergences are counted, and each agreement takes something off the count.
@@ -51,9 +54,9 @@ consistent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import combinations
 
 from bftfs import limits
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
@@ -167,7 +170,8 @@ class Peers:
         self._records = tuple(_NodeRecord() for _ in range(quorums.n))
         self._last = NOBODY  # nodes that are asked last
         self.mute = NOBODY  # of these, nodes that have not answered since they fell silent
-        self._quarrels: set[tuple[NodeId, NodeId]] = set()  # accuser and accused
+        self._quarrels: set[tuple[NodeId, NodeId]] = set()  # accuser and accused…
+        self._disputes: set[tuple[NodeId, NodeId]] = set()  # …of a time only
         self._convicted = NOBODY
         self._watched = NOBODY  # nodes with divergences
         self._forget_us = 0
@@ -294,12 +298,17 @@ class Peers:
             self._convicted |= nodes
             self._conclude()
 
-    def accuse(self, accuser: NodeId, forged: Nodes, now_us: int) -> None:
-        """`accuser` says that it culled the histories of the servers `forged`."""
+    def accuse(
+        self, accuser: NodeId, forged: Nodes, now_us: int, *, insane: Nodes = NOBODY
+    ) -> None:
+        """`accuser` says that it culled what the servers `forged` have signed, as not theirs.
+
+        And what the servers `insane` report, for its time.
+        """
         self._forget_us = now_us + MEMORY_US
-        self._quarrels |= {
-            (accuser, accused) for accused in forged & self.quorums.everyone if accused != accuser
-        }
+        others = self.quorums.everyone.minus(accuser) - self._trusted
+        self._quarrels |= {(accuser, accused) for accused in forged & others}
+        self._disputes |= {(accuser, accused) for accused in insane & others}
         self._conclude()
 
     def diverged(self, nodes: Nodes, now_us: int) -> None:
@@ -342,7 +351,9 @@ class Peers:
         changed which are disbelieved, the next one may succeed, and they stay left out for now.
         """
         borne = _FAILURES_BORNE if self.quorum_willing() else _FAILURES_ALONE
-        if failures % borne == 0 and disbelieved and self.disbelieved == disbelieved:
+        # More accusations than liars can explain change nothing, and may hide what would.
+        suspects = bool(disbelieved or self._quarrels or self._disputes)
+        if failures % borne == 0 and suspects and self.disbelieved == disbelieved:
             self.relent()
         needed = ahead_of_clock and not self.quorum_willing(without=ahead_of_clock)
         if needed and failures % _FAILURES_ALONE == 0:
@@ -370,6 +381,7 @@ class Peers:
     def relent(self) -> None:
         """Drop all suspicions that are not proven."""
         self._quarrels.clear()
+        self._disputes.clear()
         for record in self._records:
             record.divergences = 0
         self._watched = NOBODY
@@ -389,17 +401,13 @@ class Peers:
             if includes_benign(accusers):
                 convicted = convicted.plus(accused)
         convicted -= self._trusted
-        cover = _least_cover(
-            {
-                (one, other)
-                for one, other in self._quarrels
-                if one not in convicted and other not in convicted
-            }
-        )
-        # The convicted stay disbelieved even if there are too many other accusations: a correct
-        # server whose clock is slow accuses all that are ahead of it.
-        suspected = (convicted | cover) - self._trusted
-        disbelieved = convicted if includes_benign(suspected) else suspected
+        disbelieved = convicted
+        # What is known of liars stands even if there are too many disputes: a correct server whose
+        # clock is slow disputes the times of all that are ahead of it.
+        for quarrels in (self._quarrels, self._quarrels | self._disputes):
+            suspected = self._explained(sorted(quarrels), convicted)
+            if suspected is not None:
+                disbelieved = suspected
         for node, record in enumerate(self._records):
             more = disbelieved.plus(node) - self._trusted
             if record.divergences >= _DIVERGENT and not includes_benign(more):
@@ -411,14 +419,20 @@ class Peers:
             self.disbelieved = disbelieved
             self.epoch += 1
 
+    def _explained(
+        self, quarrels: Sequence[tuple[NodeId, NodeId]], suspected: Nodes
+    ) -> Nodes | None:
+        """`suspected`, and as few others as have a part in all other quarrels; best the accused.
 
-def _least_cover(quarrels: set[tuple[NodeId, NodeId]]) -> Nodes:
-    """The smallest set with a party of each quarrel; accused servers are preferred."""
-    accused = sorted({other for _, other in quarrels})
-    accusers = sorted({one for one, _ in quarrels}.difference(accused))
-    involved = accused + accusers
-    for size in range(len(involved) + 1):
-        for chosen in combinations(involved, size):
-            if all(one in chosen or other in chosen for one, other in quarrels):
-                return Nodes.of(chosen)
-    raise AssertionError("all parties together are a cover")
+        None if these cannot all be malevolent. So the search is no deeper than there may be liars.
+        """
+        if self.quorums.includes_benign(suspected):
+            return None
+        left = [each for each in quarrels if not suspected & Nodes.of(each)]
+        if not left:
+            return suspected
+        accuser, accused = left[0]
+        found = [self._explained(left, suspected.plus(accused))]
+        if accuser not in self._trusted:
+            found.append(self._explained(left, suspected.plus(accuser)))
+        return min((each for each in found if each is not None), key=len, default=None)

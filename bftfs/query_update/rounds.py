@@ -380,10 +380,10 @@ class UpdateTally:
         if status is Status.NOT_CURRENT:
             self._contenders[node] = reply.contenders
         elif status is Status.CULLED:
-            accused = Nodes.known(reply.forged | reply.insane)
-            accused |= self.rounds.denied(node, reply.lives)
-            self.rounds.peers.accuse(node, accused, self.plan.now_us)
-            self._take_doubt(node, accused)
+            forged = Nodes.known(reply.forged) | self.rounds.denied(node, reply.lives)
+            insane = Nodes.known(reply.insane)
+            self.rounds.peers.accuse(node, forged, self.plan.now_us, insane=insane)
+            self._take_doubt(node, forged | insane)
             if reply.insane:
                 self.insane = self.insane.plus(node)
         elif status is Status.UNVOUCHED:

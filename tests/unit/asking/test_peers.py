@@ -27,6 +27,10 @@ def accuse(subject: Peers, accuser: int, *accused: int) -> None:
     subject.accuse(NodeId(accuser), Nodes.of(accused), 0)
 
 
+def dispute(subject: Peers, accuser: int, *accused: int) -> None:
+    subject.accuse(NodeId(accuser), NOBODY, 0, insane=Nodes.of(accused))
+
+
 def test_nobody_is_disbelieved_without_a_reason() -> None:
     assert peers().disbelieved == NOBODY
 
@@ -63,8 +67,44 @@ def test_what_is_proven_outlasts_a_slow_clocks_accusations() -> None:
     subject = peers()
     for accuser in (0, 1, 2, 5):
         accuse(subject, accuser, 3)  # they find its histories forged
-    accuse(subject, 4, 0, 1, 2, 3, 5)  # its clock is slow: it finds all others insane
+    dispute(subject, 4, 0, 1, 2, 3, 5)  # its clock is slow: it finds all others insane
     assert subject.disbelieved == Nodes.of([3])
+
+
+def test_what_b_plus_1_find_insane_convicts_nobody() -> None:
+    """All of them may be correct: the time lies between their clocks and two others'."""
+    subject = peers()
+    for slow in (1, 3, 4):
+        dispute(subject, slow, 0, 5)
+    assert subject.disbelieved == NOBODY
+    for accuser in (0, 1):
+        accuse(subject, accuser, 2)
+    assert subject.disbelieved == Nodes.of([2])
+    assert subject.convicted == Nodes.of([2])
+
+
+def test_disputes_that_liars_cannot_explain_hide_no_quarrel() -> None:
+    subject = peers()
+    for slow in (1, 3, 4):
+        dispute(subject, slow, 0, 5)
+    accuse(subject, 3, 2)
+    assert subject.disbelieved == Nodes.of([2])
+
+
+def test_a_time_that_all_others_find_insane_is_a_reason() -> None:
+    subject = peers()
+    for slow in (0, 1, 3, 4, 5):
+        dispute(subject, slow, 2)
+    assert subject.disbelieved == Nodes.of([2])
+    assert subject.convicted == NOBODY
+
+
+def test_many_disputes_are_not_weighed_for_long() -> None:
+    """Of 26 servers each disputes the times of all whose clocks are ahead of its own."""
+    subject = peers(b=5)
+    for slow in range(subject.quorums.n):
+        dispute(subject, slow, *range(slow))
+    assert subject.disbelieved == NOBODY
 
 
 def test_with_more_liars_more_are_disbelieved() -> None:
@@ -287,6 +327,18 @@ def test_after_failures_what_is_not_proven_is_forgotten() -> None:
     assert subject.disbelieved
     fail(subject, 3, Nodes(0b100))
     assert not subject.disbelieved
+
+
+def test_after_failures_disputes_of_the_past_are_forgotten() -> None:
+    subject = peers()
+    for slow in (1, 3, 4):
+        dispute(subject, slow, 0, 5)
+    fail(subject, 7, NOBODY)
+    dispute(subject, 1, 2)
+    assert not subject.disbelieved
+    fail(subject, 8, NOBODY)
+    dispute(subject, 1, 2)
+    assert subject.disbelieved == Nodes.of([2])
 
 
 def test_who_needs_those_that_are_ahead_doubts_its_clock() -> None:
