@@ -17,7 +17,7 @@ from benchmarks.rooms.tracing import Call, Figures, Recorder, figures, first
 
 SETTLE_US = 5_000_000  # in which nodes finish what an operation has begun
 EVENTS_MOST = 1_000_000
-FILE_BYTES = 4096
+BLOCK_BYTES = 4096
 
 
 class Cluster:
@@ -100,7 +100,7 @@ class Mount:
 
     def format(self) -> None:
         """Make the file system."""
-        self.run(self.files.format(self.cluster.credentials, block_bytes=1 << 12))
+        self.run(self.files.format(self.cluster.credentials, block_bytes=BLOCK_BYTES))
         self.cluster.settle()
 
     def create(self, name: bytes) -> Any:
@@ -119,15 +119,15 @@ class Mount:
         cluster = self.cluster
         return self.run(self.files.lookup(cluster.root, name, cluster.credentials))
 
-    def write(self, opened: Any) -> None:
-        """Write a block and flush it, as `close` does."""
+    def write(self, opened: Any, *, blocks: int = 1) -> None:
+        """Write the first blocks and flush them, as `close` does."""
         now_ns = 1_000 * self.host.wall_clock_us()
-        self.files.write(opened, 0, b"x" * FILE_BYTES, now_ns=now_ns)
+        self.files.write(opened, 0, b"x" * (blocks * BLOCK_BYTES), now_ns=now_ns)
         self.run(self.files.flush(opened))
 
-    def read(self, opened: Any) -> bytes:
-        """Read what `write` wrote."""
-        return bytes(self.run(self.files.read(opened, 0, FILE_BYTES)))
+    def read(self, opened: Any, block: int) -> bytes:
+        """Read a block."""
+        return bytes(self.run(self.files.read(opened, block * BLOCK_BYTES, BLOCK_BYTES)))
 
 
 def _made(kind: Any, parts: dict[str, Any]) -> Any:

@@ -59,21 +59,24 @@ def _creating(cluster: Cluster) -> tuple[Mount, Callable[[], Any], Callable[[], 
 
 
 def _reading(cluster: Cluster) -> tuple[Mount, Callable[[], Any], Callable[[], Any]]:
-    """Two files of whose blocks the liar holds a fragment that a reader asks for."""
+    """Two files of whose second block the liar holds a fragment that a reader asks for.
+
+    Of the second, since the first may have been read when the file was opened.
+    """
     writer, scout, reader = map(cluster.mount, ("writer", "scout", "reader"))
     writer.format()
     names = [b"%d" % number for number in range(FILES)]
     for name in names:
-        writer.write(writer.create(name))
+        writer.write(writer.create(name), blocks=2)
     cluster.settle()
     chosen = [name for name in names if _sends_fragment(cluster, scout, name)][:2]
     first, second = map(reader.open, chosen)
     cluster.settle()
-    return reader, lambda: reader.read(first), lambda: reader.read(second)
+    return reader, lambda: reader.read(first, 1), lambda: reader.read(second, 1)
 
 
 def _sends_fragment(cluster: Cluster, mount: Mount, name: bytes) -> bool:
-    """True if the liar sends `mount` part of the contents of a file."""
+    """True if the liar sends `mount` part of the second block of a file."""
     opened, sent = mount.open(name), []
     with _sending(cluster) as send:
 
@@ -83,7 +86,7 @@ def _sends_fragment(cluster: Cluster, mount: Mount, name: bytes) -> bool:
             send(source, target, *arguments)
 
         cluster.network.send = watch
-        mount.read(opened)
+        mount.read(opened, 1)
     return any(sent)
 
 
