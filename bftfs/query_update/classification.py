@@ -147,6 +147,14 @@ def initial_at(history_set: CulledObjectHistorySet, quorums: QuorumSystem) -> No
     return nodes
 
 
+def is_in_order(latest: LogicalTimestamp, nodes: Nodes, quorums: QuorumSystem) -> bool:
+    """True if an object needs no repair whose latest candidate is at these `nodes`.
+
+    One that ends with a barrier still needs its copy, however many have the barrier.
+    """
+    return quorums.is_quorum(nodes) and not is_barrier(latest)
+
+
 def classify(
     history_set: CulledObjectHistorySet, quorums: QuorumSystem, facts: Facts = NO_FACTS
 ) -> Classification:
@@ -154,7 +162,7 @@ def classify(
     hosted = history_set.hosted
     if len(hosted) == 1:  # the common case: a quorum says the same
         history, nodes = hosted[0]
-        if quorums.is_quorum(nodes) and not is_barrier(history.latest):
+        if is_in_order(history.latest, nodes, quorums):
             return Classification(_METHOD, history.latest_object, nodes, True, history.latest)
     elif not hosted:  # a new object
         return Classification(_METHOD, INITIAL, quorums.everyone, True, ZERO)

@@ -23,8 +23,8 @@ server, and a node's grant covers no operation. b liars cause no repair: the oth
 **Tests.** `tests/unit/server/test_incomplete_updates.py`; must fail without this worker:
 `test_must_fail_without_background_repair`.
 
-**Concurrency.** One thread. All of it is in memory: after a restart, healing finds the objects on
-which servers differ. If there are too many, those accepted first are left to healing.
+**Concurrency.** One thread. All of it is in memory: after a restart, healing finds the objects
+that are not in order. If there are too many, those accepted first are left to healing.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from bftfs.errors import OperationFailed
 from bftfs.identifiers import ClientId, NodeId, ObjectId, placement_of
 from bftfs.query_update.admission import Entry, IncompleteUpdates
 from bftfs.query_update.between_nodes import latest_of_all
-from bftfs.query_update.classification import OperationType
-from bftfs.query_update.history import LogicalTimestamp, is_barrier
+from bftfs.query_update.classification import OperationType, is_in_order
+from bftfs.query_update.history import LogicalTimestamp
 from bftfs.query_update.messages import LatestReply, LatestRequest
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.repair import Repair
@@ -86,7 +86,7 @@ class Finisher:
         self._host = host
         incomplete = self._incomplete
         incomplete.demand = self._on_demand
-        self._healer.on_difference = incomplete.accepted
+        self._healer.on_disorder = incomplete.accepted
         idle = IdleTime()
         tick_us = 0
         while True:
@@ -184,7 +184,7 @@ class Finisher:
         me = Nodes.of([self._node])
         alike = me | Nodes.of(node for node, other in reported.items() if other == latest)
         later = Nodes.of(node for node, other in reported.items() if other > latest)
-        if quorums.is_quorum(alike) and not is_barrier(latest):
+        if is_in_order(latest, alike, quorums):
             incomplete.settle(name)
             incomplete.tally.settled += 1
         elif quorums.includes_benign(later):

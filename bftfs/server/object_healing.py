@@ -52,7 +52,7 @@ from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
 from bftfs.query_update import between_nodes
 from bftfs.query_update.between_nodes import catalogue, latest_of_all
-from bftfs.query_update.classification import Shared, shared_candidates, sharing
+from bftfs.query_update.classification import Shared, is_in_order, shared_candidates, sharing
 from bftfs.query_update.history import (
     INITIAL,
     ZERO,
@@ -229,8 +229,8 @@ class ObjectHealer:
         )
         recovery.walks[OBJECTS] = self._begin_anew
         self._marked: dict[ObjectId, bytes] = {}  # objects to be mended, and why
-        # Told of objects whose latest candidate here is not the quorum's.
-        self.on_difference: Callable[[ObjectId, LogicalTimestamp], None] | None = None
+        # Told of objects that need repair, as far as the latest candidate here shows.
+        self.on_disorder: Callable[[ObjectId, LogicalTimestamp], None] | None = None
 
     # --- on demand ---------------------------------------------------------------------------
 
@@ -368,11 +368,11 @@ class ObjectHealer:
         later = Nodes.of(node for node, latest in reported if latest > own)
         alike = Nodes.of(node for node, latest in reported if latest == own)
         if (
-            self.on_difference is not None
+            self.on_disorder is not None
             and own != ZERO
-            and not self._quorums.is_quorum(alike.plus(self._node))
+            and not is_in_order(own, alike.plus(self._node), self._quorums)
         ):
-            self.on_difference(name, own)
+            self.on_disorder(name, own)
         return self._recovery.rebuilding or self._quorums.includes_benign(later)
 
     async def _heal_chunk(self, host: Host, names: Sequence[ObjectId]) -> int:

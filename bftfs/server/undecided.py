@@ -16,10 +16,11 @@ word for a barrier. So if such a copy is at fewer, it is never repairable: nobod
 and what S does at the object contradicts nothing. And a copy that rests on a barrier at q others is
 decided as if S had never been.
 
-**Why it ends.** Those that have the copy, or the barrier, repair the object without S: q others
-are not faulty. What then is at a quorum of them is later than the copy, or it is the copy itself,
-and S takes it over. Nor can b liars keep an object waiting by a copy that nobody has: they, and
-those that do not answer, are fewer than t beside S, and with b more they are fewer than r.
+**Why it ends.** Those that have the copy, or the barrier, repair the object without S, unasked
+(`incomplete_updates`): q others are not faulty. What then is at a quorum of them is later than the
+copy, or it is the copy itself, and S takes it over. Nor can b liars keep an object waiting by a
+copy that nobody has: they, and those that do not answer, are fewer than t beside S, and with b more
+they are fewer than r.
 
 Where more have forgotten something than may fail, repairs decide, and S does not wait.
 (`contradictions`)

@@ -349,6 +349,57 @@ def test_must_fail_a_server_that_waits_for_nobodys_copies(monkeypatch: pytest.Mo
         left_behind_at_few(1, 1, (ONE, OTHER), late=False)
 
 
+def rebuilt_beside_a_barrier_that_all_have(within_us: int) -> None:
+    """One server rebuilds its store. Three others have a copy, and all have a later barrier.
+
+    So it has to wait until others have repaired the object. All were started again since, and no
+    client asks for it.
+    """
+    world = World(2, 1)
+    sizes, user, hand = world.sizes.query_update, world.user("user"), world.hand("hand")
+    user.run(deposit(user, ONE, 100))
+
+    def known() -> dict[NodeId, Known]:
+        replies = hand.ask_all(Query((ONE,), "", b"", 0, 0, (), NodeId(0)))
+        return {
+            NodeId(node): Known(reply.histories[0], reply.authenticators[0])
+            for node, reply in replies.items()
+        }
+
+    def send(kind: ConditionedKind, shown: dict[NodeId, Known], to: Collection[int]) -> None:
+        history_set, authenticators, _ = assemble(ONE, shown)
+        request = Update(
+            encode(Conditioned(kind, None, 0, (history_set,))), (authenticators,), (), NodeId(0)
+        )
+        replies = hand.ask(dict.fromkeys(to, (request, b"")))
+        assert {reply.status for reply in replies.values()} == {Status.SUCCESS}
+
+    everyone, few = range(sizes.n), (1, 2, 3)
+    histories = known()
+    send(ConditionedKind.BARRIER, {node: histories[node] for node in range(sizes.q - 1)}, everyone)
+    send(ConditionedKind.COPY, known(), few)
+    send(ConditionedKind.BARRIER, {NodeId(1): known()[NodeId(1)]}, everyone)
+    for node in world.nodes:
+        node.crash(down_us=1_000)
+    world.deployment.lose_disk(NodeId(LOSER))
+    recovery = world.deployment.recoveries[NodeId(LOSER)]
+    world.run_until(lambda: recovery.is_whole, within_us=within_us)
+
+
+def test_others_repair_what_a_server_waits_for() -> None:
+    rebuilt_beside_a_barrier_that_all_have(30 * SECOND_US)
+
+
+def test_must_fail_servers_that_leave_a_barrier_which_all_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        object_healing, "is_in_order", lambda _latest, nodes, quorums: quorums.is_quorum(nodes)
+    )
+    with pytest.raises(AssertionError, match="it has not happened"):
+        rebuilt_beside_a_barrier_that_all_have(1_300 * SECOND_US)
+
+
 def read_before_late_messages(world: World, reader: User) -> int:
     """The balance of ONE that the reader reads; what is held comes half a minute after it asks."""
     query = reader.objects.query((ONE,), "ledger.audit1", Audit(), reader.who)
