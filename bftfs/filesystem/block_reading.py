@@ -186,14 +186,31 @@ class BlockReader:
                 return None
             load.is_outdated = False  # what was dropped so far: the block is read again now
             name = contents.name(number)
-        if name is None:
-            return await self._unnamed(contents, number, who)
         try:
+            if name is None:
+                return await self._unnamed(contents, number, who)
             return await self.version(identifier, number, name, who)
         except NoLongerKept:
-            if number not in contents.uncovered:
+            if number in contents.uncovered:
+                return await self._on_what_is_named(contents, number, who)
+            if self.options.is_past or not await self._has_changed(contents, number, who):
                 raise
-            return await self._on_what_is_named(contents, number, who)
+            return None
+
+    async def _has_changed(self, contents: Contents, number: int, who: Credentials) -> bool:
+        """True if the inode names another version of a block than this mount has believed.
+
+        Of the one that it has believed nodes have collected something: so it is no part of the file
+        any more, unless nodes have lost it. A read may be held up for longer than the past is kept.
+        Raises FileSystemError (ESTALE) if the contents went since the file was deleted.
+        """
+        name = contents.name(number)
+        await self.refresh(contents, who, number)
+        if not contents.knows_name(number) or contents.name(number) != name:
+            return True
+        if not contents.attributes.links:
+            raise FileSystemError(errno.ESTALE, "the file was deleted, and what it held is gone")
+        return False
 
     async def _on_what_is_named(
         self, contents: Contents, number: int, who: Credentials

@@ -7,6 +7,7 @@ vouched for the version by then, or have not heard of it: when it is covered it 
 
 from __future__ import annotations
 
+import errno
 import os
 from functools import cache
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bftfs import limits
-from bftfs.errors import NoLongerKept
+from bftfs.errors import FileSystemError, NoLongerKept
 from bftfs.filesystem.attributes import NO_CHANGES
 from bftfs.filesystem.block_names import covered, name_at
 from bftfs.filesystem.block_reading import BlockReader
@@ -24,6 +25,7 @@ from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import BlockId, NodeId, ObjectId
 from bftfs.query_update.messages import Status
 from bftfs.query_update.replica import Replica
+from bftfs.read_write.messages import ReadRequest
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.server import file_collection, kept_blocks
 from bftfs.server.file_collection import BlockWalk, Collector
@@ -395,3 +397,76 @@ def test_must_fail_where_a_patch_is_shown_on_what_it_was_written_for_alone(
     monkeypatch.setattr(BlockReader, "_on_what_is_named", fail)
     with pytest.raises(NoLongerKept):
         shown_on_what_is_gone()
+
+
+# --- reads that are held up ---------------------------------------------------------------------
+
+
+def read_late() -> str:
+    """What a mount reads of a file that others replace while it asks for the version that it has
+    heard of: until its requests arrive, nodes have collected that."""
+    world = World(collection=CollectionPlan(WINDOW_US), volume=VOLUME)
+    user, other = world.user("user"), world.user("other")
+    user.format()
+    identifier = user.make("file", "first")
+    mount, file = opened(world, user, identifier)
+    other.put(identifier, "other")
+    other.chmod(identifier, 0o640)
+    me = user.host.endpoint
+
+    def late(source: Any, _target: Any, _kind: Any, message: Any) -> bool:
+        return bool(
+            source == me and isinstance(message, ReadRequest) and message.before is not None
+        )
+
+    world.ways.hold(late)
+    ended = world.start(user.host, mount.read(file, 0, 5))
+    world.run_for(SECOND_US)
+    other.put(identifier, "third")
+    world.run_for(2 * WINDOW_US)
+    other.chmod(identifier, 0o600)
+    world.run_for(2 * WINDOW_US)
+    assert not ended
+    world.ways.flow()
+    world.run_until(lambda: bool(ended), within_us=20 * SECOND_US)
+    if isinstance(ended[0], BaseException):
+        raise ended[0]
+    return bytes(ended[0]).decode()
+
+
+def test_a_read_that_is_held_up_gives_what_is_there_when_it_ends() -> None:
+    assert read_late() == "third"
+
+
+def read_of_what_was_deleted() -> None:
+    """A program reads a file that was deleted while it had it open, before the window began."""
+    world = World(collection=CollectionPlan(WINDOW_US), volume=VOLUME)
+    user = world.user("user")
+    user.format()
+    identifier = user.make("file", "." * BLOCK_BYTES)
+    mount = user.filesystem(Options(access_times=False, patch_saves_bytes=0, cache_bytes=0))
+    file = user.run(mount.open(identifier, os.O_RDWR, user.who))
+    mount.write(file, 2, b"patch", now_ns=world.now_us * 1000)
+    user.run(mount.flush(file))
+    user.run(user.files.unlink(ROOT, b"file", user.who))
+    world.run_for(2 * WINDOW_US)
+    user.run(mount.read(file, 0, 10))
+
+
+def test_what_was_deleted_and_collected_is_stale() -> None:
+    """A block that was patched is asked for by name, as any of which a mount knows no better."""
+    with pytest.raises(FileSystemError) as stale:
+        read_of_what_was_deleted()
+    assert stale.value.code == errno.ESTALE
+
+
+@pytest.mark.parametrize("reads", [read_late, read_of_what_was_deleted])
+def test_must_fail_where_a_mount_does_not_ask_again(
+    reads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def believes_what_it_has_heard(*_: Any) -> bool:
+        return False
+
+    monkeypatch.setattr(BlockReader, "_has_changed", believes_what_it_has_heard)
+    with pytest.raises(NoLongerKept):
+        reads()
