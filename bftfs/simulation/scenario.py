@@ -42,7 +42,7 @@ from bftfs.simulation.checkers.bounds import (
     VolumesRecord,
 )
 from bftfs.simulation.checkers.candidates import CandidateRecord
-from bftfs.simulation.checkers.disks import check_redundancy
+from bftfs.simulation.checkers.disks import check_redundancy, complete_at
 from bftfs.simulation.checkers.retention import RetentionRecord
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment, client_named
@@ -552,6 +552,16 @@ class Simulation:
         # again.
         self._go_on(SETTLING_US)
         hurried_us = {node: self.deployment.nodes[node].wall_clock_us() for node in losers}
+        disks = {node: self.deployment.nodes[node].disk for node in self._correct}
+        sizes = self.configuration.sizes
+        complete = {
+            node: complete_at(
+                (disk for other, disk in disks.items() if other != node),
+                objects=sizes.query_update,
+                blocks=sizes.read_write,
+            )
+            for node in losers
+        }
         again = [
             (healer, healer.tally.passes, hurried_us[node])
             for node in losers
@@ -573,9 +583,9 @@ class Simulation:
             else:
                 self.findings += check_redundancy(
                     node,
-                    {other: self.deployment.nodes[other].disk for other in self._correct},
-                    objects=self.configuration.sizes.query_update,
-                    blocks=self.configuration.sizes.read_write,
+                    disks,
+                    complete[node],
+                    blocks=sizes.read_write,
                     is_required=partial(
                         self._is_required,
                         latest_us=hurried_us[node] + limits.CLOCK_SKEW_US,

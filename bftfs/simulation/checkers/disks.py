@@ -11,18 +11,19 @@ the same contents, key by key, whether they got there by executing, by object sy
 back and forth between candidates. And a quorum of them stands at the version that was established
 last by a client that was alone.
 
-A node that has lost its disk and has healed hosts what the others host [design §1 G8], as soon as
-every operation has ended and the node has compared itself with its peers since. It has every
-version of a block that is complete at the others and not poisonous, with a fragment that its
-timestamp binds. It stands at every version of an object at which a quorum of others stands, unless
-it has accepted a barrier since: then it may accept nothing earlier, and the copy brings it the
-version. [Q/U §4.3.2]
+A node that has lost its disk and has healed hosts what the others hosted when it compared itself
+with them [design §1 G8]. (What became complete since it gets with the next comparison: Byzantine
+nodes go on, and others repair what these leave behind.) It has every version of a block that was
+complete at the others and is not poisonous, with a fragment that its timestamp binds. It stands at
+every version of an object at which a quorum of others stood, unless it has accepted a barrier
+since: then it may accept nothing earlier, and the copy brings it the version. [Q/U §4.3.2]
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
@@ -121,42 +122,69 @@ def _contents(disk: StorageView, identifier: ObjectId) -> dict[bytes, bytes]:
     }
 
 
+class Complete(NamedTuple):
+    """What enough of some nodes have at one moment, so that another one has to get it."""
+
+    blocks: frozenset[bytes]  # keys of versions of blocks that QC of them host
+    objects: Mapping[ObjectId, LogicalTimestamp]  # at which a quorum of them stands
+
+
+def complete_at(
+    disks: Iterable[StorageView],
+    *,
+    objects: QueryUpdateThresholds,
+    blocks: ReadWriteThresholds,
+) -> Complete:
+    """What is complete on these `disks` now."""
+    disks = tuple(disks)
+    standing: dict[ObjectId, LogicalTimestamp] = {}
+    for name in _all_keys(disks, Table.OBJECT):
+        identifier = ObjectId(name)
+        heads = Counter(Replica(disk, identifier).head for disk in disks)
+        ((head, count),) = heads.most_common(1)
+        if count >= objects.q:
+            standing[identifier] = head
+    hosts = _all_keys(disks, Table.BLOCK)
+    return Complete(frozenset(key for key in hosts if hosts[key] >= blocks.QC), standing)
+
+
 def check_redundancy(
     healed: NodeId,
     disks: Mapping[NodeId, StorageView],
+    complete: Complete,
     *,
-    objects: QueryUpdateThresholds,
     blocks: ReadWriteThresholds,
     is_required: Callable[[bytes], bool] = lambda _key: True,
 ) -> list[str]:
     """Findings against the disk of node `healed`, beside those of the other correct nodes.
 
-    `is_required` is true of the keys of blocks' versions that still have to be hosted.
+    `complete` is what the others had when it compared itself with them. `is_required` is true of
+    the keys of blocks' versions that still have to be hosted.
     """
     own = disks[healed]
     others = {node: disk for node, disk in disks.items() if node != healed}
-    hosts = Counter(key for disk in others.values() for key in disk.keys(Table.BLOCK, b"", _BEYOND))
+    hosts = _all_keys(others.values(), Table.BLOCK)
     findings = []
-    for key, count in hosts.items():
-        if count < blocks.QC or _is_hosted(own, healed, key, blocks.N):
+    for key in sorted(complete.blocks):
+        if hosts[key] < blocks.QC or _is_hosted(own, healed, key, blocks.N):
             continue
         if is_required(key) and not _is_poison(others, key, blocks):
             findings.append(
                 f"redundancy: node {healed} lacks version {timestamp_of(key).time} of block "
-                f"{key[:BLOCK_ID_BYTES].hex()[-6:]}, which {count} others host"
+                f"{key[:BLOCK_ID_BYTES].hex()[-6:]}, which {hosts[key]} others host"
             )
-    names = {
-        ObjectId(key) for disk in others.values() for key in disk.keys(Table.OBJECT, b"", _BEYOND)
-    }
-    for name in sorted(names):
-        heads = Counter(Replica(disk, name).head for disk in others.values())
-        for head, count in heads.items():
-            if count >= objects.q and Replica(own, name).history.latest < head:
-                findings.append(
-                    f"redundancy: node {healed} stands before version {time_of(head)} of object "
-                    f"{name.hex()[-6:]}, at which {count} others stand"
-                )
+    for name, head in sorted(complete.objects.items()):
+        if Replica(own, name).history.latest < head:
+            findings.append(
+                f"redundancy: node {healed} stands before version {time_of(head)} of object "
+                f"{name.hex()[-6:]}, at which a quorum of others stood when it compared itself"
+            )
     return findings
+
+
+def _all_keys(disks: Iterable[StorageView], table: Table) -> Counter[bytes]:
+    """The keys of a table on these disks, and on how many each is."""
+    return Counter(key for disk in disks for key in disk.keys(table, b"", _BEYOND))
 
 
 def _is_hosted(disk: StorageView, node: NodeId, key: bytes, n: int) -> bool:

@@ -38,7 +38,7 @@ from bftfs.query_update.replica import Replica
 from bftfs.read_write.inspection import inspect as inspect_block
 from bftfs.read_write.messages import Reply as BlockReply
 from bftfs.server.step import Ready, Sender
-from bftfs.simulation.checkers.disks import check_redundancy
+from bftfs.simulation.checkers.disks import check_redundancy, complete_at
 from bftfs.simulation.principals import node_endpoint
 from tests.fuzz.choices import Choices
 from tests.fuzz.cluster import (
@@ -288,12 +288,10 @@ def healing_replies(data: bytes) -> None:
     recovery = deployment.recoveries[loser]
     healed = cluster.world.run(until=lambda: not recovery.rebuilding, most_events=_HEALS)
     assert healed, "a node that has lost its disk does not heal"
-    findings = check_redundancy(
-        loser,
-        {NodeId(node): cluster.nodes[node].disk for node in range(SIZES.n) if node != liar},
-        objects=SIZES.query_update,
-        blocks=SIZES.read_write,
-    )
+    disks = {NodeId(node): cluster.nodes[node].disk for node in range(SIZES.n) if node != liar}
+    others = [disk for node, disk in disks.items() if node != loser]
+    complete = complete_at(others, objects=SIZES.query_update, blocks=SIZES.read_write)
+    findings = check_redundancy(loser, disks, complete, blocks=SIZES.read_write)
     assert not findings, findings
     # With another node down in its place, and the liar lying on, all is there.
     down = next(node for node in range(SIZES.n) if node not in (liar, loser))

@@ -7,7 +7,8 @@ from bftfs.coding.erasure import ErasureCode
 from bftfs.identifiers import BlockId, ClientId, NodeId
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
-from bftfs.simulation.checkers.disks import check_bound, check_hosted
+from bftfs.simulation.checkers.disks import check_bound, check_hosted, check_redundancy, complete_at
+from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.disk import Disk
 from bftfs.storage import Table, Write
 
@@ -55,3 +56,16 @@ def test_a_cross_checksum_that_rots_is_found() -> None:
     disks, timestamp = written()
     disks[NodeId(3)].rot(Table.BLOCK, version_key(BLOCK, timestamp), 40)
     assert len(check_bound(disks, N=N)) == 1
+
+
+def test_what_became_complete_after_a_node_has_healed_it_need_not_host() -> None:
+    sizes = Sizes.smallest(t=1, b=1)
+    disks, timestamp = written()
+    own = disks[NodeId(0)]
+    own.lose(Table.BLOCK, version_key(BLOCK, timestamp))
+    for others, found in (
+        ([Disk()] * (N - 1), 0),
+        ([disks[NodeId(node)] for node in range(1, N)], 1),
+    ):
+        complete = complete_at(others, objects=sizes.query_update, blocks=sizes.read_write)
+        assert len(check_redundancy(NodeId(0), disks, complete, blocks=sizes.read_write)) == found
