@@ -9,7 +9,8 @@ which versions of blocks belong to these; some blocks have no names, of before i
 1. if a kept version of the inode names it, and its layout has not cut the block off (`kept_names`);
 2. if it has no name, and is the one that a kept version of the inode shows by its time
    (`ShownBlocks.keeps`);
-3. as long as the file lives and an update may still name it (`may_be_named`).
+3. as long as an update may still name it (`may_be_named`), while the file lives, or if the version
+   is of the window: programs that have a deleted file open go on to write to it.
 
 **Why it is safe.** A node that does not know enough, or would have to look at too many rows, keeps
 everything. What it knows of names is established, so no update that is later can name an earlier
@@ -72,6 +73,7 @@ class ShownBlocks(NamedTuple):
     # The layouts that stay, in order: each with the first version that has it and the first one
     # that has another; for the present one that is None.
     layouts: tuple[tuple[int, int | None, Layout], ...]
+    horizon_us: int  # when the window began
 
     def may_show(self, block: BlockId, since: int, until: int) -> bool:
         """False if the versions [since, until), which name a version of the block, have cut it off.
@@ -164,6 +166,7 @@ def shown_by(replica: Replica, horizon_us: int) -> ShownBlocks | None:
         attributes.contents,
         tuple(sorted(shown_at)),
         tuple(layouts),
+        horizon_us,
     )
 
 
@@ -245,14 +248,15 @@ def _nameable_after(
 class KeptVersions:
     """Which versions of one block stay, as things are in one step.
 
-    Those that kept versions of the file show or name, and those that an update may still name while
-    the file lives.
+    Those that kept versions of the file show or name, and those that an update may still name,
+    while the file lives or the window lasts.
     """
 
     def __init__(self, replica: Replica, block: BlockId, shown: ShownBlocks) -> None:
         self._replica = replica
         self._block = block
         self._is_alive = shown.alive is not None
+        self._horizon_us = shown.horizon_us
         # Whole blocks may have no name, and are shown by their times; patches have one or nothing.
         self._shows = shown.keeps(block) if slot_of(block) == WHOLE else None
         self._names = kept_names(replica, block, shown)
@@ -267,9 +271,10 @@ class KeptVersions:
         if self._shows is not None and self._shows(block_time_of(key), until_us):
             return True
         timestamp = block_timestamp_of(key)
-        return timestamp in self._names or (
-            self._is_alive and may_be_named(self._replica, self._block, timestamp)
-        )
+        if timestamp in self._names:
+            return True
+        is_in_use = self._is_alive or timestamp.time > self._horizon_us
+        return is_in_use and may_be_named(self._replica, self._block, timestamp)
 
 
 class CollectedPast:

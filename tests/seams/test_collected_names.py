@@ -252,7 +252,8 @@ def test_what_is_named_while_a_node_collects_is_kept(monkeypatch: pytest.MonkeyP
 
 def hosting_after_deletion(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A file is deleted that a program has open. After the window, while a node collects its
-    blocks, the program writes one of them. The nodes that have it then."""
+    blocks, the program writes one of them, and its update is known to be established. The nodes
+    that have the block then."""
     monkeypatch.setattr(limits, "COLLECT_ROWS", 1)
     plan = CollectionPlan(WINDOW_US, roomy=tuple(map(NodeId, range(6))))
     world = World(collection=plan, volume=VOLUME)
@@ -273,6 +274,7 @@ def hosting_after_deletion(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     disk.apply(walk.step(disk))
     mount.write(file, 2 * BLOCK_BYTES, b"later", now_ns=world.now_us * 1000)
     user.run(mount.flush(file))
+    disk.apply(establish(identifier, Replica(disk, identifier).head, disk, 0))
     while not walk.done:
         disk.apply(walk.step(disk))
     name = name_at(Replica(disk, identifier).workspace, 2)
@@ -470,3 +472,67 @@ def test_must_fail_where_a_mount_does_not_ask_again(
     monkeypatch.setattr(BlockReader, "_has_changed", believes_what_it_has_heard)
     with pytest.raises(NoLongerKept):
         reads()
+
+
+# --- what is written to a deleted file, and not covered yet ---------------------------------------
+
+
+class WrittenLate(NamedTuple):
+    """A block that a program has written to a file which was deleted long ago, and its mount."""
+
+    world: World
+    user: Any
+    mount: Any
+    file: Any
+
+    def hosts(self) -> list[int]:
+        block = self.file.contents.layout.block(self.file.contents.identifier, 0)
+        return self.world.hosting(block, self.file.contents.uncovered[0].name.timestamp)
+
+    def read(self) -> str:
+        """What is in the file once the block is covered."""
+        self.user.run(self.mount.flush(self.file))
+        reader = self.user.filesystem(Options())
+        identifier = self.file.contents.identifier
+        file = self.user.run(reader.open(identifier, os.O_RDONLY, self.user.who))
+        return bytes(self.user.run(reader.read(file, 0, 5))).decode()
+
+
+def written_late() -> WrittenLate:
+    """All nodes look for what may go, after the block was written and before it is covered."""
+    world = World(collection=CollectionPlan(WINDOW_US), volume=VOLUME)
+    user = world.user("user")
+    user.format()
+    identifier = user.make("file", "." * BLOCK_BYTES)
+    mount, file = opened(world, user, identifier)
+    user.run(user.files.unlink(ROOT, b"file", user.who))
+    world.run_for(2 * WINDOW_US)
+    pushed(world, user, mount, file, b"later")
+    world.run_for(limits.COLLECT_EVERY_US - SECOND_US)
+    return WrittenLate(world, user, mount, file)
+
+
+def test_what_is_written_to_a_deleted_file_is_there_when_it_is_covered() -> None:
+    case = written_late()
+    assert case.hosts() == list(range(6))
+    assert case.read() == "later"
+
+
+def test_what_is_written_to_a_deleted_file_and_never_covered_goes() -> None:
+    case = written_late()
+    case.world.run_for(WINDOW_US + 2 * limits.COLLECT_EVERY_US)
+    assert not case.hosts()
+
+
+def test_must_fail_where_nothing_of_a_deleted_file_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = file_collection.shown_by
+
+    def all_is_old(replica: Replica, horizon_us: int) -> Any:
+        shown = genuine(replica, horizon_us)
+        return None if shown is None else shown._replace(horizon_us=1 << 62)
+
+    monkeypatch.setattr(file_collection, "shown_by", all_is_old)
+    case = written_late()
+    assert not case.hosts()
+    with pytest.raises(FileSystemError):
+        case.read()
