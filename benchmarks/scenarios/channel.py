@@ -1,7 +1,8 @@
 """The cost of encrypting a message of the channel, for each construction that was compared.
 
-Each construction joins two ends in memory. A message has a head of 16 bytes, as those of
-`bftfs.wire.channel` have, encoded metadata, and for the largest size a body. "seal" is what its
+Each construction joins two ends in memory. A message has a head of 16 bytes, encoded metadata, and
+for the largest size a body. The channel of bftfs seals its head together with the metadata; the
+others seal each part, as the channel did when they were compared. "seal" is what its
 sender does until the bytes could be sent, "open" what its receiver does from these bytes until it
 has metadata and body; "greet" is all that both ends do before the first message. Figures are
 processor time, in turns. "MACs" encrypts nothing: what the channel did before, with the hash of the
@@ -84,6 +85,7 @@ class Product:
         )
         self._node.receive(self._client.opening())
         self._client.receive(self._node.pending_output())
+        self._node.receive(b"".join(self._client.confirmation()))
 
     def seal(self, metadata: bytes, body: bytes) -> list[Buffer]:
         return self._client.seal_request(1, metadata, body)

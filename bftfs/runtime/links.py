@@ -383,8 +383,7 @@ class Links:
         link.opened_us = clock.monotonic_us()
         link.deadline_us = None
         self._due.pop(link, None)
-        if not link.early:
-            link.output.add(link.channel.confirmation())
+        link.output.add(link.channel.confirmation())
         for number, metadata, body in link.early:
             link.output.add(link.channel.seal_request(number, metadata, body))
         link.early.clear()

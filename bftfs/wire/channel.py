@@ -9,23 +9,28 @@ for each direction from both static keys, from two keys that are made for this s
 forgotten, and from all that has been said, which begins with what the session is for: version,
 cluster, node, view. So nobody else reads a session, and a later thief of static keys reads no
 earlier one. WELCOME proves the node; the principal's first frame proves the principal. HELLO alone
-proves nothing, as it may be a recorded one; nothing is delivered before. A principal that has
-nothing to ask yet sends an empty frame, a confirmation, which is not delivered.
+proves nothing, as it may be a recorded one. So that first frame is an empty one, a *confirmation*:
+until it has come, a node keeps the few bytes of it and delivers nothing.
 
 A node tells a principal that is not in its cluster so in WELCOME. Nobody else can say that, for
 WELCOME answers this HELLO.
 
-Frames, in either direction, are all encrypted and authenticated (AES-256-GCM), each part as the
-next message of its direction. So they cannot be read, dropped, repeated, reordered, reflected or
-moved to another session; and bytes that the network has damaged end the session, instead of passing
-for what the other end has sent.
+Frames, in either direction:
 
-    head      16 + 16 bytes  request number, length of the metadata, length of the body
-    metadata  … + 16 bytes   an encoded message; left out if it has no bytes
-    body      … + 16 bytes   a fragment; left out if it has no bytes
+    length  8 bytes        of the front as it is here, and the CRC-32 of these four bytes
+    front   … + 16 bytes   request number, length of the body, and an encoded message, the metadata
+    body    … + 16 bytes   a fragment; left out if it has no bytes
 
-The head is opened before the rest is waited for: a length that the network has damaged announces
-bytes that never come, and would silence the session. Memory is spent on what has arrived, never on
+Front and body are encrypted and authenticated (AES-256-GCM), each as the next message of its
+direction. So they cannot be read, dropped, repeated, reordered, reflected or moved to another
+session; and bytes that the network has damaged end the session, instead of passing for what the
+other end has sent.
+
+The length of a front is not secret, as the sizes of what is sent never are, and not authenticated:
+one tag for a whole message costs half of two. Its CRC is there since a length that the network has
+damaged announces bytes that never come, and would silence the session. Whoever writes another
+length with its CRC ends the session, or stalls it, which he can do by keeping bytes back as well;
+nothing is delivered, for the front does not open. Memory is spent on what has arrived, never on
 what was announced.
 
 One version is spoken, and none is negotiated: a peer that speaks another one is told so, and no
@@ -41,6 +46,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from struct import Struct
 from typing import Generic, TypeVar
+from zlib import crc32
 
 import msgspec
 
@@ -65,9 +71,12 @@ from bftfs.errors import (
 )
 from bftfs.identifiers import NodeId
 
-MAGIC = b"bft2"  # the version
-HEAD = Struct("!QII")
-HEAD_BYTES = HEAD.size + TAG_BYTES
+MAGIC = b"bft3"  # the version
+LENGTH = Struct("!I")
+PREFIX = Struct("!II")  # the length of a front, and its CRC
+HEAD = Struct("!QI")  # of a front: number, length of the body
+EMPTY_BYTES = HEAD.size + TAG_BYTES  # of a front without metadata
+FRONT_BYTES = limits.FRAME_METADATA_BYTES + EMPTY_BYTES  # the most
 ENTROPY_BYTES = 32
 
 _FAMILY = MAGIC[:3]
@@ -91,18 +100,20 @@ class Frame(msgspec.Struct, gc=False):
 class FrameReader:
     """Opens the frames of one direction, incrementally."""
 
-    def __init__(self, cipher: CipherState) -> None:
-        self.proven = False  # True once a head has been opened: the other end is who it says
-        self._confirmed = False  # True once an empty frame has come: there is no second one
+    def __init__(self, cipher: CipherState, *, proven: bool) -> None:
+        """`proven`: whether it is certain who is at the other end, without a confirmation."""
+        self.proven = proven  # True once a confirmation has been opened
         self._open = cipher.open
-        self._head: tuple[int, int, int] | None = None  # of the frame that is waited for
+        # Of the frame whose body is waited for: its front, opened, and the length of its body.
+        self._front: tuple[int, bytes, int] | None = None
         self._partial = bytearray()
-        self._wanted = HEAD_BYTES
+        self._wanted = PREFIX.size
 
     @property
     def buffered(self) -> int:
         """Bytes kept of a frame that is not complete yet."""
-        return len(self._partial)
+        front = self._front
+        return len(self._partial) + (len(front[1]) if front else 0)
 
     def feed(self, data: Buffer) -> list[Frame]:
         """The frames that `data` completes. Raises PeerFault; the stream is then lost.
@@ -119,55 +130,70 @@ class FrameReader:
         with memoryview(data) as view:
             start, end = 0, len(view)
             while True:
-                head = self._head
-                if head is None:
-                    metadata = start + HEAD_BYTES
-                    if metadata > end:
-                        self._wanted = HEAD_BYTES
+                front = self._front
+                if front is None:
+                    begin = start + PREFIX.size
+                    if begin > end:
+                        self._wanted = PREFIX.size
                         break
-                    head = self._opened_head(view[start:metadata])
-                    start = metadata
-                number, metadata_length, body_length = head
-                body = start + metadata_length + TAG_BYTES if metadata_length else start
-                stop = body + body_length + TAG_BYTES if body_length else body
-                if stop > end:
-                    self._head = head
-                    self._wanted = stop - start
-                    break
-                self._head = None
-                if stop > start:
-                    frames.append(
-                        Frame(
-                            number,
-                            opened(view[start:body]) if metadata_length else b"",
-                            opened(view[body:stop]) if body_length else b"",
-                        )
-                    )
-                elif self._confirmed:
-                    raise ProtocolViolation("a second frame that says nothing")
+                    stop = begin + self._length(view[start:begin])
+                    if stop > end:
+                        self._wanted = stop - start
+                        break
+                    front = self._opened_front(view[begin:stop])
+                    start = stop
+                number, metadata, body_length = front
+                if body_length:
+                    stop = start + body_length + TAG_BYTES
+                    if stop > end:
+                        self._front = front
+                        self._wanted = stop - start
+                        break
+                    self._front = None
+                    frames.append(Frame(number, metadata, opened(view[start:stop])))
+                    start = stop
+                elif metadata:
+                    frames.append(Frame(number, metadata, b""))
+                elif self.proven:
+                    raise ProtocolViolation("a frame that says nothing")
                 else:
-                    self._confirmed = True
-                start = stop
+                    self.proven = True
             if start < end:
                 self._partial += view[start:]
         return frames
 
-    def _opened_head(self, sealed: memoryview) -> tuple[int, int, int]:
-        number, metadata_length, body_length = HEAD.unpack(self._open(sealed))
-        self.proven = True
-        if metadata_length > limits.FRAME_METADATA_BYTES or body_length > limits.FRAME_BODY_BYTES:
-            raise MalformedMessage(
-                f"a frame of {metadata_length} + {body_length} bytes where "
-                f"{limits.FRAME_METADATA_BYTES} + {limits.FRAME_BODY_BYTES} are the limit"
+    def _length(self, prefix: memoryview) -> int:
+        """The length of the front that follows."""
+        length, checksum = PREFIX.unpack(prefix)
+        if crc32(prefix[: LENGTH.size]) != checksum:
+            raise InvalidAuthenticator("the length of a frame is damaged")
+        most = FRONT_BYTES if self.proven else EMPTY_BYTES
+        if not EMPTY_BYTES <= length <= most:
+            # Nobody has authenticated it, so it is nobody's lie.
+            raise InvalidAuthenticator(
+                f"a front of {length} bytes where {EMPTY_BYTES} are the least and "
+                f"{most} are the limit"
             )
-        return number, metadata_length, body_length
+        return int(length)
+
+    def _opened_front(self, sealed: memoryview) -> tuple[int, bytes, int]:
+        front = self._open(sealed)
+        number, body_length = HEAD.unpack_from(front)
+        if body_length > limits.FRAME_BODY_BYTES:
+            raise MalformedMessage(
+                f"a body of {body_length} bytes where {limits.FRAME_BODY_BYTES} are the limit"
+            )
+        if body_length and not self.proven:
+            raise ProtocolViolation("a body in the place of a confirmation")
+        return number, front[HEAD.size :], body_length
 
 
 def _sealed(cipher: CipherState, number: int, metadata: bytes, body: Body) -> list[Buffer]:
     """The buffers of one frame, in order."""
     seal, size = cipher.seal, len(body)
-    head = seal(HEAD.pack(number, len(metadata), size))
-    front = head + seal(metadata) if metadata else head
+    length = EMPTY_BYTES + len(metadata)
+    prefix = PREFIX.pack(length, crc32(LENGTH.pack(length)))
+    front = prefix + seal(HEAD.pack(number, size) + metadata)
     return [front, seal(body)] if size else [front]
 
 
@@ -258,13 +284,14 @@ class ClientChannel:
         return self._replies.feed(data)
 
     def confirmation(self) -> list[Buffer]:
-        """What proves to the node who we are, if no request is there to do so."""
+        """The first frame, which proves to the node who we are. Requests follow it."""
         return self.seal_request(0, b"")
 
     def seal_request(self, number: int, metadata: bytes, body: Body = b"") -> list[Buffer]:
         """The buffers to send, in order, for one request.
 
-        Requires: the channel is established. The frames are sent in the order they are sealed.
+        Requires: the channel is established, and its confirmation is sealed. Frames are sent in
+        the order in which they are sealed.
         """
         assert self._requests is not None
         return _sealed(self._requests, number, metadata, body)
@@ -273,7 +300,7 @@ class ClientChannel:
         if self._exchange.read_second(message) != _KNOWN:
             raise NotAdmitted("the node does not know this key")
         self._requests, replies = self._exchange.ciphers()
-        self._replies = FrameReader(replies)
+        self._replies = FrameReader(replies, proven=True)
         del self._exchange  # and the key that nobody may learn any more
         self.established = True
 
@@ -360,4 +387,4 @@ class ServerChannel(Generic[Principal]):
             raise InvalidAuthenticator(f"HELLO with an unknown key, {agreement[:8].hex()}…")
         self.claimed = claimed
         requests, self._replies = exchange.ciphers()
-        return FrameReader(requests)
+        return FrameReader(requests, proven=False)

@@ -51,14 +51,14 @@ def test_a_decoder_that_raises_what_it_does_not_declare_is_found(
 def test_a_parser_that_believes_a_length_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = channel.FrameReader._opened_head
+    original = channel.FrameReader._length
 
-    def credulous(self: channel.FrameReader, sealed: memoryview) -> tuple[int, int, int]:
-        head = original(self, sealed)
-        bytearray(head[1] + head[2])
-        return head
+    def credulous(self: channel.FrameReader, prefix: memoryview) -> int:
+        length = original(self, prefix)
+        bytearray(length)
+        return length
 
-    monkeypatch.setattr(channel.FrameReader, "_opened_head", credulous)
+    monkeypatch.setattr(channel.FrameReader, "_length", credulous)
     found = _find(all_targets()["frames"])
     assert "bytes of memory" in found.what
 

@@ -10,7 +10,7 @@ import pytest
 
 from bftfs.crypto.noise import TAG_BYTES
 from bftfs.errors import PeerFault
-from bftfs.wire.channel import HEAD_BYTES
+from bftfs.wire.channel import EMPTY_BYTES, PREFIX
 from tests.unit.wire.sessions import established
 
 BODY = bytes(range(256)) * 172  # as long as a fragment of a usual block
@@ -23,7 +23,7 @@ positions = pytest.mark.parametrize("position", [0, 1, len(BODY) // 2, len(BODY)
 def flipped(sealed: bytes, position: int) -> bytes:
     """A sealed frame, one bit of whose body has changed."""
     damaged = bytearray(sealed)
-    damaged[HEAD_BYTES + len(METADATA) + TAG_BYTES + position] ^= 1
+    damaged[PREFIX.size + EMPTY_BYTES + len(METADATA) + position] ^= 1
     return bytes(damaged)
 
 

@@ -101,10 +101,10 @@ def session(identity: Identity, node: Node) -> ClientChannel:
 def commands(identity: Identity, node: Node) -> list[Any]:
     """The answers to a command with this key."""
     try:
-        sealed = session(identity, node).seal_request(1, SLOW)
+        channel = session(identity, node)
     except PeerFault:
         return []
-    return node.hears(b"".join(sealed))
+    return node.hears(b"".join([*channel.confirmation(), *channel.seal_request(1, SLOW)]))
 
 
 def test_the_administrator_is_obeyed() -> None:
@@ -132,7 +132,8 @@ def test_other_clusters_administrators_are_strangers(identity: Identity) -> None
 def repeated(node: Node, other: Node) -> list[Any]:
     """What nodes answer to a recorded session, to each part of it that may be cut out."""
     channel = session(NEW.administrator, node)
-    opening, request = channel.opening(), b"".join(channel.seal_request(1, SLOW))
+    opening = channel.opening()
+    request = b"".join([*channel.confirmation(), *channel.seal_request(1, SLOW)])
     assert node.hears(request)
     for each in (node, other):
         each.throttle.set_rate(RATE)
@@ -156,7 +157,8 @@ def test_what_a_lying_node_was_told_it_tells_no_other_node() -> None:
     channel = session(NEW.administrator, liar)
     other.accept()
     other.hears(channel.opening())
-    assert other.hears(b"".join(channel.seal_request(1, SLOW))) == []
+    recorded = b"".join([*channel.confirmation(), *channel.seal_request(1, SLOW)])
+    assert other.hears(recorded) == []
     assert other.throttle.rate_bytes == RATE
 
 

@@ -114,7 +114,7 @@ def test_a_channel_knows_whom_the_description_knows() -> None:
     )
     server.receive(client.opening())
     client.receive(server.pending_output())
-    server.receive(b"".join(client.seal_request(1, b"")))
+    server.receive(b"".join(client.confirmation()))
     assert server.peer == DESCRIPTION.principal(LAPTOP.public_key)
 
 

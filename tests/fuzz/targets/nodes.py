@@ -217,6 +217,8 @@ def _stream(choices: Choices) -> bytes:
     pool = Pool()
     pool.add(_described()[0].root)
     pool.add(_described()[0].volume)
+    if channel.established and not choices.flag(8):
+        stream += b"".join(map(bytes, channel.confirmation()))
     while channel.established and not choices.exhausted and not choices.flag(6):
         if choices.flag(4):
             metadata = choices.octets(choices.number(60))
@@ -253,7 +255,8 @@ def connections(data: bytes) -> None:
         channel, greeting = _session(_CLIENT)
         root = _described()[0].root
         query = Query((root,), LOOKUP, encode_record(Name(b"x")), 0, 0, (), NodeId(0))
-        asked = [channel.seal_request(1, encode(query)), channel.seal_request(2, _ASK)]
+        asked = [channel.confirmation()]
+        asked += [channel.seal_request(1, encode(query)), channel.seal_request(2, _ASK)]
         honest = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         honest.connect(str(path))
         honest.sendall(greeting + b"".join(bytes(part) for parts in asked for part in parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args
+from zlib import crc32
 
 from bftfs.crypto.keys import Identity
 from bftfs.crypto.noise import CipherState
@@ -11,7 +12,7 @@ from bftfs.envelope import REPLIES, REQUESTS, Reply, Request
 from bftfs.errors import MalformedMessage, PeerFault
 from bftfs.identifiers import NodeId
 from bftfs.query_update.history import decode_conditioned
-from bftfs.wire.channel import HEAD, ClientChannel, FrameReader, ServerChannel
+from bftfs.wire.channel import HEAD, LENGTH, PREFIX, ClientChannel, FrameReader, ServerChannel
 from bftfs.wire.codec import Decoder, encode
 from tests.fuzz.choices import Choices
 from tests.fuzz.target import Target
@@ -56,9 +57,10 @@ def _stream(frames: Iterable[tuple[int, int, bytes, bytes]]) -> bytes:
     cipher = CipherState(_KEY)
     stream = b""
     for metadata_more, body_more, metadata, body in frames:
-        lengths = len(metadata) + metadata_more, len(body) + body_more
-        stream += cipher.seal(HEAD.pack(1, *lengths))
-        stream += b"".join(cipher.seal(part) for part in (metadata, body) if part)
+        front = cipher.seal(HEAD.pack(1, len(body) + body_more) + metadata)
+        length = len(front) + metadata_more
+        stream += PREFIX.pack(length, crc32(LENGTH.pack(length))) + front
+        stream += cipher.seal(body) if body else b""
     return stream
 
 
@@ -73,7 +75,7 @@ def _pieces(choices: Choices, data: bytes) -> Iterator[bytes]:
 def frames(data: bytes) -> None:
     """The reader gives the same frames however the stream is cut, and keeps no more than it got.
 
-    The stream is sealed by a member, whose heads may tell any lengths.
+    The stream is sealed by a member, who may tell any lengths.
     """
     choices = Choices(data)
     sent = []
@@ -92,7 +94,7 @@ def frames(data: bytes) -> None:
 
 
 def _read(pieces: Iterable[bytes]) -> tuple[list[Any], PeerFault | None]:
-    reader = FrameReader(CipherState(_KEY))
+    reader = FrameReader(CipherState(_KEY), proven=True)
     found: list[Any] = []
     fed = 0
     try:
@@ -154,7 +156,7 @@ def channel_at_node(data: bytes) -> None:
     if answer:
         assert identity is _CLIENT
         client.receive(answer)
-    if choices.flag(4) and client.established:
+    if client.established and not choices.flag(4):
         node.receive(b"".join(map(bytes, client.confirmation())))
     sealed: list[tuple[int, bytes, bytes]] = []
     while client.established and not choices.exhausted:
@@ -177,7 +179,7 @@ def channel_at_client(data: bytes) -> None:
     client.receive(_spoiled(choices, node.pending_output()))
     if not client.established:
         return
-    node.receive(b"".join(map(bytes, client.seal_request(1, b"request"))))
+    node.receive(b"".join(map(bytes, client.confirmation())))
     sealed: list[tuple[int, bytes]] = []
     while not choices.exhausted:
         number, metadata = choices.number(1 << 16), choices.octets(1 + choices.number(40))

@@ -296,8 +296,8 @@ def test_garbage_from_a_node_costs_only_its_connection(world: World, said: bytes
     ("said", "why"),
     [
         (
-            b"bft3",
-            "'bft3' of the channel and this program version 'bft2'; install the same release",
+            b"bft4",
+            "'bft4' of the channel and this program version 'bft3'; install the same release",
         ),
         (b"", "it may run another release of bftfs"),
     ],

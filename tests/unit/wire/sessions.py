@@ -64,6 +64,16 @@ def server_end(
 def established(
     client: ClientChannel | None = None, server: ServerChannel[str] | None = None
 ) -> tuple[ClientChannel, ServerChannel[str]]:
+    """Two ends whose greetings and confirmation have passed."""
+    client, server = greeted(client, server)
+    assert server.receive(b"".join(map(bytes, client.confirmation()))) == []
+    return client, server
+
+
+def greeted(
+    client: ClientChannel | None = None, server: ServerChannel[str] | None = None
+) -> tuple[ClientChannel, ServerChannel[str]]:
+    """Two ends that have greeted each other; the client has confirmed nothing yet."""
     client = client or client_end()
     server = server or server_end()
     assert server.receive(client.opening()) == []

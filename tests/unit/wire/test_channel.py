@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -19,10 +20,13 @@ from bftfs.errors import (
     ProtocolViolation,
 )
 from bftfs.wire.channel import (
+    EMPTY_BYTES,
+    FRONT_BYTES,
     HEAD,
-    HEAD_BYTES,
     HELLO_BYTES,
+    LENGTH,
     MAGIC,
+    PREFIX,
     WELCOME_BYTES,
     FrameReader,
 )
@@ -32,25 +36,27 @@ from tests.unit.wire.sessions import (
     STRANGER,
     client_end,
     established,
+    greeted,
     server_end,
 )
 
 HELLO = (
-    "62667432cba64a831d955b8bf03c2e3b5eae32661770cbe3ec56f45c0cbb84db2072b6546783551f9e550f8e65"
-    "e46ec9593ee27dd4e7f5ada83864301974ba1d8cca3127c1e535d436c93efdd7a8702ef21433cee96205b6de8d"
-    "8e66dc502c64dd89f3331599bd9fa8ee1acaace2f1e3ff97663723042c323df3cc18d3ee37901ea6fd02"
+    "62667433cba64a831d955b8bf03c2e3b5eae32661770cbe3ec56f45c0cbb84db2072b6546783551f9e550f8e65"
+    "e46ec9593ee27dd4e7f5ada83864301974ba1d8cca31277843e26aa5ea1299542c8c87e4b49973e96205b6de8d"
+    "8e66dc502c64dd89f3331599bd9fa8ee1acaace2f1e3ff976637ba895a8135e81578abc3a15d947395e2"
 )
 WELCOME = (
-    "62667432635de5eb039fc126a017b9e789e1db721cdd51f7ed3f5515d18e2f4e2dd7851a3a6e3e7e068d5b4533"
-    "2b04f09ea32993f7"
+    "62667433635de5eb039fc126a017b9e789e1db721cdd51f7ed3f5515d18e2f4e2dd7851a3a579e647ec5d2b493"
+    "8888fcb48396a4ef"
 )
+CONFIRMATION = "0000001c35458353787a9f0e8570af79edf6a61a9b421ed64eb695c5aaaad38fa7146f25"
 REQUEST = (
-    "787a9f0e8570af7cedf6a61291a59b0fbda214a6ba38c8d4d1db5516ec40a59984efb623ff9e3709ee3a3dba4d"
-    "270331a4d34a6fcf37e752eb6ca0eaa9d9f33f3877368d69acfd4647a001f8"
+    "000000241d473bcde98ac2429bff436d94133bd69b7858ec8a3eb4130b9358361ef037408adbf4b9f1cd7bcaeb"
+    "6ca0eaa9d9f33f3877368d69acfd4647a001f8"
 )
 REPLY = (
-    "460577188b5600b73b7f25c5d92ab1caf74f2ce2e6cc09b24d2c9a56da51a97303c7d93d2958394e7def1740df"
-    "74e6ecb1aae54c60853489551b4a1dbfe2cb11a5566aa2e6affa978559ec24"
+    "000000241d473bcd460577188b5600b73b7f25c9b44fc5af4d839f6962ae44e3ba39ff01b7274f6d98b7facd0c"
+    "cdc925ec0e00a55f3a7f31aeb814b676ee7e08"
 )
 
 
@@ -67,6 +73,9 @@ def test_vectors() -> None:
     assert welcome.hex() == WELCOME
     client.receive(welcome)
     assert (len(opening), len(welcome)) == (HELLO_BYTES, WELCOME_BYTES)
+    confirmation = sealed(client.confirmation())
+    assert confirmation.hex() == CONFIRMATION
+    server.receive(confirmation)
     request = sealed(client.seal_request(5, b"metadata", b"body"))
     assert request.hex() == REQUEST
     server.receive(request)
@@ -115,15 +124,9 @@ def test_the_handshake_is_one_round_trip_in_any_pieces() -> None:
 
 
 def test_the_peer_is_known_once_it_has_proven_itself() -> None:
-    client, server = established()
+    client, server = greeted()
     assert server.peer is None  # HELLO could be a repetition of an old one
     assert server.claimed == "client"
-    server.receive(sealed(client.seal_request(1, b"m")))
-    assert server.peer == "client"
-
-
-def test_who_has_nothing_to_ask_proves_it_too() -> None:
-    client, server = established()
     confirmation = sealed(client.confirmation())
     assert server.receive(confirmation[:-1]) == []
     assert server.peer is None
@@ -136,9 +139,34 @@ def test_who_has_nothing_to_ask_proves_it_too() -> None:
 def test_nobody_says_nothing_twice() -> None:
     """It would cost the node work that no limit counts."""
     client, server = established()
-    server.receive(sealed(client.confirmation()))
     with pytest.raises(ProtocolViolation):
         server.receive(sealed(client.confirmation()))
+
+
+def test_a_node_has_nothing_to_confirm() -> None:
+    """WELCOME has proven it."""
+    client, server = established()
+    with pytest.raises(ProtocolViolation):
+        client.receive(sealed(server.seal_reply(0, b"")))
+
+
+@pytest.mark.parametrize("request_", [(1, b"m"), (1, b"", b"body"), (1, b"m" * 5_000, b"body")])
+def test_a_request_in_the_place_of_a_confirmation_is_refused(request_: Any) -> None:
+    """As soon as it begins: who may be a stranger gets no memory for it."""
+    client, server = greeted()
+    stream = sealed(client.seal_request(*request_))
+    with pytest.raises(PeerFault):
+        server.receive(stream[: PREFIX.size + EMPTY_BYTES])
+    assert server.peer is None
+
+
+def test_until_it_has_confirmed_a_peer_gets_the_memory_of_that() -> None:
+    client, server = greeted()
+    confirmation = sealed(client.confirmation())
+    for number, byte in enumerate(confirmation[:-1], 1):
+        assert server.receive(bytes([byte])) == []
+        assert server.buffered == number
+    assert len(confirmation) == PREFIX.size + EMPTY_BYTES
 
 
 def test_a_node_is_a_principal_too() -> None:
@@ -242,14 +270,14 @@ def test_half_of_a_known_key_is_unknown() -> None:
 
 def test_a_repeated_hello_gets_a_welcome_and_nothing_more() -> None:
     """An old session, replayed to a node that has drawn another nonce."""
-    client, server = established()
+    client, server = greeted()
     recorded = client_end().opening()
-    request = sealed(client.seal_request(1, b"m"))
-    assert len(server.receive(request)) == 1
+    session = sealed([*client.confirmation(), *client.seal_request(1, b"m")])
+    assert len(server.receive(session)) == 1
     again = server_end(entropy=b"x" * 32)
     again.receive(recorded)
     with pytest.raises(InvalidAuthenticator):
-        again.receive(request)
+        again.receive(session)
     assert again.peer is None
 
 
@@ -308,14 +336,16 @@ def test_ends_do_not_greet_themselves() -> None:
 OLD_HELLO = b"bft1" + bytes((1, 0, 0, 0)) + bytes(166)
 
 
-@pytest.mark.parametrize("greeting", [OLD_HELLO, b"bft3" + bytes(200), b"bft1"])
+@pytest.mark.parametrize(
+    "greeting", [OLD_HELLO, b"bft2" + bytes(200), b"bft4" + bytes(200), b"bft1"]
+)
 def test_another_version_is_told_which_one_is_spoken(greeting: bytes) -> None:
     server = server_end()
     with pytest.raises(OtherVersion, match="install the same release"):
         server.receive(greeting)
     assert server.pending_output() == MAGIC
     client = client_end()
-    with pytest.raises(OtherVersion, match=r"'bft[13]'.*'bft2'"):
+    with pytest.raises(OtherVersion, match=r"'bft[124]'.*'bft3'"):
         client.receive(greeting)
     assert not client.established
 
@@ -332,10 +362,10 @@ def test_an_older_node_that_hears_of_a_newer_version_stays_what_it_is(
 ) -> None:
     """The version is part of what keys are derived from."""
     client = client_end()
-    monkeypatch.setattr("bftfs.wire.channel.MAGIC", b"bft3")
+    monkeypatch.setattr("bftfs.wire.channel.MAGIC", b"bft4")
     server = server_end()
     with pytest.raises(InvalidAuthenticator):
-        server.receive(b"bft3" + client.opening()[4:])
+        server.receive(b"bft4" + client.opening()[4:])
 
 
 @pytest.mark.parametrize("end", [server_end, client_end])
@@ -361,17 +391,16 @@ def test_a_request_before_welcome_is_our_own_mistake() -> None:
 
 def test_a_request_piled_onto_hello_is_refused() -> None:
     """Requests follow WELCOME; nobody can have sealed one before."""
-    client, _ = established()
+    client, _ = greeted()
+    session = sealed([*client.confirmation(), *client.seal_request(1, b"m")])
     with pytest.raises(PeerFault):
-        server_end(entropy=b"x" * 32).receive(
-            client_end().opening() + sealed(client.seal_request(1, b"m"))
-        )
+        server_end(entropy=b"x" * 32).receive(client_end().opening() + session)
 
 
 # --- the session ------------------------------------------------------------------------------
 
 
-FRAME = HEAD_BYTES + len(b"metadata") + 16 + len(b"body") + 16
+FRAME = PREFIX.size + EMPTY_BYTES + len(b"metadata") + len(b"body") + 16
 
 
 def test_every_bit_of_a_frame_is_covered() -> None:
@@ -421,30 +450,55 @@ def test_what_is_cut_out_of_a_stream_ends_it() -> None:
             server.receive(stream[:at] + stream[at + 1 :] + bytes(1))
 
 
-def test_a_head_is_checked_before_the_rest_is_here() -> None:
+def test_a_length_is_checked_before_the_rest_is_here() -> None:
     """In either direction, and behind frames that are whole."""
-    for bit in range(8 * HEAD_BYTES):
+    for bit in range(8 * PREFIX.size):
         client, server = established()
         first = sealed(client.seal_request(5, b"metadata", b"body"))
         altered = bytearray(sealed(client.seal_request(6, b"metadata", b"body")))
         altered[bit // 8] ^= 1 << bit % 8
         with pytest.raises(PeerFault):
-            server.receive(first + altered[:HEAD_BYTES])
+            server.receive(first + altered[: PREFIX.size])
         client, server = established()
         server.receive(sealed(client.seal_request(5, b"m")))
         altered = bytearray(sealed(server.seal_reply(5, b"metadata", b"body")))
         altered[bit // 8] ^= 1 << bit % 8
         with pytest.raises(PeerFault):
-            client.receive(bytes(altered[:HEAD_BYTES]))
+            client.receive(bytes(altered[: PREFIX.size]))
 
 
-def test_must_fail_where_a_head_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encrypted, but not authenticated: the session waits for what never comes."""
-    monkeypatch.setattr(CipherState, "seal", lambda _, plaintext: bytes(plaintext) + bytes(16))
-    monkeypatch.setattr(CipherState, "open", lambda _, opened: bytes(opened[:-16]))
+def test_a_length_of_a_body_is_checked_before_the_body_is_here() -> None:
+    front = PREFIX.size + EMPTY_BYTES + len(b"metadata")
+    for bit in range(8 * PREFIX.size, 8 * front):
+        client, server = established()
+        altered = bytearray(sealed(client.seal_request(5, b"metadata", b"body")))
+        altered[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(InvalidAuthenticator):
+            server.receive(bytes(altered[:front]))
+
+
+def test_a_forged_length_delivers_nothing() -> None:
+    """Somebody on the way writes another one, with its CRC."""
+    for length in (EMPTY_BYTES, EMPTY_BYTES + 7, EMPTY_BYTES + 9, FRONT_BYTES):
+        client, server = established()
+        stream = sealed(client.seal_request(5, b"metadata", b"body"))[PREFIX.size :]
+        forged = PREFIX.pack(length, crc32(LENGTH.pack(length)))
+        if length <= len(stream):
+            with pytest.raises(InvalidAuthenticator):
+                server.receive(forged + stream)
+        else:
+            assert server.receive(forged + stream) == []
+            assert server.buffered == PREFIX.size + len(stream)
+            with pytest.raises(InvalidAuthenticator):
+                server.receive(bytes(length))
+
+
+def test_must_fail_where_a_length_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session waits for what never comes."""
+    monkeypatch.setattr("bftfs.wire.channel.crc32", lambda _: 0)
     client, server = established()
     altered = bytearray(sealed(client.seal_request(5, b"metadata", b"body")))
-    altered[HEAD.size - 3] ^= 1
+    altered[LENGTH.size - 3] ^= 1
     assert server.receive(bytes(altered)) == []
     for number in range(100):
         assert server.receive(sealed(client.seal_request(number, b"metadata"))) == []
@@ -465,7 +519,7 @@ def test_no_byte_of_what_is_said_is_seen() -> None:
 
 def test_must_fail_where_nothing_is_encrypted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CipherState, "seal", lambda _, plaintext: bytes(plaintext) + bytes(16))
-    client, _ = established()
+    client, _ = greeted()
     assert b"a name" in sealed(client.seal_request(1, b"a name"))
 
 
@@ -481,12 +535,12 @@ def test_static_keys_do_not_open_an_earlier_session() -> None:
     opening = client.opening()
     server.receive(opening)
     client.receive(server.pending_output())
-    request = sealed(client.seal_request(1, b"secret"))
+    session = sealed([*client.confirmation(), *client.seal_request(1, b"secret")])
     for entropy in (b"x" * 32, b"y" * 32):  # anything but what this session drew
         later = server_end(entropy=entropy)
         later.receive(opening)
         with pytest.raises(InvalidAuthenticator):
-            later.receive(request)
+            later.receive(session)
 
 
 @pytest.mark.parametrize("end", ["client", "server"])
@@ -561,19 +615,19 @@ def test_must_fail_where_directions_share_a_key(monkeypatch: pytest.MonkeyPatch)
         "bftfs.crypto.noise._SymmetricState.split",
         lambda _: (CipherState(b"k" * 32), CipherState(b"k" * 32)),
     )
-    client, _ = established()
+    client, _ = greeted()
     (frame,) = client.receive(sealed(client.seal_request(1, b"mine")))
     assert frame.metadata == b"mine"
 
 
 def test_must_fail_where_a_session_draws_nothing() -> None:
     """The same entropy at both ends: what was recorded is valid once more."""
-    client, server = established()
-    request = sealed(client.seal_request(1, b"m"))
-    assert server.receive(request)
+    client, server = greeted()
+    recorded = sealed([*client.confirmation(), *client.seal_request(1, b"m")])
+    assert server.receive(recorded)
     again = server_end()  # as the first one
     again.receive(client.opening())
-    assert again.receive(request)
+    assert again.receive(recorded)
 
 
 def test_two_nodes_sessions_with_each_other_do_not_mix() -> None:
@@ -597,14 +651,26 @@ def test_after_welcome_frames_may_be_as_large_as_the_limits() -> None:
     assert request.metadata == metadata
 
 
-@pytest.mark.parametrize(
-    "lengths", [(limits.FRAME_METADATA_BYTES + 1, 0), (1, limits.FRAME_BODY_BYTES + 1)]
-)
-def test_larger_ones_are_refused_by_their_head(lengths: tuple[int, int]) -> None:
-    """Even those of a member of the cluster."""
-    writer, reader = CipherState(b"k" * 32), FrameReader(CipherState(b"k" * 32))
+def test_a_larger_front_is_refused_by_its_length() -> None:
+    """Even that of a member of the cluster. Nobody has authenticated it, so it is nobody's lie."""
+    client, server = established()
+    stream = sealed(client.seal_request(1, bytes(limits.FRAME_METADATA_BYTES + 1)))
+    with pytest.raises(InvalidAuthenticator, match="are the limit"):
+        server.receive(stream[: PREFIX.size])
+
+
+def test_a_front_that_has_no_room_for_a_number_is_refused() -> None:
+    _, server = established()
+    with pytest.raises(InvalidAuthenticator, match="are the least"):
+        server.receive(PREFIX.pack(EMPTY_BYTES - 1, crc32(LENGTH.pack(EMPTY_BYTES - 1))))
+
+
+def test_a_larger_body_is_refused_by_its_front() -> None:
+    """Even that of a member of the cluster."""
+    writer, reader = CipherState(b"k" * 32), FrameReader(CipherState(b"k" * 32), proven=True)
+    front = writer.seal(HEAD.pack(1, limits.FRAME_BODY_BYTES + 1) + b"m")
     with pytest.raises(MalformedMessage, match="are the limit"):
-        reader.feed(writer.seal(HEAD.pack(1, *lengths)))
+        reader.feed(PREFIX.pack(len(front), crc32(LENGTH.pack(len(front)))) + front)
 
 
 def test_entropy_has_its_size() -> None:

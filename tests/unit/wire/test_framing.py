@@ -1,18 +1,19 @@
 """Frames: the format, memory for what has arrived only, and any division of the stream."""
 
 import tracemalloc
+from zlib import crc32
 
 import pytest
 
 from bftfs.crypto.noise import TAG_BYTES, CipherState
 from bftfs.errors import InvalidAuthenticator
-from bftfs.wire.channel import HEAD, HEAD_BYTES, Frame, FrameReader
+from bftfs.wire.channel import EMPTY_BYTES, HEAD, LENGTH, PREFIX, Frame, FrameReader
 
 KEY = bytes(range(32))
 
 
 def reader() -> FrameReader:
-    return FrameReader(CipherState(KEY))
+    return FrameReader(CipherState(KEY), proven=True)
 
 
 class Writer:
@@ -22,9 +23,12 @@ class Writer:
         self._seal = CipherState(KEY).seal
 
     def frame(self, metadata: bytes = b"", body: bytes = b"", *, number: int = 9) -> bytes:
-        parts = [self._seal(HEAD.pack(number, len(metadata), len(body)))]
-        parts += [self._seal(part) for part in (metadata, body) if part]
-        return b"".join(parts)
+        front = self._seal(HEAD.pack(number, len(body)) + metadata)
+        return prefixed(front) + (self._seal(body) if body else b"")
+
+
+def prefixed(front: bytes) -> bytes:
+    return PREFIX.pack(len(front), crc32(LENGTH.pack(len(front)))) + front
 
 
 def contents(frames: list[Frame]) -> list[tuple[int, bytes, bytes]]:
@@ -34,10 +38,11 @@ def contents(frames: list[Frame]) -> list[tuple[int, bytes, bytes]]:
 def test_the_format() -> None:
     encoded = Writer().frame(b"metadata", b"body", number=3)
     opened = CipherState(KEY)
-    head, metadata = HEAD_BYTES, HEAD_BYTES + 8 + TAG_BYTES
-    assert opened.open(encoded[:head]).hex() == "0000000000000003" + "00000008" + "00000004"
-    assert opened.open(encoded[head:metadata]) == b"metadata"
-    assert opened.open(encoded[metadata:]) == b"body"
+    front = 8 + 12 + 8 + TAG_BYTES
+    assert encoded[:8].hex() == "00000024" + "1d473bcd"
+    head = "0000000000000003" + "00000004"
+    assert opened.open(encoded[8:front]).hex() == head + b"metadata".hex()
+    assert opened.open(encoded[front:]) == b"body"
     assert contents(reader().feed(encoded)) == [(3, b"metadata", b"body")]
 
 
@@ -50,7 +55,7 @@ def test_many_frames_in_one_piece() -> None:
     assert contents(reader().feed(stream)) == sent
 
 
-@pytest.mark.parametrize("piece", [1, 7, HEAD_BYTES - 1, HEAD_BYTES, HEAD_BYTES + 1, 100, 1000])
+@pytest.mark.parametrize("piece", [1, 7, 8, 9, 8 + EMPTY_BYTES, 9 + EMPTY_BYTES, 100, 1000])
 def test_frames_in_pieces(piece: int) -> None:
     sent = [(number, b"m" * (number * 13), b"b" * (number * 7)) for number in range(1, 20)]
     writer = Writer()
@@ -70,24 +75,26 @@ def test_a_body_alone_is_a_frame() -> None:
 
 
 def test_what_says_nothing_is_not_delivered() -> None:
-    writer, parser = Writer(), reader()
+    writer, parser = Writer(), FrameReader(CipherState(KEY), proven=False)
     assert not parser.proven
     assert parser.feed(writer.frame()) == []
     assert parser.proven
     assert contents(parser.feed(writer.frame(b"m"))) == [(9, b"m", b"")]
 
 
-def test_what_is_no_head_ends_the_stream() -> None:
+def test_what_is_no_length_ends_the_stream() -> None:
     with pytest.raises(InvalidAuthenticator):
         reader().feed(b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n")
 
 
 def test_memory_is_spent_on_what_has_arrived_only() -> None:
-    heads = [CipherState(KEY).seal(HEAD.pack(1, 4 << 20, 8 << 20)) for _ in range(100)]
-    parsers = [reader() for _ in heads]
+    large = 4 << 20
+    starts = [PREFIX.pack(large, crc32(LENGTH.pack(large)))] * 50
+    starts += [prefixed(CipherState(KEY).seal(HEAD.pack(1, 8 << 20))) for _ in range(50)]
+    parsers = [reader() for _ in starts]
     tracemalloc.start()
-    for parser, head in zip(parsers, heads, strict=True):
-        assert parser.feed(head) == []
+    for parser, start in zip(parsers, starts, strict=True):
+        assert parser.feed(start) == []
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
