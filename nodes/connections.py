@@ -134,6 +134,8 @@ class Turns:
     def begin(self, waiting: list[Connection], now_us: int) -> Turn:
         """Begin a turn, and put the connections that wait into its order."""
         self._number += 1
+        if len(waiting) == 1:  # nobody is before it or behind it
+            return Turn(self._number, 1, now_us)
         accounts = {id(each.account): each.account for each in waiting if each.account is not None}
         turn = Turn(self._number, len(accounts), now_us)
         turn.is_ordered = turn.is_shared and self.left_some
@@ -245,6 +247,8 @@ class Connections:
 
     def next_deadline_us(self) -> int | None:
         """By when the next greeting or proof is due; None if all connections have sent theirs."""
+        if not self._strangers and not self._unproven:
+            return None
         return min(
             (next(iter(each)).deadline_us for each in (self._strangers, self._unproven) if each),
             default=None,

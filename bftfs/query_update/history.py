@@ -31,6 +31,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter, itemgetter
 from typing import Annotated, NamedTuple, NewType, TypeAlias
@@ -169,15 +170,19 @@ def parse_candidates(encoded: bytes, *, limit: int) -> tuple[Candidate, ...]:
     return tuple(candidates)
 
 
+@lru_cache(maxsize=1024)
 def _objects_in(encoded: bytes) -> tuple[ObjectId, ...]:
-    """The ids of an operation's objects, which ascend."""
-    objects = tuple(
-        ObjectId(encoded[start : start + OBJECT_ID_BYTES])
-        for start in range(0, len(encoded), OBJECT_ID_BYTES)
-    )
-    if any(low >= high for low, high in pairwise(objects)):
-        raise MalformedMessage("a candidate's objects are out of order")
-    return objects
+    """The ids of an operation's objects, which ascend.
+
+    Remembered, as the candidate of an operation comes in the history of each of its objects, with
+    those that follow it there, and from each server.
+    """
+    starts = range(0, len(encoded), OBJECT_ID_BYTES)
+    objects = [ObjectId(encoded[start : start + OBJECT_ID_BYTES]) for start in starts]
+    for low, high in pairwise(objects):
+        if low >= high:
+            raise MalformedMessage("a candidate's objects are out of order")
+    return tuple(objects)
 
 
 # --- replica histories ----------------------------------------------------------------------------
