@@ -705,11 +705,11 @@ class FileSystem:
         file = await self._contents.open_named(identifier, flags, who)
         try:
             await self._require_openable(file, flags, who)
+            if flags & os.O_TRUNC:
+                await self._contents.truncate(file.contents, 0, who)
         except BaseException:
             self._contents.abandon(file)
             raise
-        if flags & os.O_TRUNC:
-            await self._contents.truncate(file.contents, 0, who)
         return file
 
     async def read(self, file: OpenFile, offset: int, size: int) -> Buffer:

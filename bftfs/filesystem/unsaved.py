@@ -112,7 +112,10 @@ class Unsaved:
         return beside
 
     def cut(self, contents: Contents, size: int) -> None:
-        """Forget dirty bytes from `size` on; those on the nodes remain to be cut there."""
+        """Forget dirty bytes from `size` on; those on the nodes remain to be cut there.
+
+        Requires: nothing of the file is on its way.
+        """
         block_bytes = contents.layout.block_bytes
         for number in [n for n in contents.dirty if (n + 1) * block_bytes > size]:
             block = contents.dirty[number]
@@ -120,7 +123,7 @@ class Unsaved:
             if not block.stop:
                 self.dirty_bytes -= block.cost
                 del contents.dirty[number]
-        contents.end = max(contents.pushed_end, min(contents.end, size))
+        contents.find_ends()
         contents.cut_appends(contents.end)
         self.progress.announce()
 

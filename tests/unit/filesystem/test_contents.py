@@ -957,6 +957,37 @@ def test_a_cut_makes_room_although_there_is_none_for_what_is_behind_it(
     world.run(mount.synchronize(file))
 
 
+def test_what_was_to_make_room_leaves_no_hole_where_the_cut_fails(world: World) -> None:
+    """Nothing is left of what would have let the file grow so far."""
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"o" * 10)
+    world.run(mount.flush(file))
+    write(world, mount, file, 2 * BLOCK, b"n" * 10)
+    world.blocks.refuse = full
+    fail_at(world, {registry.TRUNCATE: errno.EINTR})
+    refused(errno.EINTR, world, mount.truncate(file.identifier, BLOCK, ALICE))
+    world.blocks.refuse = lambda: None
+    assert world.run(mount.attributes(file.identifier, ALICE)).size == 10
+    with pytest.raises(AdmissionRefused):
+        world.run(mount.synchronize(file))
+    write(world, mount, file, 3, b"n")
+    world.run(mount.synchronize(file))
+    assert read_elsewhere(world, file.identifier) == b"ooonoooooo"
+
+
+def test_an_open_that_cannot_cut_the_file_opens_nothing(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"o" * 10)
+    world.run(mount.flush(file))
+    fail_at(world, {registry.TRUNCATE: errno.EDQUOT})
+    refused(errno.EDQUOT, world, mount.open(file.identifier, os.O_RDWR | os.O_TRUNC, ALICE))
+    assert file.contents.handles == 1
+    world.run(mount.release(file))
+    assert not file.contents.handles
+
+
 def test_ranges_are_merged_when_there_are_too_many(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
