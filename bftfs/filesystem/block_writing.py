@@ -331,8 +331,17 @@ class BlockWriter:
         )
 
     async def _look_again(self, contents: Contents, cover: Cover) -> None:
-        """Other mounts were faster: have written again what was merged on older versions."""
+        """Other mounts were faster: have written again what was merged on older versions.
+
+        And the block in which appended bytes begin, if they are where the file still ends: perhaps
+        another mount has replaced it.
+        """
         await self.reader.refresh(contents, cover.who, min(cover.names, default=0))
+        if cover.arguments.appended_to == contents.attributes.size:
+            contents.must_ask(
+                contents.uncovered.keys()
+                & {contents.attributes.size // contents.layout.block_bytes}
+            )
         merged = [
             number for number, block in contents.uncovered.items() if block.pushed.base is not None
         ]

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Sequence
 from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta
@@ -601,11 +602,17 @@ def is_appended_at_end(arguments: Writing, size: int) -> bool:
     return arguments.appended_to in (None, size)
 
 
+def is_appended_whole(arguments: Writing, layout: Layout, behind: Sequence[int]) -> bool:
+    """False if what was appended begins in a block that is `behind`: the rest alone would show."""
+    place = arguments.appended_to
+    return place is None or place // layout.block_bytes not in behind
+
+
 def write(states: States, arguments: Writing, caller: Caller) -> ContentsChanged:
     """Cover blocks that were written. The size never shrinks: others may have extended it.
 
     OVERTAKEN if others have changed a block that a partial one was merged on, or the size at which
-    bytes were appended.
+    bytes were appended; or if they have later replaced the block in which these begin.
     """
     subject, layout = _writable(states[0], caller)
     before = subject.attributes.contents
@@ -622,6 +629,8 @@ def write(states: States, arguments: Writing, caller: Caller) -> ContentsChanged
     in_file = max(size, arguments.end)
     behind = name_blocks(state, layout, blocks, caller, size=in_file)
     behind += lay_patches(state, layout, patches, caller, size=in_file)
+    if not is_appended_whole(arguments, layout, behind):
+        raise Refusal(OVERTAKEN)
     _contents_changed(subject, caller, min(arguments.mtime_ns, time_ns(caller)))
     if arguments.end > size:
         grow(state, layout, size, blocks, behind, patches)

@@ -16,7 +16,7 @@ import pytest
 from bftfs import limits
 from bftfs.conversation import Pause
 from bftfs.errors import FileSystemError
-from bftfs.filesystem import registry
+from bftfs.filesystem import inode, registry
 from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.operations import FileSystem
 from bftfs.identifiers import ObjectId
@@ -183,6 +183,48 @@ def test_an_append_that_spans_blocks_moves_as_a_whole(world: World) -> None:
     assert mine.contents.moves == 1
     assert not mine.contents.appends
     assert world.run(one.attributes(identifier, ALICE)).size == len(seen(world, identifier))
+
+
+def seen_after_one_update(world: World) -> bytes:
+    """A mount appends to a block that it overwrites and another one replaces; it ends half-way."""
+    one, other = world.mount(), world.mount()
+    identifier = made(world, other, b"0123456789")
+    mine, theirs = opened(world, one, identifier), opened(world, other, identifier)
+    put(world, one, mine, None, b"<" + b"one" * BLOCK + b">")
+    put(world, one, mine, 0, b"MINE......")  # nothing of others is left in this block
+
+    def refuse(method: str, _objects: Any) -> None:
+        if method == registry.WRITE:
+            refusing.append(method)
+            if len(refusing) != 2:
+                raise FileSystemError(errno.EINTR)
+
+    refusing: list[str] = []
+    world.objects.before = refuse
+    with pytest.raises(FileSystemError):
+        world.run(one.synchronize(mine))  # the nodes have its blocks now
+    world.objects.before = lambda *_: None
+    put(world, other, theirs, 0, b"THEIRS....")
+    world.run(other.flush(theirs))
+    world.objects.before = refuse
+    with pytest.raises(FileSystemError):
+        world.run(one.synchronize(mine))
+    world.objects.before = lambda *_: None
+    between = seen(world, identifier)
+    world.run(one.synchronize(mine))
+    assert seen(world, identifier) == b"MINE......<" + b"one" * BLOCK + b">"
+    return between
+
+
+def test_of_an_append_all_or_nothing_is_there(world: World) -> None:
+    assert seen_after_one_update(world) == b"THEIRS...."
+
+
+def test_must_fail_where_the_beginning_of_an_append_may_be_behind(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inode, "is_appended_whole", lambda *_: True)
+    assert seen_after_one_update(world).startswith(b"THEIRS...." + bytes(10))
 
 
 def test_what_is_written_into_appended_bytes_moves_with_them(world: World) -> None:
