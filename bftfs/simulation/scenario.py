@@ -45,7 +45,7 @@ from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.checkers.disks import check_redundancy, complete_at
 from bftfs.simulation.checkers.retention import RetentionRecord
 from bftfs.simulation.configuration import ClientPlan, Configuration
-from bftfs.simulation.deployment import Deployment, client_named
+from bftfs.simulation.deployment import CollectionPlan, Deployment, client_named
 from bftfs.simulation.faults import FaultCounts, FaultInjector
 from bftfs.simulation.key_epochs import KeyEpochs
 from bftfs.simulation.network import NetworkFaults, SimulatedNetwork, Traffic
@@ -289,18 +289,7 @@ class Simulation:
         key_epochs = _key_epochs(configuration, self._correct, self.world)
         self.workload = _workload(configuration, key_epochs)
         plan = configuration.collection
-        self.retention = (
-            None
-            if plan is None
-            else RetentionRecord(
-                self._record,
-                established=self._established,
-                window_us=plan.window_us,
-                roomy=frozenset(plan.roomy),
-            )
-        )
-        if plan is not None:
-            self.workload.kept_since_us = self._kept_since_us
+        self.retention = None if plan is None else self._retention(plan)
         self.deployment = Deployment(
             self.world,
             self.network,
@@ -350,6 +339,16 @@ class Simulation:
         self.issued = 0
         self.ended = 0
         self.quiet = False
+
+    def _retention(self, plan: CollectionPlan) -> RetentionRecord:
+        """What nodes may collect; the workload is told since when they keep everything."""
+        self.workload.kept_since_us = self._kept_since_us
+        return RetentionRecord(
+            self._record,
+            established=self._established,
+            window_us=plan.window_us,
+            roomy=frozenset(plan.roomy),
+        )
 
     def _taken_over(self, ally: NodePosition, names: Sequence[str]) -> Servers:
         """What a Byzantine node serves, and starts itself."""

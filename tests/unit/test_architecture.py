@@ -1,4 +1,4 @@
-"""Import contracts are kept, a class name means one thing, and one module receives replies."""
+"""Import contracts, names of classes, complexity, and the one module that receives replies."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from importlinter.cli import lint_imports_command
+
+from benchmarks.rooms import text
 
 PROJECT = Path(__file__).parents[2]
 CONTRACTS = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]
@@ -57,3 +59,7 @@ def test_one_module_receives_replies() -> None:
         if "await Receive(" in path.read_text() and "byzantine" not in path.parts
     ]
     assert receiving == ["bftfs/asking/ask.py"]
+
+
+def test_no_function_has_more_than_twenty_ways() -> None:
+    assert text.count(PROJECT).complex == {}
