@@ -345,6 +345,15 @@ class IncompleteUpdates:
         elif self.total > limits.POSSIBLE_OBJECTS:
             self.settle(next(iter(self._client)))
 
+    def found(self, name: ObjectId, timestamp: LogicalTimestamp) -> None:
+        """Healing has found that `name`, whose latest candidate here this is, is not in order.
+
+        If that is known, it has been tried, and is tried again when it is due.
+        """
+        entry = self.entry(name)
+        if entry is None or entry.timestamp != timestamp:
+            self.accepted(name, timestamp)
+
     def settle(self, name: ObjectId) -> None:
         """Nothing is left to do about `name`."""
         client = self._client.pop(name, None)

@@ -86,7 +86,7 @@ class Finisher:
         self._host = host
         incomplete = self._incomplete
         incomplete.demand = self._on_demand
-        self._healer.on_disorder = incomplete.accepted
+        self._healer.on_disorder = incomplete.found
         idle = IdleTime()
         tick_us = 0
         while True:

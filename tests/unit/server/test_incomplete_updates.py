@@ -11,7 +11,7 @@ from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Pause
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.query_update.admission import IncompleteUpdates
+from bftfs.query_update.admission import Entry, IncompleteUpdates
 from bftfs.query_update.counter import Count, Increment
 from bftfs.query_update.history import (
     ZERO,
@@ -20,6 +20,7 @@ from bftfs.query_update.history import (
     ObjectHistorySet,
     Operation,
     is_barrier,
+    logical_timestamp,
 )
 from bftfs.query_update.messages import (
     LatestReply,
@@ -434,6 +435,26 @@ def test_what_a_server_keeps_in_mind_is_bounded(monkeypatch: pytest.MonkeyPatch)
     assert incomplete.entry(counter_id(19)) is None
     assert incomplete.entry(counter_id(20)) is not None
     assert sum(incomplete.of_client(ClientId(bytes([each]) * 16)) for each in range(3)) == 10
+
+
+def test_what_healing_finds_again_and_again_is_not_tried_more_often() -> None:
+    """Each walk reports an object that is not in order, also one whose repair has failed."""
+    incomplete, name = IncompleteUpdates(), counter_id()
+    first, second = (
+        logical_timestamp(
+            time_us=time_us, barrier=True, client=ClientId(bytes(16)), digest=bytes(32)
+        )
+        for time_us in (1, 2)
+    )
+    incomplete.found(name, first)
+    entry = incomplete.entry(name)
+    assert entry is not None
+    entry.retry_us, entry.failures = 60_000_000, 5
+    incomplete.found(name, first)
+    assert incomplete.entry(name) is entry
+    assert (entry.retry_us, entry.failures) == (60_000_000, 5)
+    incomplete.found(name, second)
+    assert incomplete.entry(name) == Entry(second, incomplete.tick)
 
 
 def test_a_node_may_repair_and_nothing_else() -> None:
