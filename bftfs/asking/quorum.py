@@ -117,6 +117,9 @@ class QuorumSystem(Protocol):
     def is_quorum(self, nodes: Nodes) -> bool:
         """Whether some quorum Q ⊆ `nodes`: a candidate that they share is complete. (4.1)"""
 
+    def may_be_quorum(self, nodes: Nodes) -> bool:
+        """Whether `nodes`, with malevolent servers added, may contain a quorum."""
+
     def is_repairable(self, nodes: Nodes) -> bool:
         """Whether some repairable set R ⊆ `nodes`. (4.1)"""
 
@@ -155,6 +158,10 @@ class ThresholdQuorums:
     def is_quorum(self, nodes: Nodes) -> bool:
         """At least q servers."""
         return nodes.bits.bit_count() >= self.q
+
+    def may_be_quorum(self, nodes: Nodes) -> bool:
+        """At least q - b servers."""
+        return nodes.bits.bit_count() + self.b >= self.q
 
     def is_repairable(self, nodes: Nodes) -> bool:
         """At least r servers."""

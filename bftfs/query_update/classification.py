@@ -33,7 +33,10 @@ incomplete in a single object history set:
 - M is *dead* (in no such chain, ever) if, at some object of M, something later is repairable whose
   chain does not contain M: two such candidates meet in a benign server (4.4), which accepted the
   later one on top of an established version at or beyond M. Or if a complete barrier stands there
-  and M is incomplete below it: servers behind the barrier accept M no more.
+  and M is incomplete below it: servers behind the barrier accept M no more. Where more than a
+  quorum was heard, M may be repairable there and dead all the same: with those that were not heard
+  and b liars, the servers that have it, or may accept it yet, are no quorum. Such an M is decided
+  also if no server knows its other objects' versions of that time any more.
 
 Which candidates are in the chain of which is read from the histories as far as they reach; beyond
 that, from statements of servers about their own chains (`Facts`), of which any set that includes a
@@ -271,6 +274,10 @@ class Evidence:
                 established = True
             elif candidate.objects:
                 established = self.decide(candidate, identifier)
+                if isinstance(established, Undecided) and not self._may_be_complete(
+                    candidate, identifier
+                ):
+                    established = False
                 if open_ones is not None and established is not True:
                     open_ones.append(candidate)
             else:
@@ -371,6 +378,19 @@ class Evidence:
         """True if a complete barrier keeps servers from accepting `timestamp` at this object."""
         history_set = self.barred.get(identifier)
         return history_set is not None and history_set.latest > timestamp
+
+    def _may_be_complete(self, candidate: Candidate, identifier: ObjectId) -> bool:
+        """False if `candidate` is at no quorum, and never will be, as one barred object shows.
+
+        Requires: nothing later that is repairable there is established. (Servers that had accepted
+        that would not report what it builds on any more.)
+        """
+        timestamp = candidate.timestamp
+        without = NOBODY
+        for history, hosts in self.barred[identifier].hosted:
+            if history.latest > timestamp and history.find(timestamp) is None:
+                without |= hosts
+        return self.quorums.may_be_quorum(self.quorums.everyone - without)
 
     def _vouched(
         self, history_set: CulledObjectHistorySet, timestamp: LogicalTimestamp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -127,6 +128,47 @@ def test_chains_are_followed_as_far_as_the_histories_reach() -> None:
     pruned = [history(method(5, 4), method(6, 5))] * 3 + [history(BELOW)] * 2
     found = evidence({A: behind((3, (BELOW, M)), (2, (BELOW,)))}, {B: pruned}).settle()
     assert found == Undecided(M, ())
+
+
+UNKNOWN_THERE = [history(method(5, 4), method(6, 5))] * 5
+
+
+def test_what_can_be_at_no_quorum_is_dead_though_it_is_repairable() -> None:
+    """All were heard: three have it, and the others have accepted something later."""
+    every = behind((3, (BELOW, M)), (3, (BELOW,)))
+    assert evidence({A: every}, {B: UNKNOWN_THERE}).settle() == {A: at(1)}
+
+
+def test_who_was_not_heard_or_may_accept_it_yet_leaves_it_undecided() -> None:
+    but_one = behind((3, (BELOW, M)), (2, (BELOW,)))
+    assert evidence({A: but_one}, {B: UNKNOWN_THERE}).settle() == Undecided(M, ())
+    late = [*but_one, history(BELOW)]
+    assert evidence({A: late}, {B: UNKNOWN_THERE}).settle() == Undecided(M, ())
+
+
+def taken_for_dead() -> list[Any]:
+    """All that may be reported of an established M, with one liar, of which it is said: dead."""
+    found = []
+    servers = range(QUORUMS.n)
+    for liar, heard, having in product(
+        (None, *servers),
+        (combination for size in (5, 6) for combination in combinations(servers, size)),
+        combinations(servers, QUORUMS.q),
+    ):
+        with_it, without = history(BELOW, M, barrier(9)), history(BELOW, barrier(9))
+        reported = [with_it if each in having and each != liar else without for each in heard]
+        if evidence({A: reported}, {B: UNKNOWN_THERE}).settle() == {A: at(1)}:
+            found.append((liar, heard, having))
+    return found
+
+
+def test_what_is_established_is_never_taken_for_dead() -> None:
+    assert taken_for_dead() == []
+
+
+def test_must_fail_where_nobody_is_supposed_to_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ThresholdQuorums, "may_be_quorum", ThresholdQuorums.is_quorum)
+    assert taken_for_dead()
 
 
 @pytest.mark.parametrize(("established", "copied"), [(True, 2), (False, 1)])
