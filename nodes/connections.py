@@ -357,9 +357,10 @@ class Connections:
                 return False
         if frames:
             connection.backlog.extend(frames)
-            connection.backlog_bytes += len(data)
+            connection.backlog_bytes += _bytes_of(frames)
             self.queue(connection)
-        if channel.buffered > UNCOUNTED_BYTES or connection.held_bytes:
+        kept = channel.buffered + connection.backlog_bytes
+        if kept > UNCOUNTED_BYTES or connection.held_bytes:
             self._hold(connection)
         return True
 
@@ -546,6 +547,11 @@ class Connections:
 _network = attrgetter("network")
 _account = attrgetter("account")
 _held = attrgetter("held_bytes")
+
+
+def _bytes_of(frames: Iterable[Frame]) -> int:
+    """What they are kept in: all of each, however few bytes of it have come last."""
+    return sum(len(frame.metadata) + len(frame.body) for frame in frames)
 
 
 def _dispensable(crowd: Iterable[Connection]) -> list[Connection]:

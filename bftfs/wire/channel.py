@@ -1,7 +1,7 @@
 """A secret channel between a principal and a node: bytes in, frames out, no I/O.
 
-    principal → node   HELLO      "bft2", first message of Noise IK: who I am
-    node → principal   WELCOME    "bft2", second message of Noise IK: whether the cluster knows you
+    principal → node   HELLO      "bft3", first message of Noise IK: who I am
+    node → principal   WELCOME    "bft3", second message of Noise IK: whether the cluster knows you
     principal → node   REQUEST …  node → principal   REPLY …
 
 Both ends hold a static key that the cluster description lists. `bftfs.crypto.noise` derives a key

@@ -6,6 +6,7 @@ A node's connections and channels, on sockets of one process.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -297,3 +298,41 @@ def test_must_fail_where_the_largest_request_gives_way(
     )
     modest, _ = unfinished_requests(node, monkeypatch)
     assert not is_admitted(modest)
+
+
+def whole_requests(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[Peer]:
+    """A client's large requests, each of which waits for its turn once all of it has come."""
+    monkeypatch.setattr(connections, "HELD_BYTES", 500 * KIB)
+    greedy = [node.greet() for _ in range(8)]
+    for each in greedy:
+        request = b"".join(map(bytes, each.channel.seal_request(1, b"m", bytes(100 * KIB))))
+        for part in (request[: 90 * KIB], request[90 * KIB :]):
+            each.socket.sendall(part)
+            node.turn()
+    return greedy
+
+
+def test_a_request_that_waits_counts_as_a_whole(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sum(map(is_admitted, whole_requests(node, monkeypatch))) == 4
+    assert node.tally.closed == {"held too much": 4}
+
+
+def test_requests_that_come_in_small_pieces_count_too(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HELD_BYTES", 500 * KIB)
+    greedy = [node.greet() for _ in range(8)]
+    for each in greedy:
+        pieces = (each.channel.seal_request(number, b"m", bytes(50 * KIB)) for number in (1, 2))
+        each.socket.sendall(b"".join(map(bytes, chain.from_iterable(pieces))))
+        node.turn()
+    assert node.tally.closed == {"held too much": 4}
+
+
+def test_must_fail_where_a_request_counts_as_its_last_bytes(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_bytes_of", lambda _frames: 11 * KIB)
+    assert all(map(is_admitted, whole_requests(node, monkeypatch)))
