@@ -193,9 +193,7 @@ class QueryUpdateClient:
         before: tuple[LogicalTimestamp, ...] = ()
         try:
             while True:
-                tally = await self._query_round(
-                    ask, names, method, versions, again=attempts.effort.failures > 0
-                )
+                tally = await self._query_round(ask, names, method, versions, attempts)
                 if tally.answer is not None and (not tally.deduced or tally.versions == before):
                     return await self._answered(tally, found, ask)
                 before = tally.versions
@@ -319,11 +317,11 @@ class QueryUpdateClient:
         names: tuple[ObjectId, ...],
         method: str,
         versions: tuple[LogicalTimestamp, ...],
-        *,
-        again: bool,
+        attempts: Attempts,
     ) -> QueryTally:
         """Ask a quorum for the answer on these versions, or on the latest ones."""
-        plan = await self.rounds.plan(names)
+        plan = await self.rounds.plan(names, attempts.hosting)
+        again = attempts.effort.failures > 0
         deduce = again or bool(plan.probes) or not self.peers.willing(plan.order[-1])
         message = ask(plan.order[0], deduce, versions)
         tally = QueryTally(self.rounds, plan, versions)

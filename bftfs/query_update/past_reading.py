@@ -92,7 +92,7 @@ class PastReader:
         cursors: dict[NodeId, LogicalTimestamp] = {}
         whole_from: NodeId | None = None
         for _ in range(_ATTEMPTS):
-            plan = await self._rounds.plan((identifier,))
+            plan = await self._rounds.plan((identifier,), attempts.hosting)
             chosen = plan.order[0] if whole_from is None else whole_from
 
             def request(node: NodeId, chosen: NodeId = chosen) -> PastQuery:

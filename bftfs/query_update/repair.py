@@ -115,9 +115,15 @@ class _Inline(NamedTuple):
 
 
 class Attempts:
-    """The attempts of one operation, and what is done between them."""
+    """The attempts of one operation, and what is done between them.
 
-    __slots__ = ("_disbelieved", "_repairs", "_who", "back_off", "effort")
+    `hosting` are the servers that have what the last repair found or made complete. A query asks
+    them first. One of them may count as silent, another server may be behind, and the repair may
+    have asked others than the query, because it was of several objects: then those that the query
+    would ask are a quorum that shows the same disorder again and again.
+    """
+
+    __slots__ = ("_disbelieved", "_repairs", "_who", "back_off", "effort", "hosting")
 
     def __init__(
         self,
@@ -133,6 +139,7 @@ class Attempts:
         self._disbelieved = repairs.peers.disbelieved  # when the attempt began
         self.back_off = back_off or BackOff(repairs.peers.metadata)
         self.effort = _READING if reads else _WRITING
+        self.hosting = NOBODY
 
     async def go_on(self, outcome: Outcome, names: tuple[ObjectId, ...]) -> bool:
         """Do what is to be done after an attempt at `names`; False to give up."""
@@ -150,6 +157,7 @@ class Attempts:
                 case Step.REPAIR | Step.MAKE_READABLE:
                     reading = step is Step.MAKE_READABLE
                     await repairs.repair(names, self._who, self.back_off, reading=reading)
+                    self.hosting = repairs.hosting(names)
                 case Step.PAUSE:
                     await self.back_off.pause()
                 case Step.WAIT_FOR_CLOCKS:
@@ -249,6 +257,13 @@ class Repair:
 
     def _observe(self, name: ObjectId) -> Observed:
         return self.observations.observe(name)
+
+    def hosting(self, names: tuple[ObjectId, ...]) -> Nodes:
+        """The servers that have the latest candidate of every object, as far as is known."""
+        hosting = self._rounds.quorums.everyone
+        for name in names:
+            hosting &= self._observe(name).classification.nodes
+        return hosting
 
     def is_orderly(self, name: ObjectId) -> bool:
         """True if a method can be conditioned on what is known of an object."""

@@ -144,7 +144,10 @@ def _workload(configuration: Configuration, key_epochs: KeyEpochs | None) -> Wor
             objects = configuration.objects
             return ObjectWorkload(random, sizes, TYPES, objects, with_volume=collected)
         case "files":
-            return FileWorkload(random, sizes, TYPES, configuration.files, key_epochs)
+            verification = configuration.verification
+            most = None if verification is None else verification.client
+            files = configuration.files
+            return FileWorkload(random, sizes, TYPES, files, key_epochs, possible_versions=most)
         case unknown:
             raise ValueError(f"no workload is called {unknown}")
 
@@ -456,20 +459,20 @@ class Simulation:
             clock_us, dispatcher = host.wall_clock_us(), host.dispatcher
             if dispatcher.parked:
                 self._bounds.parked(node, dispatcher.parked_bytes())
+            lives, jumps = host.crashes + 1, self.deployment.jumps
+            if self.possible is not None:
+                self.possible.committed(node, clock_us, writes, lives=lives)
             if not writes:  # most batches: what is judged below is what was written
                 return
             if self.configuration.faults.jump_every_us:
                 self._note_clock(clock_us)
             acceptances = self._record.take_down(node, writes)
             self._bounds.accepted(node, clock_us, acceptances)
-            lives, jumps = host.crashes + 1, self.deployment.jumps
             self.barriers.accepted(node, clock_us, acceptances, lives=lives, jumps=jumps)
             self._accounts.committed(node, host.disk, writes)
             self._bounds.hosted(node, clock_us, writes)
             if self.retention is not None:
                 self.retention.committed(node, clock_us, writes)
-            if self.possible is not None:
-                self.possible.committed(node, clock_us, writes, lives=lives)
             if self.volumes is not None:
                 self.volumes.committed(node, host.disk, writes)
             if self.incomplete is not None:

@@ -149,17 +149,22 @@ class PossibleVersionsRecord(CommitRecord):
     _verified: dict[BlockId, BlockTimestamp] = field(default_factory=dict)  # the latest
     _excused_us: dict[tuple[NodeId, ClientId], int] = field(default_factory=dict)
     _life: dict[NodeId, int] = field(default_factory=dict)
+    # The latest that each node's clock has shown since the node was started: all clocks may jump
+    # ahead and back, and versions that were too old meanwhile are not possible any more.
+    _latest_us: dict[NodeId, int] = field(default_factory=dict)
 
     def committed(
         self, node: NodeId, clock_us: int, writes: Iterable[Write], *, lives: int
     ) -> None:
-        """Record what `node` commits; it has been started `lives` times."""
+        """Record what `node` commits, if only that it has looked; it was started `lives` times."""
         if self.settings.policy not in {VerificationPolicy.LAZY, VerificationPolicy.COOPERATIVE}:
             return
         if self._life.get(node) != lives:  # it was restarted, and has forgotten its counts
             self._life[node] = lives
             self._possible.pop(node, None)
+            self._latest_us.pop(node, None)
             self._excused_us = {key: at for key, at in self._excused_us.items() if key[0] != node}
+        self._latest_us[node] = max(clock_us, self._latest_us.get(node, clock_us))
         for write in writes:
             table, key, value = write.table, write.key, write.value
             if table is not Table.BLOCK:
@@ -194,7 +199,7 @@ class PossibleVersionsRecord(CommitRecord):
     ) -> None:
         """Judge one more version of `block` that is not known to be complete."""
         client = timestamp.client
-        total = self._settle(node, client, clock_us)
+        total = self._settle(node, client)
         self.most = max(self.most, total)
         versions = self._possible[node][client].get(block, set())
         if timestamp not in versions:
@@ -212,17 +217,17 @@ class PossibleVersionsRecord(CommitRecord):
                 f"block, the last two of them {(clock_us - excused_us) // 1_000} ms apart"
             )
 
-    def _settle(self, node: NodeId, client: ClientId, clock_us: int) -> int:
+    def _settle(self, node: NodeId, client: ClientId) -> int:
         """Forget versions that are not possible any more; return how many `client` has left."""
         total = 0
+        abandoned_us = self._latest_us[node] - limits.ABANDONED_US
         possible = self._possible[node][client]
         for block in list(possible):
             verified = self._verified.get(block)
             possible[block] = {
                 each
                 for each in possible[block]
-                if (verified is None or verified < each)
-                and each.time >= clock_us - limits.ABANDONED_US
+                if (verified is None or verified < each) and each.time >= abandoned_us
             }
             total += len(possible[block])
             if not possible[block]:

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from random import Random
@@ -157,12 +157,15 @@ class FileWorkload:
         types: ObjectTypes,
         mix: FileMix,
         key_epochs: KeyEpochs | None = None,
+        possible_versions: int | None = None,
     ) -> None:
+        """A node takes `possible_versions` of one client, if nodes verify."""
         self.random = random
         self.sizes = sizes
         self.types = types
         self.mix = mix
         self.key_epochs = key_epochs
+        self.possible_versions = possible_versions
         self.sealed: list[Sealed] = []  # by correct clients
         self.unread: list[str] = []  # what they could not open, as findings
         self.root = self._identifier(ObjectKind.DIRECTORY)
@@ -614,13 +617,24 @@ class FileSession:
                 cipher,
                 root=workload.root,
                 volume=workload.volume,
-                options=Options(
-                    strict=strict, access_times=False, patch_saves_bytes=PATCH_SAVES_BYTES
-                ),
+                options=self._options(strict=strict),
                 epochs=follower,
             )
             for strict in (True, False, True)
         )
+
+    def _options(self, *, strict: bool) -> Options:
+        """The options of a mount.
+
+        It writes no more blocks at once than a node takes unverified of one client. Limits that are
+        drawn are a thousandth of the real ones, which no mount comes near: of a batch that is
+        larger than the limit each node takes other blocks, and none of them is complete.
+        """
+        options = Options(strict=strict, access_times=False, patch_saves_bytes=PATCH_SAVES_BYTES)
+        most = self.workload.possible_versions
+        if most is None or most * limits.BLOCK_BYTES_MIN >= options.batch_bytes:
+            return options
+        return replace(options, batch_bytes=most * limits.BLOCK_BYTES_MIN, batches_in_flight=1)
 
     def _keys(self, peers: Peers) -> tuple[BlockCipher | None, EpochFollower | None]:
         """The keys of a machine that has got any of the descriptions, and what keeps them new."""

@@ -20,7 +20,7 @@ from bftfs.filesystem.directory import Creation, Listing, Name
 from bftfs.filesystem.inode import ExtendedName, ExtendedSetting
 from bftfs.filesystem.registry import file_system_types
 from bftfs.filesystem.volume import Format
-from bftfs.identifiers import ObjectId, ObjectKind, object_id
+from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update import past_state
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import (
@@ -122,6 +122,43 @@ def test_with_a_silent_node(cluster: Cluster, alice: Client) -> None:
     times = [increment(alice) for _ in range(4)]
     cluster.mute(2)
     assert_past_is(alice, times)
+
+
+def out_of_reach(client: Client) -> None:
+    """Every node has been silent to `client` again and again: only a probe shows it is there."""
+    for interval_s in (1, 2, 4, 8, 16, 30):
+        for node in EVERYONE:
+            client.qu.peers.silent(NodeId(node), client.now_us())
+        pass_time(client.cluster, interval_s * SECOND_US)
+    for node in EVERYONE:
+        client.qu.peers.silent(NodeId(node), client.now_us())
+        client.qu.peers.answered(NodeId(node))
+
+
+@pytest.mark.parametrize("past", [False, True])
+def test_those_that_a_repair_has_asked_are_asked_again(past: bool) -> None:
+    """A server is behind. The repair is of two objects and has another quorum than the query.
+
+    No server is expected to answer at once. So the query asks no other one when it has a quorum.
+    """
+    cluster = Cluster(types=ledger_types())
+    alice, bob = cluster.client("alice"), cluster.client("bob")
+    first, second = counter_id(0, placement=1), counter_id(1, placement=2)
+    cluster.block(client="alice", nodes=(1,))
+    transfer = Transfer("once")
+    made = alice.run(alice.qu.update((first, second), "transfer.2", transfer, USER))
+    cluster.heal()
+    has = [history != b"" for history in cluster.histories(first)]
+    assert has == [node != 1 for node in EVERYONE]
+    out_of_reach(bob)
+    began_us = cluster.now_us
+    if past:
+        at_us = time_of(made.timestamp)
+        reading = PastReader(bob.qu).query(first, "read.1", Read(), USER, at_us=at_us)
+    else:
+        reading = bob.qu.query((first,), "read.1", Read(), USER)
+    assert bob.run(reading).answer.balances == (-1,)
+    assert cluster.now_us - began_us < SECOND_US
 
 
 # --- lying nodes ------------------------------------------------------------------------------

@@ -82,6 +82,19 @@ def test_beyond_the_limit_one_version_is_taken_in_a_while() -> None:
     assert record.findings
 
 
+def test_versions_that_were_too_old_while_the_clock_was_ahead_are_possible_no_more() -> None:
+    record = PossibleVersionsRecord(VerificationSettings(client=4, block=1), believed=2)
+    for ms in (0, 10):
+        possible(record, ms, lives=1)
+    ahead_us = START_US + limits.ABANDONED_US + limits.SECOND_US
+    record.committed(NODE, ahead_us, [], lives=1)
+    possible(record, 20, lives=1)
+    assert not record.findings
+    for ms in (30, 40, 50):
+        possible(record, ms, lives=2)  # it has forgotten how far its clock was
+    assert record.findings
+
+
 def test_what_a_correct_node_says_it_has_verified_is_settled_before_it_has_stored_that() -> None:
     record = PossibleVersionsRecord(VerificationSettings(client=4, block=1), believed=2)
     for ms in (0, 10):
