@@ -6,19 +6,37 @@ DIR/volume.key                        encrypts file contents; clients have it, n
 DIR/clients/NAME.key                  one client's identity
 DIR/nodes/I/                          all that node I needs, to be copied to its machine
 DIR/mount.log                         the log of mount processes
+DIR/unfinished                        there while the files of a new cluster are made
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from bftfs.errors import UsageError
 from bftfs.printable import as_word
 
 DEFAULT_CLIENT = "local"
+
+# All that a cluster has in its directory, as patterns: of descriptions with their signatures.
+_OWN: Final = (
+    "cluster.toml*",
+    "cluster.signed.toml*",
+    "cluster.before.toml*",
+    "cluster.other.toml*",
+    "admin.key",
+    "volume.key",
+    "clients",
+    "nodes",
+    "mount.log*",
+    "unfinished",
+)
 
 
 class _File:
@@ -98,3 +116,58 @@ class DataDirectory:
         return NodeDirectory(self.path / "nodes" / str(number))
 
     mount_log = _File("mount.log")
+    unfinished = _File("unfinished")
+    _as_signed = _File("cluster.signed.toml")
+
+    def require_free(self) -> None:
+        """A `UsageError` if a new cluster may not be made here, since something else is.
+
+        Its directory is a cluster's alone: it is closed to others, and `bftfs down --destroy`
+        deletes it. Empty directories do not count, such as `lost+found` or one to mount on.
+        """
+        stores = self.path.glob("nodes/*/store")
+        if self.unfinished.exists() and not any(stores) and not self._as_signed.exists():
+            return
+        shown = as_word(self.path)
+        if any(self._own()):
+            raise UsageError(
+                f"{shown}: there are keys or stores of a cluster, and its cluster.toml is missing; "
+                "bring that back (cluster.signed.toml is a copy of it, cluster.toml.sig belongs to "
+                "it), or choose another directory with --data"
+            )
+        try:
+            first = next(_things_in(self.path), None)
+        except OSError as error:
+            raise UsageError(
+                f"{as_word(error.filename)}: cannot be looked into ({error.strerror}); choose "
+                "another directory with --data"
+            ) from None
+        if first is not None:
+            raise UsageError(
+                f"{shown}: is not empty (there is {as_word(first)}); a cluster has a directory of "
+                f"its own: choose an empty or a new one with --data, such as {shown}/bftfs"
+            )
+
+    def destroy(self) -> list[str]:
+        """Delete all of the cluster, and the directory if nothing else is in it; what else is."""
+        for path in self._own():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        left = sorted(os.listdir(self.path))
+        if not left:
+            self.path.rmdir()
+        return left
+
+    def _own(self) -> list[Path]:
+        return [path for pattern in _OWN for path in self.path.glob(pattern)]
+
+
+def _things_in(directory: Path) -> Iterator[Path]:
+    """What is in a directory and below it, but directories."""
+    for entry in sorted(directory.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _things_in(entry)
+        else:
+            yield entry

@@ -7,7 +7,6 @@ which needs more, and takes longer to import.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 import time
@@ -76,8 +75,10 @@ def create_cluster(
             "up`, or choose "
             "another directory"
         )
+    directory.require_free()
     directory.path.chmod(0o700)
     _clear_unfinished(directory)
+    directory.unfinished.touch()
     made = create(
         addresses,
         t=t,
@@ -99,6 +100,7 @@ def create_cluster(
         share = 100 if name == DEFAULT_CLIENT else None
         description = with_new_client(directory, description, name, grant, share)
     description_files.store(directory.description, description, made.administrator)
+    directory.unfinished.unlink()
     return description
 
 
@@ -316,8 +318,13 @@ def down(directory: DataDirectory, destroy: bool) -> None:
             )
     click.echo(f"Stopped {len(running)} nodes; the data is in {as_word(directory.path)}")
     if destroy:
-        shutil.rmtree(directory.path)
-        click.echo(f"Deleted {as_word(directory.path)}")
+        left = directory.destroy()
+        shown = as_word(directory.path)
+        if left:
+            names = ", ".join(map(as_word, left[:3])) + (" …" if len(left) > 3 else "")
+            click.echo(f"Deleted the cluster in {shown}; what else is there stays: {names}")
+        else:
+            click.echo(f"Deleted {shown}")
 
 
 # --- one node ------------------------------------------------------------------------------------

@@ -79,3 +79,80 @@ def test_where_one_cannot_mount_nothing_is_made(
     assert not os.path.lexists(tmp_path / "new")
     assert processes.require_mountable(data, tmp_path / "new", options="") == tmp_path / "new"
     assert (tmp_path / "new").is_dir()
+
+
+def files_below(path: Path) -> dict[str, bytes]:
+    found = {each for each in path.rglob("*") if each.is_file()}
+    return {str(each.relative_to(path)): each.read_bytes() for each in found}
+
+
+def make(path: Path) -> None:
+    local_cluster.create_cluster(
+        DataDirectory(path),
+        [f"unix:/nowhere/{number}/socket" for number in range(6)],
+        t=1,
+        b=1,
+        durability=Durability.INTERVAL,
+    )
+
+
+def test_a_directory_with_anything_in_it_is_not_taken_for_a_cluster(tmp_path: Path) -> None:
+    """It would be closed to others, and deleted with the cluster."""
+    home = tmp_path / "home"
+    (home / "photos").mkdir(parents=True)
+    (home / "photos" / "cat").write_text("cat")
+    home.chmod(0o755)
+    with pytest.raises(UsageError, match="is not empty"):
+        make(home)
+    assert home.stat().st_mode & 0o777 == 0o755
+    assert files_below(home) == {"photos/cat": b"cat"}
+
+
+def test_a_disk_with_lost_and_found_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    make(tmp_path)
+    assert DataDirectory(tmp_path).has_cluster()
+
+
+@pytest.mark.parametrize("left", [None, "admin.key", "clients/local.key"])
+def test_keys_are_never_replaced_because_the_description_is_missing(
+    tmp_path: Path, left: str | None
+) -> None:
+    """Without the old ones nobody reads the contents ever again."""
+    make(tmp_path)
+    (tmp_path / "cluster.toml").unlink()
+    if left is not None:  # as on a client's machine, or with an older release
+        for path in tmp_path.glob("cluster.*"):
+            path.unlink()
+    before = files_below(tmp_path)
+    with pytest.raises(UsageError, match=r"its cluster\.toml is missing; bring that back"):
+        make(tmp_path)
+    assert files_below(tmp_path) == before
+
+
+def test_an_interrupted_creation_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("bftfs.description_files.store", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path)
+    assert not DataDirectory(tmp_path).has_cluster()
+    make(tmp_path)
+    assert DataDirectory(tmp_path).has_cluster()
+    assert not DataDirectory(tmp_path).unfinished.exists()
+
+
+def test_only_what_is_the_clusters_is_destroyed(tmp_path: Path) -> None:
+    """Whatever is beside it, as where an older release has taken a directory with other things."""
+    make(tmp_path / "home")
+    (tmp_path / "home" / "photos").mkdir()
+    (tmp_path / "home" / "photos" / "cat").write_text("cat")
+    assert DataDirectory(tmp_path / "home").destroy() == ["photos"]
+    assert files_below(tmp_path) == {"home/photos/cat": b"cat"}
+    make(tmp_path / "alone")
+    assert DataDirectory(tmp_path / "alone").destroy() == []
+    assert not (tmp_path / "alone").exists()
