@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from functools import partial
+from os import O_WRONLY
 from typing import Any
 
 import pytest
@@ -647,6 +648,10 @@ def write_much(_: Any, intruder: Any) -> None:
     intruder.write("a", "evil\n" * 5)
 
 
+def append(_: Any, intruder: Any) -> None:
+    intruder.put("a", "\0evil", 2)  # behind all that is there, and no text
+
+
 def write_little(_: Any, intruder: Any) -> None:
     intruder.write("a", "e")
 
@@ -698,6 +703,7 @@ def wrong_after_kills(intrude: Callable[[Any, Any], None], *, each_us: int) -> d
     ("intrude", "each_us"),
     [
         (write_much, 500),
+        (append, 500),
         (write_little, 500),
         (empty, 500),
         (remove, 1_500),
@@ -717,6 +723,18 @@ def test_must_fail_an_undo_that_empties_files_first(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(undo.CarryingOut, "rewrite", empties)
     assert any(left["a"] == "" for _, left in wrong_after_kills(write_much, each_us=500).values())
+
+
+def test_must_fail_an_undo_that_writes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what the client has appended to, it would make all that is there its own in between."""
+
+    async def rewrite(self: Any, identifier: ObjectId, contents: bytes) -> None:
+        files, who = self._view.files, self._view.who
+        await self._fill(await files.open(identifier, O_WRONLY, who), contents)
+        await files.truncate(identifier, len(contents), who)
+
+    monkeypatch.setattr(undo.CarryingOut, "rewrite", rewrite)
+    assert any("a" in str(found) for found, _ in wrong_after_kills(append, each_us=500).values())
 
 
 @pytest.mark.parametrize(("intrude", "path"), [(remove, "a"), (remove_a_deep_tree, "d/e/f")])
