@@ -43,12 +43,21 @@ from bftfs.limits import NAME_BYTES
 from bftfs.printable import as_word, printable, printable_lines
 from bftfs.restoration.changes import ChangeLog, read_changes, unreadable
 from bftfs.restoration.name_plan import UndoStep
-from bftfs.restoration.restore import PathStatus, Restoring
+from bftfs.restoration.restore import InTheWay, PathStatus, Restoring
 from bftfs.restoration.telling import audit_report
 from bftfs.restoration.undo import Undo, carry_out
 from bftfs.restoration.viewpoint import Reading
 
 _PAUSE_US: Final = 5_000_000
+_FORMS: Final = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symlink",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 _Result = TypeVar("_Result")
 
@@ -78,7 +87,7 @@ def restore(path: str, target: Path | None, delete: bool) -> None:
                 f"{as_word(path)}: give a time, as in {as_word(f'{path}@yesterday')}; `bftfs log` "
                 "shows the versions"
             )
-        destination = located.path if target is None else target.absolute()
+        destination = located.path if target is None else _written_to(target, located)
         before = format_time_name(int(time.time() * 1e6))
         words = f"restore{' --delete' * delete}"
         to = "" if target is None else f" --to {as_word(target)}"
@@ -90,6 +99,7 @@ def restore(path: str, target: Path | None, delete: bool) -> None:
             located,
             destination,
             delete=delete,
+            replaces=target is None or delete,
             go_on=f"bftfs {words} {as_word(at)}{to}",
             go_back=f"rm -r {as_word(destination)}" if is_new else back if not to else None,
         )
@@ -124,7 +134,7 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
                 "back an older version"
             )
         located = _last_seen(session, full, gone_us)
-        destination = full if target is None else target.absolute()
+        destination = full if target is None else _written_to(target, located)
         is_staged = target is None
         staged = unfinished(destination) if is_staged else destination
         is_there = os.path.lexists(staged)
@@ -135,6 +145,7 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
             located,
             staged,
             delete=False,
+            replaces=False,
             go_on="the same command",
             go_back=f"rm -r {as_word(staged)}" if is_staged or not is_there else None,
         )
@@ -144,6 +155,23 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
         f"{as_word(destination)}: as it was when it was removed, "
         f"{format_time_name(gone_us)}: {restored.counts}"
         + (f"; {restored.found} were there already" if is_staged and is_there else "")
+    )
+
+
+def _written_to(target: Path, located: Located) -> Path:
+    """The path of `--to`, at which nothing is or an object of the same type."""
+    path = absolute(str(target))
+    try:
+        there = stat.S_IFMT(path.lstat().st_mode)
+    except OSError:
+        return path  # whoever writes it is told why, if it cannot be
+    form = stat.S_IFMT(located.attributes.mode)
+    if there == form:
+        return path
+    inside = "" if there != stat.S_IFDIR else f", such as {as_word(path / located.path.name)}"
+    raise UsageError(
+        f"{as_word(path)}: is {_FORMS[there]}, and {located.shown} was {_FORMS[form]}; "
+        f"choose another path with --to{inside}"
     )
 
 
@@ -203,17 +231,22 @@ def restore_tree(
     target: Path,
     *,
     delete: bool,
+    replaces: bool,
     go_on: str,
     go_back: str | None,
 ) -> Restoring:
     """Make `target` equal to `located`.
+
+    `replaces` says whether what is in the way, of another type, is removed; else it is an error.
 
     A user who interrupts it, or whom an error stops, is told what has been done, how to `go_on`,
     and how to `go_back`, if that is possible.
     """
     with Progress("restored") as progress:
         there = PathTarget(target, session.network.elsewhere)
-        restoring = Restoring(session.view, there, located.time_us, told=progress)
+        restoring = Restoring(
+            session.view, there, located.time_us, replaces=replaces, told=progress
+        )
 
         def so_far() -> str:
             back = "" if go_back is None else f"; go back with: {go_back}"
@@ -222,6 +255,13 @@ def restore_tree(
         try:
             with refusals_explained(located.shown):
                 session.perform(restoring.restore(located.node, delete=delete))
+        except InTheWay as found:
+            raise UsageError(
+                f"{as_word(target / found.path)}: is {_FORMS[found.there]}, and was "
+                f"{_FORMS[found.wanted]}; move it away, or choose another path with --to; "
+                f"{so_far()}",
+                exit_code=1,
+            ) from None
         except OSError as error:
             raise UsageError(
                 f"{as_word(error.filename or target)}: {error.strerror}; {so_far()}", exit_code=1

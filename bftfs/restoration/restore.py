@@ -41,6 +41,16 @@ class PathStatus:
     mtime_ns: int
 
 
+class InTheWay(Exception):
+    """Something of another type is at a path of the target, and may not be removed."""
+
+    def __init__(self, path: str, *, there: int, wanted: int) -> None:
+        super().__init__(path)
+        self.path = path
+        self.there = stat.S_IFMT(there)
+        self.wanted = stat.S_IFMT(wanted)
+
+
 class Target(Protocol):
     """Where a tree is restored to. Paths are relative; the empty path is the target itself."""
 
@@ -122,9 +132,15 @@ class Restoring:
         target: Target,
         time_us: int | None,
         *,
+        replaces: bool = True,
         told: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
-        """`told` hears after each object how many are done, of how many."""
+        """`told` hears after each object how many are done, of how many.
+
+        `replaces` says whether what is in the way, of another type, is removed; else the restore
+        ends with InTheWay.
+        """
+        self._replaces = replaces
         self._told = told
         self._view = view
         self._target = target
@@ -196,6 +212,7 @@ class Restoring:
     async def _restore_directory(self, path: str) -> None:
         there = await self._status_of(path)
         if there is not None and not stat.S_ISDIR(there.mode):
+            self._may_replace(path, there)
             await self._remove(path)
             there = None
         if there is None:
@@ -214,6 +231,7 @@ class Restoring:
             # Two files of then may be one now: one of them keeps it.
             or self._used.setdefault(there.identity, node.identifier) != node.identifier
         ):
+            self._may_replace(path, there)
             await self._remove(path)
             there = None
         made = there is None
@@ -231,6 +249,12 @@ class Restoring:
             counts[_MADE] += 1
         await self._restore_attributes(path, node, made=made)
 
+    def _may_replace(self, path: str, there: PathStatus) -> None:
+        """Raise InTheWay if what is at the path may not be removed."""
+        wanted = self._tree[path].attributes.mode
+        if not self._replaces and stat.S_IFMT(there.mode) != stat.S_IFMT(wanted):
+            raise InTheWay(path, there=there.mode, wanted=wanted)
+
     async def _remove(self, path: str) -> None:
         await self._target.remove(path)
         self.counts[_REMOVED] += 1
@@ -242,6 +266,7 @@ class Restoring:
             found = await self._status(first)
             if there.identity == found.identity:
                 return
+            self._may_replace(path, there)
             await target.remove(path)
         await target.link(first, path)
         self.counts[_MADE] += 1

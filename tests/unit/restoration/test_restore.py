@@ -8,18 +8,18 @@ import pytest
 
 from bftfs.filesystem.operations import FoundObject
 from bftfs.restoration import restore
-from bftfs.restoration.restore import Counts, Restoring
+from bftfs.restoration.restore import Counts, InTheWay, Restoring
 from bftfs.simulation.workloads.undo import FilesTarget
 
 MANY = 2 * restore.AT_ONCE
 BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
 
 
-def restored(stage: Any, time_us: int, *, delete: bool = True) -> Counts:
+def restored(stage: Any, time_us: int, *, delete: bool = True, replaces: bool = True) -> Counts:
     view, run = stage.view(), stage.honest.run
     root = view.files.root
     top = FoundObject(root, run(view.at(time_us).attributes(root, view.who)))
-    restoring = Restoring(view, FilesTarget(view.files), time_us)
+    restoring = Restoring(view, FilesTarget(view.files), time_us, replaces=replaces)
     run(restoring.restore(top, delete=delete))
     return restoring.counts
 
@@ -47,6 +47,29 @@ def test_what_came_later_stays_unless_it_is_asked_for(stage: Any) -> None:
     stage.honest.rm("a")
     restored(stage, then_us, delete=False)
     assert stage.tree() == {**BEFORE, "new": "new\n"}
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_what_is_in_the_way_stays_unless_it_may_be_replaced(stage: Any, is_linked: bool) -> None:
+    honest = stage.honest
+    if is_linked:  # the second name of a file
+        honest.rm("b")
+        honest.link("a", "b")
+    then_us = stage.now_us - 1
+    honest.rm("b")
+    honest.mkdir("b")
+    honest.write("b/precious", "precious\n")
+    with pytest.raises(InTheWay, match="b"):
+        restored(stage, then_us, delete=False, replaces=False)
+    assert stage.tree()["b/precious"] == "precious\n"
+    honest.rm("d/c")
+    honest.rmdir("d")
+    honest.write("d", "precious\n")
+    with pytest.raises(InTheWay, match="d"):
+        restored(stage, then_us, delete=False, replaces=False)
+    assert stage.tree()["d"] == "precious\n"
+    assert restored(stage, then_us, delete=False)
+    assert stage.tree()["d/c"] == "c\n"
 
 
 def test_two_files_that_are_one_by_now_are_two_again(stage: Any) -> None:
