@@ -37,7 +37,7 @@ from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.file_history import Change, several_at_once
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.filesystem.time_names import format_time_name
-from bftfs.identifiers import ClientId, ObjectId
+from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of
 from bftfs.known_clients import labels_of
 from bftfs.printable import as_word
 from bftfs.restoration.viewpoint import Viewpoint
@@ -79,8 +79,9 @@ class Located:
 _FIRST_PAGE = 16  # versions; the next one has twice as many
 _GONE = "no such file (at that time); `bftfs log` shows when there was one"
 _LOST = "nothing is left of what this name stands for; `bftfs mend` removes the name"
-_REASONS = {errno.ENOENT: _GONE, errno.ESTALE: _GONE}
-_REASONS_NOW = {errno.ENOENT: _GONE, errno.ESTALE: _LOST}
+_NO_DIRECTORY = "a name before its last one is that of a file, and not of a directory"
+_REASONS = {errno.ENOENT: _GONE, errno.ESTALE: _GONE, errno.ENOTDIR: _NO_DIRECTORY}
+_REASONS_NOW = _REASONS | {errno.ESTALE: _LOST}
 
 
 @contextmanager
@@ -224,9 +225,14 @@ class CommandSession:
         identifier = files.root
         yield "/", identifier
         for name in self.names(path):
-            found = self.perform(files.lookup(identifier, os.fsencode(name), self.who))
-            identifier = found.identifier
+            identifier = self._child(files, identifier, os.fsencode(name))
             yield name, identifier
+
+    def _child(self, files: FileSystem, directory: ObjectId, name: bytes) -> ObjectId:
+        """What a name in a directory stands for."""
+        if kind_of(directory) != ObjectKind.DIRECTORY:
+            raise FileSystemError(errno.ENOTDIR, "what is before the name is no directory")
+        return self.perform(files.lookup(directory, name, self.who)).identifier
 
     def require_root(self, shown: str, time_us: int) -> None:
         """Refuse a time at which there was no file system."""
@@ -257,8 +263,7 @@ class CommandSession:
             if gone_us is None:
                 with refusals_explained(as_word(path)):
                     try:
-                        found = self.perform(self.files.lookup(identifier, encoded, self.who))
-                        identifier = found.identifier
+                        identifier = self._child(self.files, identifier, encoded)
                         continue
                     except FileSystemError as refusal:
                         if refusal.code != errno.ENOENT:

@@ -7,13 +7,16 @@ starts quickly.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 import click
 
 import bftfs
+from bftfs.errors import OperationFailed
 from bftfs.exit_code import exit_code_of
+from bftfs.printable import as_word
 
 # Command -> the module below `bftfs.cli` that defines it, and its purpose.
 _COMMANDS = {
@@ -80,6 +83,17 @@ def program() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; does not return."""
-    sys.exit(
-        exit_code_of(lambda: program.main(arguments, prog_name="bftfs", standalone_mode=False))
-    )
+    sys.exit(exit_code_of(lambda: _perform(arguments)))
+
+
+def _perform(arguments: Sequence[str] | None) -> object:
+    """Perform the command. What the machine refuses is a failure, as what the nodes refuse."""
+    try:
+        return program.main(arguments, prog_name="bftfs", standalone_mode=False)
+    except PermissionError:
+        raise  # of which more can be said
+    except OSError as error:
+        # What has no name is the output: a disk may be full, and a terminal gone.
+        what = as_word(os.fsdecode(error.filename)) if error.filename else "its output"
+        why = error.strerror or "it failed"
+        raise OperationFailed(f"{what}: {why}; run the command again when that is mended") from None

@@ -32,6 +32,7 @@ _AMOUNT: Final = re.compile(r"(\d+(?:\.\d+)?|an?\b) ?([a-z]+)", re.ASCII)
 _AMOUNTS: Final = re.compile(rf"(?:{_AMOUNT.pattern}(?:,| and)? ?)+", re.ASCII)
 _NUMBER: Final = re.compile(r"\d{1,8}", re.ASCII)
 _LONGEST: Final = 48  # characters, of which no number is too large to be computed with
+_LAST_S: Final = 253_402_214_400  # the beginning of the last day that can be written
 _ORDERS: Final = ("DMY", "MDY")  # in which people write the day and the month
 _BEGINNINGS: Final = ("today", "yesterday")  # alone they mean the beginning of that day
 
@@ -51,7 +52,8 @@ def parse_time(text: str, *, now_us: int) -> int | None:
     if words == "now":
         return now_us
     if words.startswith("@") and words[1:].replace(".", "", 1).isdecimal():
-        return round(float(words[1:]) * 1e6)
+        seconds = float(words[1:])
+        return round(seconds * 1e6) if seconds < _LAST_S else None
     if _AMOUNTS.fullmatch(amounts := words.removesuffix("ago").rstrip()):
         past_us = _amount(amounts)
         if past_us is not None:

@@ -43,10 +43,16 @@ def parse_time_name(text: str) -> int | None:
 
 
 def microseconds(time: datetime) -> int:
-    """Microseconds since the epoch; a time without a zone is local."""
+    """Microseconds since the epoch; a time without a zone is local.
+
+    0 of all times before it, at which there was no file system: nodes are asked for no others.
+    """
     if time.tzinfo is None:
-        time = time.astimezone()
-    return (time - _EPOCH) // _MICROSECOND
+        try:
+            time = time.astimezone()
+        except (ValueError, OverflowError):  # in the first or the last year that there is
+            time = time.replace(tzinfo=UTC)
+    return max(0, (time - _EPOCH) // _MICROSECOND)
 
 
 def local(time_us: int) -> datetime:

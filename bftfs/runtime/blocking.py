@@ -21,6 +21,7 @@ from bftfs.crypto.keys import Identity
 from bftfs.engine import Running
 from bftfs.limits import SECOND_US
 from bftfs.runtime import clock
+from bftfs.runtime.interrupts import Interrupts
 from bftfs.runtime.links import Links
 
 Result = TypeVar("Result")
@@ -45,7 +46,8 @@ class BlockingNetwork:
         self.links = Links(description, identity, decode=decode, persistent=True)
         self._threads = ThreadPoolExecutor(THREADS)
         self._ended: deque[Event] = deque()  # what threads have done
-        self._bell = os.eventfd(0)  # readable if there is any
+        self._bell = os.eventfd(0)  # readable if there is any, or after Ctrl-C
+        self._interrupts = Interrupts(lambda: os.eventfd_write(self._bell, 1))
         self._waking = select.poll()
         for descriptor in (self.links.fileno(), self._bell):
             self._waking.register(descriptor, select.POLLIN)
@@ -59,8 +61,14 @@ class BlockingNetwork:
     ) -> list[Result]:
         """Their results, in order; at most `in_flight` run at a time.
 
-        The first exception abandons those in progress and is raised.
+        The first exception abandons those in progress and is raised; so does Ctrl-C.
         """
+        with self._interrupts.noted():
+            return self._perform_many(conversations, in_flight)
+
+    def _perform_many(
+        self, conversations: Iterable[Conversation[Result]], in_flight: int
+    ) -> list[Result]:
         engine = self.links.engine
         source = iter(conversations)
         started = 0
@@ -79,6 +87,7 @@ class BlockingNetwork:
         said = ""
         try:
             while not failures:
+                self._interrupts.check()
                 if clock.monotonic_us() >= look_us:
                     look_us += SECOND_US
                     said = self._tell(said)

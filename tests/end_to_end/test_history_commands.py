@@ -368,6 +368,10 @@ def test_mistakes_get_clear_answers(directory: Path, cluster: Cluster) -> None:
     assert "all versions are listed" in fails("log", f"{file}@yesterday")
     assert "did not exist yet" in fails("cat", f"{file}@1999-01-01")
     assert "did not exist yet" in fails("restore", f"{directory}@1999-01-01")
+    assert "did not exist yet" in fails("cat", f"{file}@1969-01-01")
+    assert str(file) in bftfs("audit", sub.parent, "--client", "local", "--since", "1960-01-01")
+    assert "that of a file, and not of a directory" in fails("log", file / "below")
+    assert "that of a file, and not of a directory" in fails("cat", f"{file}/below@{moment}")
     assert "no such file" in fails("diff", f"{sub}/never@{moment}")
     assert "is a directory and" in fails("diff", sub, file)
     assert "nothing has to be mended" in fails("mend", file)
@@ -444,3 +448,62 @@ def test_names_cannot_forge_what_is_printed(directory: Path, cluster: Cluster) -
     assert len(back.splitlines()) == 1
     assert paths[0].read_text() == "text\n"
     assert fails("cat", paths[1]).startswith(f"bftfs: {as_word(paths[1])}: ")
+
+
+def test_what_stands_at_another_place_is_not_replaced(
+    directory: Path, outside: Path, cluster: Cluster
+) -> None:
+    """Outside of a mount there is no way back; `--to` a directory does not mean instead of it."""
+    tree, home = directory / "tree", outside / "home"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "file").write_text("file")
+    (tree / "sub" / "deep").write_text("deep")
+    moment = now()
+    (home / "photos").mkdir(parents=True)
+    (home / "photos" / "cat").write_text("cat")
+    (home / "note").write_text("note")
+    os.mkfifo(home / "pipe")
+    os.symlink("note", home / "link")
+    before = sorted(home.rglob("*"))
+    said = fails("restore", f"{tree}/file@{moment}", "--to", home)
+    assert f"{home}: is a directory" in said
+    assert f"--to, such as {home}/file\n" in said
+    assert "is a file" in fails("restore", f"{tree}@{moment}", "--to", home / "note")
+    assert "is a named pipe" in fails("restore", f"{tree}@{moment}", "--to", home / "pipe")
+    assert "is a symlink" in fails("restore", f"{tree}/file@{moment}", "--to", home / "link")
+    subprocess.run(["rm", "-r", tree], check=True)
+    assert f"{home}: is a directory" in fails("undelete", tree / "file", "--to", home)
+    assert sorted(home.rglob("*")) == before
+    assert (home / "note").read_text() == "note"
+
+    # Nor in a tree that is there already.
+    copy = outside / "copy"
+    (copy / "file").mkdir(parents=True)
+    (copy / "file" / "precious").write_text("precious")
+    said = fails("restore", f"{tree}@{moment}", "--to", copy)
+    assert f"{copy}/file: is a directory, and was a file; move it away" in said
+    assert (copy / "file" / "precious").read_text() == "precious"
+    bftfs("restore", "--delete", f"{tree}@{moment}", "--to", copy)
+    assert (copy / "file").read_text() == "file"
+    assert sorted(os.listdir(copy)) == ["file", "sub"]
+
+
+def test_a_full_disk_under_the_output_is_told_in_one_sentence(
+    directory: Path, cluster: Cluster
+) -> None:
+    (directory / "file").write_text("file")
+    for words in (["log", directory / "file"], ["cat", directory / "file"], ["--help"]):
+        with Path("/dev/full").open("wb") as full:
+            finished = subprocess.run(
+                [sys.executable, "-m", "bftfs", *map(str, words)],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                timeout=60,
+            )
+        assert finished.returncode == 1
+        assert finished.stderr == (
+            "bftfs: its output: No space left on device; run the command again when that is "
+            "mended\n"
+        )

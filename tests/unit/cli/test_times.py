@@ -100,6 +100,17 @@ def test_times_to_come_are_refused_in_words(text: str) -> None:
     assert says_time(text, now_us=NOW_US)
 
 
+@pytest.mark.parametrize("text", ["1969-12-31", "0001-01-01", "60 years ago", "3000 weeks"])
+def test_before_the_epoch_there_was_nothing(text: str) -> None:
+    """Nodes take a negative time for the message of a broken program, and hang up."""
+    assert past_time(text, now_us=NOW_US) == 0
+
+
+@pytest.mark.parametrize("text", ["@253402300800", "@99999999999999999", f"@{'9' * 40}"])
+def test_what_no_calendar_has_is_no_time(text: str) -> None:
+    assert past_time(text, now_us=NOW_US) is None
+
+
 def test_the_library_is_imported_only_when_it_is_needed() -> None:
     """Importing it takes as long as the rest of most commands."""
     words = ("5m", "2026-11-21T10:02", "10 minutes ago", "@5", "now")
