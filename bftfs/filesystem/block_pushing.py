@@ -126,7 +126,7 @@ class BlockPusher:
         for number in numbers:
             dirty = self.unsaved.take_out(contents, number)
             extents[number] = dirty.extents()
-            if dirty.covers(0, layout.block_bytes):
+            if dirty.covers(0, layout.block_bytes) and contents.on_version is None:
                 bases[number] = b"", None
             block = contents.pushing[number] = dirty.over(bases[number][0])
             self.unsaved.dirty_bytes += len(block) - dirty.cost
@@ -160,11 +160,15 @@ class BlockPusher:
     async def _bases(
         self, contents: Contents, numbers: list[int], who: Credentials
     ) -> dict[int, Base]:
-        """The present contents of those blocks that were not written as a whole, and which."""
+        """The present contents of those blocks that were not written as a whole, and which.
+
+        Of all, if they may replace no other versions than the present ones.
+        """
         incomplete = []
         for number in numbers:
             is_stopped = contents.stop_in(number) < contents.layout.block_bytes
-            if is_stopped or not contents.dirty[number].covers(0, contents.layout.block_bytes):
+            is_bound = is_stopped or contents.on_version is not None
+            if is_bound or not contents.dirty[number].covers(0, contents.layout.block_bytes):
                 incomplete.append(number)
         if not incomplete:
             return {}

@@ -101,13 +101,14 @@ class BlockRewriter:
 
     async def _cut(self, contents: Contents, size: int, who: Credentials) -> None:
         """One attempt of `cut`."""
-        version, incarnation, layout = 0, 0, contents.layout
+        contents.require_version()
+        version, incarnation, layout = contents.on_version or 0, 0, contents.layout
         names: dict[int, BlockName] = {}
         number, boundary = divmod(size, layout.block_bytes)
         if size < contents.attributes.size:
             if not layout.has_room_to_cut(number):
                 await self._merge(contents, who)
-                layout = contents.layout
+                layout, version = contents.layout, contents.on_version or 0
             incarnation = layout.newest + 1 + await Draw(INCARNATION_GAP)
             if boundary:
                 version = contents.version

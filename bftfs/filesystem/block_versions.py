@@ -111,6 +111,8 @@ class VersionWriter:
             vouch=partial(self.blocks.vouched, versions, who) if versions else None,
             earlier=attempts,
         )
+        if contents.on_version == answer.before:
+            contents.on_version = answer.attributes.contents
         self.metadata.learn(contents.identifier, answer.attributes, await Now())
         size = contents.attributes.size
         contents.adopt(answer.attributes, ours_after=answer.before)

@@ -295,6 +295,7 @@ class BlockWriter:
             await self.push(contents, numbers)
         finally:
             contents.push_stop = None
+        contents.require_version()  # of which the bases of these blocks are, then
         assert contents.writer is not None, "what is unsaved has a writer"
         blocks = _covered_together(contents.uncovered)
         is_last = len(blocks) == len(contents.uncovered)

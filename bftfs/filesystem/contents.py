@@ -35,6 +35,7 @@ that programs here wrote, so that nothing else comes back. After that the file i
 
 from __future__ import annotations
 
+import errno
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -198,6 +199,7 @@ class Contents:
         self.appended_to = 0  # …and the size that nodes told when it was put there
         self.moves = 0  # how often it was put elsewhere, since another mount was faster
         self.cover: Cover | None = None  # of which it is unknown if it took effect
+        self.on_version: int | None = None  # on which alone anything is saved; see `bind`
         self.push_stop: int | None = None  # what is written from there on is pushed another time
         self.end = 0  # of the bytes written and not covered
         self.pushed_end = 0  # of those among them that the nodes hold
@@ -236,6 +238,19 @@ class Contents:
 
     # --- what other mounts change --------------------------------------------------------------
 
+    def bind(self, version: int) -> None:
+        """Until the file is closed, save nothing on another version of it than this one.
+
+        Nor than those that this mount makes of it. ESTALE, if it is another one already.
+        """
+        self.on_version = version
+        self.require_version()
+
+    def require_version(self) -> None:
+        """Raise ESTALE if others have changed the file, and nothing may be saved on that."""
+        if self.on_version not in (None, self.version):
+            raise FileSystemError(errno.ESTALE, "others have changed it meanwhile")
+
     def adopt(self, attributes: Attributes, *, ours_after: int = -1) -> None:
         """Take note of `attributes`; cached blocks stay valid if only this mount changed the file.
 
@@ -257,6 +272,7 @@ class Contents:
 
     def closed(self) -> None:
         """No program has the file open any more: forget what takes much room."""
+        self.on_version = None
         self.names.closed()
         if len(self.laid) > NAMES_OF_CLOSED:
             self.laid.clear()

@@ -756,6 +756,14 @@ class FileSystem:
             raise FileSystemError(errno.EROFS)
         return self._contents.write(file, offset, data, now_ns=now_ns)
 
+    def bind(self, file: OpenFile, version: int) -> None:
+        """Save nothing of the file, and do not cut it, on another version of its contents.
+
+        That is `Attributes.contents`. Others' changes then end what is written with ESTALE, instead
+        of being merged or overwritten. Until it is closed; no other program here has it open.
+        """
+        file.contents.bind(version)
+
     async def write_behind(self, file: OpenFile) -> None:
         """Start to write unwritten blocks; waits as long as there are too many of them."""
         await self._contents.write_behind(file)

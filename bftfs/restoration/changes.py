@@ -230,6 +230,11 @@ class ChangeLog:
         """True if a name stands for the object now."""
         return bool(self.tree.places(identifier)) or identifier == self.root
 
+    def contents_of(self, identifier: ObjectId) -> int:
+        """The version of a changed file's contents that is known here (`Attributes.contents`)."""
+        changes = self.changes[identifier]
+        return max(each.attributes.contents for each in changes if each.attributes is not None)
+
     def is_made_by_client(self, identifier: ObjectId) -> bool:
         """True if the client created the object, since then."""
         # The version's parent does not tell: a repair may precede the version that created it.

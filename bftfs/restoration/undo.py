@@ -33,6 +33,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, assert_never
@@ -431,18 +432,27 @@ class CarryingOut:
                     assert_never(action)
 
     async def rewrite(self, identifier: ObjectId, contents: bytes) -> None:
-        """Replace the contents of a file.
+        """Replace the contents of a file, as far as they are known: not what others write now.
 
         What is behind them is cut off last: an emptied file would count as emptied on purpose.
         What begins with them is only cut off: to write the same bytes once more would, in between,
         look as if somebody had made all of the client's bytes their own.
         """
-        files, who = self._view.files, self._view.who
-        there = await self._view.contents_if_whole(identifier, None)
-        if contents and (there is None or not there.startswith(contents)):
-            await self._fill(await files.open(identifier, os.O_WRONLY, who), contents)
-        if (await files.attributes(identifier, who)).size > len(contents):
-            await files.truncate(identifier, len(contents), who)
+        files, view = self._view.files, self._view
+        opened = await files.open(identifier, os.O_WRONLY, view.who)
+        try:
+            files.bind(opened, self._log.contents_of(identifier))
+            there = await view.contents_if_whole(identifier, None)
+            if there is None or not there.startswith(contents):
+                await self._write(opened, contents)
+                await files.flush(opened)
+            if opened.contents.size > len(contents):
+                await files.truncate(identifier, len(contents), view.who)
+        except Exception:
+            with suppress(FileSystemError, OperationFailed):
+                await files.release(opened)
+            raise
+        await files.release(opened)
 
     async def write_new(self, name: Slot, contents: bytes, attributes: AttributeChanges) -> None:
         """Make a file."""
@@ -500,6 +510,10 @@ class CarryingOut:
         if found.identifier != expected:
             raise FileSystemError(errno.ESTALE, "the name stands for something else by now")
         if kind_of(expected) != ObjectKind.DIRECTORY:
+            if expected in self._log.changes and (
+                found.attributes.contents > self._log.contents_of(expected)
+            ):
+                raise FileSystemError(errno.ESTALE, "others have changed it meanwhile")
             await files.unlink(*name, who)
             return
         for child, identifier in (await self._view.entries(expected, None)).items():
@@ -520,11 +534,15 @@ class CarryingOut:
     async def _fill(self, opened: OpenFile, contents: bytes) -> None:
         files = self._view.files
         try:
-            for offset in range(0, len(contents), PIECE_BYTES):
-                piece = contents[offset : offset + PIECE_BYTES]
-                if files.write(opened, offset, piece, now_ns=(await Now()) * 1000):
-                    await files.write_behind(opened)
+            await self._write(opened, contents)
         except Exception:
             await files.release(opened)
             raise
         await files.release(opened)  # and not if the conversation is abandoned: it cannot wait then
+
+    async def _write(self, opened: OpenFile, contents: bytes) -> None:
+        files = self._view.files
+        for offset in range(0, len(contents), PIECE_BYTES):
+            piece = contents[offset : offset + PIECE_BYTES]
+            if files.write(opened, offset, piece, now_ns=(await Now()) * 1000):
+                await files.write_behind(opened)

@@ -93,7 +93,11 @@ def test_a_file_that_is_left_as_it_is_where_both_have_written(
         return [step for step in await steps(undo, *arguments) if not step.conflict]
 
     monkeypatch.setattr(Undo, "_contents_steps", without_conflicts)
-    assert hunt(attacks(seeds=range(20)), about_undo)
+    writing = FileMix(contents=0.5, undo=True)  # every sixth seed has such a file
+    attacked_files = (
+        attacked(seed, kind="files", node=None, files=writing, operations=150) for seed in range(30)
+    )
+    assert hunt(attacked_files, about_undo)
 
 
 def test_an_audit_that_conceals_something(monkeypatch: pytest.MonkeyPatch) -> None:

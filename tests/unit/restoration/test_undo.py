@@ -13,6 +13,7 @@ import pytest
 from bftfs import limits
 from bftfs.conversation import Pause
 from bftfs.errors import FileSystemError
+from bftfs.filesystem.block_pushing import BlockPusher
 from bftfs.filesystem.directory import RENAME_EXCHANGE
 from bftfs.filesystem.registry import MEND, RENAME
 from bftfs.identifiers import ObjectId
@@ -765,3 +766,93 @@ def test_an_undo_tells_of_its_steps_in_their_order(stage: Any) -> None:
     telling = carry_out(steps, lambda each, failure: heard.append((each.what, failure is None)))
     stage.honest.run(telling)
     assert heard == [("300", True), ("100", True), ("200", False), ("50", True)]
+
+
+LINES = [f"line {number}\n" for number in range(1_000)]  # of three blocks
+
+
+def lost_by_moments(
+    intrude: Callable[[Any], None], change: Callable[[Any], None], mark: str, *, each_us: int
+) -> dict[int, Any]:
+    """By the moments of an undo at which somebody else changes the file: what is wrong then.
+
+    Their line is to be there after it and after a second one, or in what is put beside a conflict.
+    """
+    wrong = {}
+    is_over = False
+    moment_us = 0
+    while not is_over:
+        stage = furnished()
+        other = User(stage, "other")
+        stage.honest.write("a", "".join(LINES))
+        stage.begin()
+        intrude(stage.intruder)
+        outcome = stage.honest.start(carry_out(stage.steps(), lambda *_: None))
+        stage.run_for(moment_us)
+        is_over = outcome.done
+        change(other)
+        stage.run_for(10_000_000)
+        assert outcome.done
+        left = [stage.contents("a")]
+        conflicts = stage.undo()
+        left.append(stage.contents("a"))
+        if conflicts or not all(mark in each for each in left) or "evil" in left[-1]:
+            wrong[moment_us] = conflicts, left
+        moment_us += each_us
+    return wrong
+
+
+def spoil_a_line(intruder: Any) -> None:
+    intruder.put("a", "evil", len("".join(LINES[:10])))
+
+
+def spoil_the_end(intruder: Any) -> None:
+    intruder.put("a", "evil\n" * 2_000, len("".join(LINES[:900])))
+
+
+def spoil_all(intruder: Any) -> None:
+    intruder.write("a", "evil\n")
+
+
+def change_a_line(other: Any) -> None:
+    other.put("a", "LINE", len("".join(LINES[:800])))
+
+
+def change_the_first_line(other: Any) -> None:
+    other.put("a", "LINE", 0)
+
+
+@pytest.mark.parametrize(
+    ("intrude", "change"),
+    [
+        (spoil_a_line, change_a_line),
+        (spoil_a_line, change_the_first_line),
+        (spoil_the_end, change_a_line),
+        (spoil_the_end, change_the_first_line),
+    ],
+)
+def test_what_others_write_during_an_undo_is_kept(
+    intrude: Callable[[Any], None], change: Callable[[Any], None]
+) -> None:
+    assert lost_by_moments(intrude, change, "LINE", each_us=1_000) == {}
+
+
+def test_must_fail_an_undo_that_takes_what_it_has_read_for_what_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bftfs.filesystem.operations.FileSystem.bind", lambda *_: None)
+    assert lost_by_moments(spoil_a_line, change_a_line, "LINE", each_us=1_000)
+
+
+def test_must_fail_whole_blocks_that_replace_any_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    push = BlockPusher._push_blocks
+
+    async def unbound(self: Any, contents: Any, *rest: Any) -> None:
+        version, contents.on_version = contents.on_version, None
+        try:
+            await push(self, contents, *rest)
+        finally:
+            contents.on_version = version
+
+    monkeypatch.setattr(BlockPusher, "_push_blocks", unbound)
+    assert lost_by_moments(spoil_a_line, change_a_line, "LINE", each_us=200)
