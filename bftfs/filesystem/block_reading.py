@@ -32,6 +32,8 @@ from bftfs.identifiers import WHOLE, BlockId, ObjectId, block_id, block_number_o
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 
+_DELETED = "the file was deleted, and what it held is gone"
+
 Sealed = tuple[BlockId, bytes | None]  # a data-item, and what nodes have of it
 
 
@@ -131,7 +133,12 @@ class BlockReader:
         dirty = contents.dirty.get(number)
         if dirty is not None and dirty.covers(start, stop):
             return dirty.read(b"", start, stop)
-        block = await self.block(contents, number, who)
+        try:
+            block = await self.block(contents, number, who)
+        except NoLongerKept as gone:
+            if self.options.is_past or contents.attributes.links:
+                raise
+            raise FileSystemError(errno.ESTALE, _DELETED) from gone
         dirty = contents.dirty.get(number)  # perhaps another one by now
         return part(block, start, stop) if dirty is None else dirty.read(block, start, stop)
 
@@ -209,7 +216,7 @@ class BlockReader:
         if not contents.knows_name(number) or contents.name(number) != name:
             return True
         if not contents.attributes.links:
-            raise FileSystemError(errno.ESTALE, "the file was deleted, and what it held is gone")
+            raise FileSystemError(errno.ESTALE, _DELETED)
         return False
 
     async def _on_what_is_named(

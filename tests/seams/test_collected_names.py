@@ -462,16 +462,13 @@ def test_what_was_deleted_and_collected_is_stale() -> None:
     assert stale.value.code == errno.ESTALE
 
 
-@pytest.mark.parametrize("reads", [read_late, read_of_what_was_deleted])
-def test_must_fail_where_a_mount_does_not_ask_again(
-    reads: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_must_fail_where_a_mount_does_not_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def believes_what_it_has_heard(*_: Any) -> bool:
         return False
 
     monkeypatch.setattr(BlockReader, "_has_changed", believes_what_it_has_heard)
     with pytest.raises(NoLongerKept):
-        reads()
+        read_late()
 
 
 # --- what is written to a deleted file, and not covered yet ---------------------------------------
@@ -536,3 +533,13 @@ def test_must_fail_where_nothing_of_a_deleted_file_stays(monkeypatch: pytest.Mon
     assert not case.hosts()
     with pytest.raises(FileSystemError):
         case.read()
+
+
+def test_what_was_deleted_and_never_covered_is_stale() -> None:
+    """A program reads what it has itself written, and its mount has not covered since."""
+    case = written_late()
+    case.world.run_for(WINDOW_US + 2 * limits.COLLECT_EVERY_US)
+    case.file.contents.drop_blocks(0)
+    with pytest.raises(FileSystemError) as stale:
+        case.user.run(case.mount.read(case.file, 0, 5))
+    assert stale.value.code == errno.ESTALE
