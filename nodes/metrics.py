@@ -163,11 +163,9 @@ class Exposition(HTTPServer):
         if path == "/health":
             health = self._health()
             facts = {name: getattr(health, name) for name in health.__struct_fields__}
-            facts["description_digest"] = health.description_digest.hex()
-            facts["ahead"] = [identifier.hex() for identifier in health.ahead]
             facts["background"] = {figure.name: figure.value for figure in health.background}
             status = 200 if health.healthy else 503
-            return status, "application/json", json.dumps(facts).encode() + b"\n"
+            return status, "application/json", json.dumps(facts, default=_in_json).encode() + b"\n"
         if path == "/live":
             try:
                 self._call(lambda: None, LIVE_PATIENCE_S)
@@ -195,6 +193,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: Any) -> None:
         """Log nothing."""
+
+
+def _in_json(value: Any) -> Any:
+    """What a report has that JSON lacks: bytes, in hexadecimal digits, and structures."""
+    if isinstance(value, bytes):
+        return value.hex()
+    return {name: getattr(value, name) for name in value.__struct_fields__}
 
 
 def resident_bytes() -> int:

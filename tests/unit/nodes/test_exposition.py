@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from bftfs.crypto.digest import DIGEST_BYTES
+from bftfs.envelope import Decision, HealthFigure, HealthReply
+from bftfs.identifiers import CLIENT_ID_BYTES, OBJECT_ID_BYTES, ClientId, ObjectId
 from nodes.metrics import Exposition, LoopTally, NodeCollector
 
 
@@ -66,3 +70,41 @@ def test_another_page_is_not_there(exposition: Exposition) -> None:
     status, _, content = exposition.page("/")
     assert status == 404
     assert b"/live" in content
+
+
+def test_a_report_in_which_nothing_is_missing_is_shown() -> None:
+    """Also one that tells of decisions to let history go, and of other descriptions."""
+    client = ClientId(bytes(range(CLIENT_ID_BYTES)))
+    report = HealthReply(
+        pid=1,
+        uptime_us=1,
+        healthy=False,
+        reasons=("its disk is full",),
+        store_bytes=1,
+        used_bytes=1,
+        free_bytes=1,
+        objects=1,
+        requests=1,
+        memory_bytes=1,
+        background=(HealthFigure("bftfs_members", 6.0),),
+        description_serial=1,
+        description_digest=b"d" * DIGEST_BYTES,
+        other_descriptions=(b"e" * DIGEST_BYTES,),
+        ahead=(ObjectId(b"o" * OBJECT_ID_BYTES),),
+        let_go=(Decision(1, 2, 3, client, 0), Decision(1, 700, 4, None, 0)),
+    )
+    assert all(getattr(report, name) not in (0, (), b"") for name in report.__struct_fields__[3:])
+    collector = NodeCollector(LoopTally(), lambda: report, tuple)
+    with Exposition(socket.socket(), collector, is_whole=lambda: True) as exposition:
+        status, _, content = exposition.page("/health")
+    shown = json.loads(content)
+    assert status == 503
+    assert shown.keys() == set(report.__struct_fields__)
+    assert shown["let_go"][0] == {
+        "before_s": 1,
+        "signed_s": 2,
+        "number": 3,
+        "client": client.hex(),
+        "since_s": 0,
+    }
+    assert shown["other_descriptions"] == [(b"e" * DIGEST_BYTES).hex()]
