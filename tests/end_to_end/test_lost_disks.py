@@ -1,4 +1,4 @@
-"""A node loses its disk between barrier and copy, as a process, under mounts.
+"""A node loses its disk between barrier and copy, or gets an old one, as a process, under mounts.
 
 The schedule is that of `tests/seams/test_lost_disks.py`, where it is tried in every variety. Four
 nodes, none of which lies, and messages of two clients that are late. Root moves a file from one
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,11 +28,13 @@ from tests.end_to_end.cluster import Cluster
 from tests.end_to_end.watchdog import Watchdog
 from tests.integration.deployment import PATIENCE_S, Deployment, await_that
 from tests.integration.test_collection import Mounted
+from tests.integration.test_node import metric
 from tests.integration.test_protocols import ROOT
 
 pytestmark = [pytest.mark.timeout(120, func_only=True), pytest.mark.slow]
 
 PATIENT = ("tests.integration.patient_node",)
+FORGIVING, UNAWARE = (*PATIENT, "forgiving"), (*PATIENT, "unaware")
 NODES = 4  # t = 1, b = 0
 CONTENTS = "what root wrote"
 TURN_S = 0.05
@@ -141,21 +144,43 @@ class LosingCluster:
             self.deployment.start(program=program)
             self._program = program
 
-    def lose_disk(self, node: int, program: tuple[str, ...]) -> None:
-        """A node comes back with an empty disk, and has rebuilt its store after a while."""
-        directory = self.deployment.node(node)
-        self.deployment.kill(node)
-        shutil.rmtree(directory.store)
-        self.deployment.start([node], program=program)
-        await_that(lambda: directory.recovery.read_text().split()[-1] == Stage.REBUILT.value)
+    def lose_disk(self, node: int, program: tuple[str, ...], copy: Path | None = None) -> None:
+        """A node comes back with an empty disk; or with a copy of what it had before.
 
-    def moved(self, program: tuple[str, ...]) -> list[Path]:
+        It has compared what it has with the others then. It knows that it has to, unless it is
+        unaware.
+        """
+        directory, deployment = self.deployment.node(node), self.deployment
+        deployment.kill(node)
+        shutil.rmtree(directory.store)
+        if copy is not None:
+            shutil.copytree(copy, directory.store)
+        directory.log.unlink()
+        deployment.start([node], program=program)
+        if program != UNAWARE:
+            said = '"event": "%s"' % ("rebuilding" if copy is None else "forgotten")
+            await_that(lambda: said in directory.log.read_text())
+            await_that(lambda: directory.recovery.read_text().split()[-1] == Stage.REBUILT.value)
+        await_that(lambda: metric(deployment, "bftfs_heal_objects_passes", node) > 0)
+
+    def copy_of(self, node: int) -> Path:
+        """What a node has stored."""
+        process = self.deployment.processes[node]
+        process.send_signal(signal.SIGSTOP)
+        try:
+            target = self.deployment.directory.path / f"copy-{next(self._numbers)}"
+            return Path(shutil.copytree(self.deployment.node(node).store, target))
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+    def moved(self, program: tuple[str, ...], *, is_copied: bool = False) -> list[Path]:
         """Where a reader finds a file that somebody began to move from a directory to another.
 
         The nodes of the directories' preferred quorum are 0, 1 and 2. The move reaches nodes 1 and
         3. Somebody else bars the target at 0, 1 and 2, and copies what is before the move; the
-        copy is late. Node 0 loses its disk, and learns of the move. The source is used: there, the
-        move has taken place. Then the copy arrives.
+        copy is late. Node 0 loses its disk, or what it had before `is_copied` back to it; and it
+        learns of the move. Somebody uses the source, who does not reach node 2: there, the move has
+        taken place. Then the copy arrives.
         """
         self.run(program)
         path = Path(f"case-{next(self._numbers)}")
@@ -169,6 +194,7 @@ class LosingCluster:
             )
             nodes = [(placement_of(source) + number) % NODES for number in range(NODES)]
             hosts = {nodes[1], nodes[3]}
+            copy = self.copy_of(nodes[0]) if is_copied else None
             moving.is_late = lambda node, message: (
                 node not in hosts and not isinstance(message, Query)
             )
@@ -181,8 +207,11 @@ class LosingCluster:
                 lambda: any(is_copy(message) for _, _, message, _ in barring.held),
                 barring.files.make_directory(target, b"new", 0o700, ROOT),
             )
-            self.lose_disk(nodes[0], program)
-            (self.user / path / "source" / "new").mkdir()
+            self.lose_disk(nodes[0], program, copy)
+            # Of those that somebody hears who uses the source, all may have the move there.
+            with DyingClient(self.deployment, 0) as using:
+                using.is_late = lambda node, message: node == nodes[2]
+                using.network.perform(using.files.make_directory(source, b"new", 0o700, ROOT))
             barring.release_copies()
         return list((self.reader / path).glob("*/file"))
 
@@ -202,6 +231,21 @@ def losing(mounting: None, playground: Path, watchdog: Watchdog) -> Iterator[Los
         losing.deployment.close()
 
 
-def test_a_file_is_moved_or_it_is_not(guarded: None, losing: LosingCluster) -> None:
-    (found,) = losing.moved(PATIENT)
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_a_file_is_moved_or_it_is_not(
+    guarded: None, losing: LosingCluster, is_copied: bool
+) -> None:
+    (found,) = losing.moved(PATIENT, is_copied=is_copied)
     assert found.read_text() == CONTENTS
+
+
+def test_must_fail_nodes_that_count_what_was_said_before_a_loss(
+    guarded: None, losing: LosingCluster
+) -> None:
+    assert not losing.moved(FORGIVING)
+
+
+def test_must_fail_nodes_that_do_not_notice_what_was_copied_back(
+    guarded: None, losing: LosingCluster
+) -> None:
+    assert not losing.moved(UNAWARE, is_copied=True)

@@ -8,10 +8,8 @@ ones without the rules (`tests.integration.careless_node`), and the same attacks
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bftfs.conversation import Pause
-from bftfs.crypto.keys import write_identity, write_volume_key
-from bftfs.filesystem.attributes import NO_CHANGES, Attributes, Layout
+from bftfs.filesystem.attributes import NO_CHANGES, Layout
 from bftfs.filesystem.block_names import covered
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.registry import WRITE
@@ -35,22 +32,19 @@ from bftfs.runtime import clock
 from bftfs.simulation.byzantine.object_repairs import NOBODY, forged_barrier
 from bftfs.simulation.byzantine.positions import NodePosition
 from bftfs.wire.codec import Voucher
+from tests.end_to_end.attacked import BEHIND, LIAR, NODES, Attacked, stopped, write
 from tests.end_to_end.cluster import Cluster, bftfs
 from tests.end_to_end.test_history import now
 from tests.end_to_end.watchdog import Watchdog
-from tests.integration.deployment import Deployment, await_that
-from tests.integration.process_hand import ProcessHand, admit
-from tests.integration.test_collection import Mounted
+from tests.integration.deployment import await_that
+from tests.integration.process_hand import ProcessHand
 from tests.integration.test_node import metric
 from tests.seams.test_barriers import AHEAD_US, barrier, histories
-from tests.seams.world import READERS_GRANT, STRANGER, STRANGERS_GRANT, Version, accepted
+from tests.seams.world import STRANGER, Version, accepted
 
 pytestmark = [pytest.mark.timeout(120, func_only=True), pytest.mark.slow]
 
 MINE, EVIL = "what root wrote", "EVIL!!"
-NODES = tuple(map(NodeId, range(6)))
-LIAR = NodeId(3)
-BEHIND = 5  # outside of the preferred quorum of the root directory, and of the files in it
 HONEST = ("nodes",)
 CARELESS = ("tests.integration.careless_node",)
 ACCOMPLICE = ("tests.lying_node", "accomplice")
@@ -63,68 +57,12 @@ BARRIERS = 300  # …before an attacker has made so many barriers
 SHOWN = 'bftfs_requests_total{message="InlineBarrier"}'
 
 
-class Attacked:
-    """The nodes, the mounts, and what the test process knows of them."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-        self.deployment = deployment = Deployment(cluster.data, module="nodes")
-        write_volume_key(deployment.directory.volume_key, bytes(32))
-        deployment.directory.client_key("any").parent.mkdir()
-        for number, identity in enumerate(deployment.clients):
-            write_identity(deployment.directory.client_key(f"client{number}"), identity)
-        admit(deployment, "stranger", STRANGERS_GRANT)
-        admit(deployment, "reader", READERS_GRANT)
-        self.programs: dict[int, tuple[str, ...]] = {}
-        self._numbers = itertools.count()
-        self.owner = self.other = cluster.mountpoint
-
-    def run(self, correct: tuple[str, ...], liar: tuple[str, ...]) -> None:
-        """Have the nodes run these programs; the others than the liar have healed then."""
-        wanted = dict.fromkeys(self.deployment.nodes, correct) | {LIAR: liar}
-        changed = [node for node in wanted if self.programs.get(node) != wanted[node]]
-        for node in changed:
-            if node in self.programs:
-                self.deployment.kill(node)
-        for program in (correct, liar):
-            nodes = [node for node in changed if wanted[node] == program]
-            self.deployment.start(nodes, program=program)
-        self.programs = wanted
-        passes = "bftfs_heal_objects_passes"
-        healing = [node for node in changed if node != LIAR]
-        await_that(lambda: all(metric(self.deployment, passes, node) for node in healing))
-
-    def new_name(self, kind: str) -> str:
-        return f"{kind}-{next(self._numbers)}"
-
-    def attributes(self, name: str) -> tuple[ObjectId, Attributes]:
-        """What a client that may read is told of a file in the root directory."""
-        onlooker = Mounted(self.deployment, 1)
-        files, root = onlooker.files, onlooker.root
-
-        async def asked() -> tuple[ObjectId, Attributes]:
-            found = await files.lookup(root, name.encode(), STRANGER)
-            return found.identifier, await files.attributes(found.identifier, STRANGER)
-
-        try:
-            return onlooker.network.perform(asked())
-        finally:
-            onlooker.network.close()
-
-    def hand(self, name: str) -> ProcessHand:
-        return ProcessHand(self.deployment, name, (LIAR,))
-
-
 @pytest.fixture(scope="module")
 def attacked(mounting: None, playground: Path, watchdog: Watchdog) -> Iterator[Attacked]:
     attacked = Attacked(Cluster(playground / "seams"))
     try:
         attacked.run(HONEST, ACCOMPLICE)
-        with contextlib.ExitStack() as stack:
-            cluster = attacked.cluster
-            for number, name in enumerate(("owner", "other")):
-                mount = cluster.mount(cluster.data.parent / name, f"client=client{number}")
-                setattr(attacked, name, stack.enter_context(mount))
+        with attacked.mounted():
             yield attacked
     finally:
         attacked.deployment.close()
@@ -154,22 +92,11 @@ def overwritten(attacked: Attacked, made: Callable[[Attacked], str]) -> tuple[st
     raise AssertionError(f"node {BEHIND} has always heard of the file")
 
 
-@contextlib.contextmanager
-def stopped(attacked: Attacked, node: int) -> Iterator[None]:
-    """A node that does not hear what is said meanwhile."""
-    process = attacked.deployment.processes[node]
-    process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGCONT)
-
-
 def new_file(attacked: Attacked) -> str:
     """A file that node 5 has not heard of."""
     name = attacked.new_name("new")
     with stopped(attacked, BEHIND):
-        write(attacked.owner / name, 0o600)
+        write(attacked.owner / name, 0o600, MINE)
     return name
 
 
@@ -177,7 +104,7 @@ def closed_file(attacked: Attacked) -> str:
     """A file that node 5 believes to be open to all."""
     name = attacked.new_name("closed")
     path = attacked.owner / name
-    write(path, 0o666)
+    write(path, 0o666, MINE)
     # When it starts again it compares what it stores, and learns of the file.
     attacked.deployment.kill(BEHIND)
     attacked.programs.pop(BEHIND)
@@ -185,12 +112,6 @@ def closed_file(attacked: Attacked) -> str:
     with stopped(attacked, BEHIND):
         path.chmod(0o600)
     return name
-
-
-def write(path: Path, mode: int) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(MINE)
 
 
 def check_that_root_reads_its_own(attacked: Attacked, made: Callable[[Attacked], str]) -> None:
@@ -262,7 +183,7 @@ def planted(attacked: Attacked) -> str:
     """
     name = attacked.new_name("shared")
     path = attacked.owner / name
-    write(path, 0o666)
+    write(path, 0o666, MINE)
     identifier, found = attacked.attributes(name)
     assert found.layout is not None
     with attacked.hand("stranger") as stranger:
@@ -343,7 +264,7 @@ class Shared(NamedTuple):
 
 def shared(attacked: Attacked) -> Shared:
     name = attacked.new_name("shared")
-    write(attacked.owner / name, 0o666)
+    write(attacked.owner / name, 0o666, MINE)
     identifier, found = attacked.attributes(name)
     assert found.layout is not None
     return Shared(attacked.owner / name, identifier, found.layout, found.contents)

@@ -475,6 +475,32 @@ class FreeHand:
 
     # --- objects -----------------------------------------------------------------------------
 
+    def prepared(
+        self,
+        name: ObjectId,
+        method: str,
+        arguments: Record,
+        who: Credentials,
+        *,
+        claims: tuple[Voucher, ...] = (),
+        without: Iterable[int] = (),
+    ) -> Update:
+        """The request of an update of one object, on what nodes report, `without` some of them."""
+        replies = self.ask_all(Query((name,), "", b"", 0, 0, (), NodeId(0)))
+        known = {
+            NodeId(node): Known(reply.histories[0], reply.authenticators[0])
+            for node, reply in replies.items()
+            if isinstance(reply, QueryReply) and node not in without
+        }
+        history_set, authenticators, _ = assemble(name, known)
+        operation = Operation(method, (name,), encode_record(arguments), *who, 0)
+        clock_us = self.perform(now())
+        conditioned = Conditioned(ConditionedKind.METHOD, operation, clock_us, (history_set,))
+        shown = VouchedBy(
+            bytes(each.node for each in claims), padded([each.authenticator for each in claims])
+        )
+        return Update(encode_message(conditioned), (authenticators,), (), NodeId(0), shown)
+
     def update(
         self,
         name: ObjectId,
@@ -490,20 +516,7 @@ class FreeHand:
 
         `without` what some nodes report.
         """
-        replies = self.ask_all(Query((name,), "", b"", 0, 0, (), NodeId(0)))
-        known = {
-            NodeId(node): Known(reply.histories[0], reply.authenticators[0])
-            for node, reply in replies.items()
-            if isinstance(reply, QueryReply) and node not in without
-        }
-        history_set, authenticators, _ = assemble(name, known)
-        operation = Operation(method, (name,), encode_record(arguments), *who, 0)
-        clock_us = self.perform(now())
-        conditioned = Conditioned(ConditionedKind.METHOD, operation, clock_us, (history_set,))
-        shown = VouchedBy(
-            bytes(each.node for each in claims), padded([each.authenticator for each in claims])
-        )
-        update = Update(encode_message(conditioned), (authenticators,), (), NodeId(0), shown)
+        update = self.prepared(name, method, arguments, who, claims=claims, without=without)
         nodes = tuple(asked) or range(self.sizes.n)
         replies = self.ask(dict.fromkeys(nodes, (update, b"")))
         return [each.status for each in replies.values() if isinstance(each, UpdateReply)]
