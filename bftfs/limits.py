@@ -154,7 +154,8 @@ USAGE_ROWS = 128  # versions that are looked at in one step to tell what is stor
 USAGE_BOUNDS = 8  # times by which the past is divided then
 VERSIONS_SHOWN = 65_536  # versions of one file; if it has more, all of its blocks are kept
 SCRUB_EVERY_US = 7 * 24 * 3600 * SECOND_US  # pause between two passes of scrubbing
-VOUCHED_VERSIONS = 256  # written and not covered yet, whose vouchers a client keeps
+VOUCHED_VERSIONS = 256  # written and not covered yet, whose vouchers a client keeps…
+VOUCHED_FOR_US = 60 * SECOND_US  # …and uses for so long without asking if nodes have them still
 BLOCKS_PER_COVER = 1_000  # that one update of an inode names
 PATCHES = 8  # that lie on one block; beyond that, it is written whole
 PATCHES_PER_COVER = 128  # that one update of an inode names
@@ -186,6 +187,7 @@ assert LISTING_BYTES <= ANSWER_BYTES < FRAME_METADATA_BYTES
 assert QUERIES_BUNDLED <= 256  # a position takes one byte
 assert SYNC_PAGE_BYTES + STATE_VALUE_BYTES < FRAME_METADATA_BYTES
 assert BLOCKS_PER_COVER < DELTA_ENTRIES
+assert VOUCHED_FOR_US < CLOCK_SKEW_US  # by which any window of a node is longer
 assert COVERED_WITHIN_US < DETECTION_WINDOW_US  # until then nobody's later versions displace it
 assert PATCHES_PER_COVER <= BLOCKS_PER_COVER  # which bounds both together
 assert 80 * BLOCKS_PER_COVER < OPERATION_BYTES  # as they are encoded, with numbers, times, bases

@@ -209,12 +209,14 @@ class ReadWriteClient:
     ) -> tuple[Voucher, ...]:
         """N - t nodes' vouchers that they host all of these versions of this client's.
 
-        What came with the write of a single one is returned first; then the nodes are asked, in
-        another way if servers have `refused` some so often. `who` may write them.
+        What came with the write of a single one is returned first, unless nodes may have collected
+        it since, as those of a deleted file; then the nodes are asked, in another way if servers
+        have `refused` some so often. `who` may write them.
         Raises QuorumUnavailable after `patience_total_us`, VersionGone if one is.
         """
         remembered = self._vouchers.pop(versions[0], ()) if len(versions) == 1 else ()
-        if len(remembered) >= self._session.thresholds.responses and not refused:
+        enough = len(remembered) >= self._session.thresholds.responses and not refused
+        if enough and await Now() - versions[0][1].time < limits.VOUCHED_FOR_US:
             return remembered
         return await vouching.gather(self._session, versions, who, refused=refused)
 

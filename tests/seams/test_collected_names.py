@@ -104,9 +104,8 @@ def test_must_fail_where_what_is_superseded_goes(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(kept_blocks, "may_be_named", lambda *_: False)
     case = written()
     assert not case.hosts()
-    case.close()
     with pytest.raises(NoLongerKept):
-        case.read()
+        case.close()
 
 
 def test_what_gave_way_to_a_later_name_goes() -> None:
@@ -531,7 +530,7 @@ def test_must_fail_where_nothing_of_a_deleted_file_stays(monkeypatch: pytest.Mon
     monkeypatch.setattr(file_collection, "shown_by", all_is_old)
     case = written_late()
     assert not case.hosts()
-    with pytest.raises(FileSystemError):
+    with pytest.raises(NoLongerKept):
         case.read()
 
 
@@ -543,3 +542,18 @@ def test_what_was_deleted_and_never_covered_is_stale() -> None:
     with pytest.raises(FileSystemError) as stale:
         case.user.run(case.mount.read(case.file, 0, 5))
     assert stale.value.code == errno.ESTALE
+
+
+def test_what_is_gone_is_not_saved() -> None:
+    """Its mount still has the vouchers that came with the write; and no copy of the block."""
+    case = written_late()
+    case.world.run_for(WINDOW_US + 2 * limits.COLLECT_EVERY_US)
+    case.file.contents.drop_blocks(0)
+    with pytest.raises(NoLongerKept):
+        case.user.run(case.mount.synchronize(case.file))
+
+
+def test_must_fail_where_old_vouchers_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "VOUCHED_FOR_US", limits.COVERED_WITHIN_US)
+    with pytest.raises(pytest.fail.Exception):
+        test_what_is_gone_is_not_saved()
