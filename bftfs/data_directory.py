@@ -30,6 +30,7 @@ _OWN: Final = (
     "cluster.signed.toml*",
     "cluster.before.toml*",
     "cluster.other.toml*",
+    ".cluster.*.new",  # of one that was killed while it wrote these
     "admin.key",
     "volume.key",
     "clients",

@@ -9,11 +9,15 @@ from pathlib import Path
 def replace_file(path: Path, contents: bytes) -> None:
     """Put `contents` at `path`; at every moment the old or the new file is there, whole."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with new.open("wb") as file:
-        file.write(contents)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with new.open("wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:  # an interrupt, or a full disk
+        new.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 

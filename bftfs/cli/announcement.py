@@ -29,9 +29,17 @@ def announce(directory: DataDirectory, signed: SignedDescription, *, done: str) 
     Exit code 1 if some did not hear of it. A node of this machine that does not run reads the
     description when it starts, and is no reason for that.
     """
-    with NodeAccess(directory, signed.description) as access:
-        deaf = access.announce(signed)
-        stopped, next_step = access.stopped, access.next_step
+    try:
+        with NodeAccess(directory, signed.description) as access:
+            deaf = access.announce(signed)
+            stopped, next_step = access.stopped, access.next_step
+    except KeyboardInterrupt:
+        click.echo(
+            "\nbftfs: it is signed, and nodes may not have heard of it; `bftfs cluster tell` tells "
+            "all of them",
+            err=True,
+        )
+        raise
     heard = [node for node in range(signed.description.n) if node not in deaf]
     if heard:
         click.echo(f"{_named(heard)} {done if len(heard) > 1 else _of_one(done)}.")

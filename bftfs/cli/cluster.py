@@ -162,6 +162,11 @@ def add_client(
         gids = tuple(dict.fromkeys(gids or (gid for uid in uids for gid in _groups_of(uid))))
         grant = Grant(uids, write=not read_only, gids=gids, squash_root=squash_root)
     described = description_to_change(directory)
+    if any(each.name == name for each in described.clients):
+        raise UsageError(
+            f"there is a client {as_word(name)} already: `bftfs cluster tell` tells all nodes of "
+            "it, `bftfs cluster clients` lists all; choose another name for another client"
+        )
     description = with_new_client(directory, described, name, grant, share)
     description = with_keys_settled(directory, description, ())
     signed = description_files.store(directory.description, description, administrator)

@@ -166,7 +166,8 @@ def test_a_revoked_client_is_remembered_when_its_name_is_given_again(
 def test_a_key_that_belongs_to_a_present_client_stays(directory: DataDirectory) -> None:
     added(directory, name="laptop")
     key = directory.client_key("laptop").read_bytes()
-    assert "have the same name" in said(directory, "add-client", "laptop")
+    again = said(directory, "add-client", "laptop")
+    assert "there is a client laptop already: `bftfs cluster tell` tells all nodes of it" in again
     assert directory.client_key("laptop").read_bytes() == key
 
 
@@ -204,3 +205,20 @@ def test_older_descriptions_have_no_shares(directory: DataDirectory) -> None:
     assert description.share_of(description.clients[0].client) == 1.0
     with pytest.raises(UsageError, match="0 is not a share of the room"):
         replace(description, client_share=0)
+
+
+@pytest.mark.parametrize("command", ["add-client", "revoke-client"])
+def test_who_interrupts_the_telling_hears_that_nodes_may_not_know(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """By then it is signed, and "may not connect any more" is said."""
+    added(directory, name="laptop")
+
+    def interrupted(*_: object) -> dict[int, str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bftfs.cli.reach.NodeAccess.announce", interrupted)
+    name = "laptop" if command == "revoke-client" else "other"
+    done = CliRunner().invoke(cluster.cluster, [command, "--data", str(directory.path), name])
+    assert done.exit_code == 1
+    assert "it is signed, and nodes may not have heard of it; `bftfs cluster tell`" in done.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from bftfs.cli import local_cluster, processes
 from bftfs.cluster import ClusterDescription, Durability
 from bftfs.data_directory import DataDirectory, NodeDirectory
+from bftfs.durable_files import replace_file
 from bftfs.errors import UsageError
 
 
@@ -151,8 +153,22 @@ def test_only_what_is_the_clusters_is_destroyed(tmp_path: Path) -> None:
     make(tmp_path / "home")
     (tmp_path / "home" / "photos").mkdir()
     (tmp_path / "home" / "photos" / "cat").write_text("cat")
+    (tmp_path / "home" / ".cluster.toml.sig.4711.new").touch()
     assert DataDirectory(tmp_path / "home").destroy() == ["photos"]
     assert files_below(tmp_path) == {"home/photos/cat": b"cat"}
     make(tmp_path / "alone")
     assert DataDirectory(tmp_path / "alone").destroy() == []
     assert not (tmp_path / "alone").exists()
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "file").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        replace_file(tmp_path / "file", b"new")
+    assert files_below(tmp_path) == {"file": b"old"}
