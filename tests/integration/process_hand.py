@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, Self
 
 from bftfs.cluster import ClientEntry
@@ -13,6 +13,7 @@ from bftfs.crypto.digest import AuthenticatorKeys, client_id_of
 from bftfs.crypto.keys import Identity, read_identity, read_volume_key, write_identity
 from bftfs.envelope import REPLIES
 from bftfs.identifiers import BlockId, NodeId
+from bftfs.limits import SECOND_US
 from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.simulation.deployment import Sizes
 from tests.integration.deployment import Deployment
@@ -51,6 +52,12 @@ class ProcessHand(FreeHand):
 
     def perform(self, conversation: Coroutine[Any, Any, Any]) -> Any:
         return self.network.perform(conversation)
+
+    def ask(
+        self, requests: Mapping[int, tuple[Any, bytes]], *, patience_us: int = 3 * SECOND_US
+    ) -> dict[int, Any]:
+        """As above; processes may be slow."""
+        return super().ask(requests, patience_us=patience_us)
 
     def keys(self, ally: int) -> AuthenticatorKeys:
         identity = self._deployment.identities[ally]
