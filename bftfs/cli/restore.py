@@ -32,6 +32,7 @@ from bftfs.cli.command_session import (
     session_at,
 )
 from bftfs.cli.progress import Progress
+from bftfs.cli.renaming import rename_to_free
 from bftfs.conversation import Conversation
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import read_identity
@@ -136,6 +137,8 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
         located = _last_seen(session, full, gone_us)
         destination = full if target is None else _written_to(target, located)
         is_staged = target is None
+        if is_staged:
+            _require_directory(session, full)
         staged = unfinished(destination) if is_staged else destination
         is_there = os.path.lexists(staged)
         if is_staged and is_there:
@@ -150,12 +153,42 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
             go_back=f"rm -r {as_word(staged)}" if is_staged or not is_there else None,
         )
         if is_staged:
-            staged.rename(destination)
+            _put_in_place(staged, destination)
     click.echo(
         f"{as_word(destination)}: as it was when it was removed, "
         f"{format_time_name(gone_us)}: {restored.counts}"
         + (f"; {restored.found} were there already" if is_staged and is_there else "")
     )
+
+
+def _require_directory(session: CommandSession, path: Path) -> None:
+    """Refuse a path whose directory is gone as well; the one that has to come back first."""
+    gone = path
+    while gone.parent != session.mounted.path and not gone.parent.is_dir():
+        gone = gone.parent
+    if gone != path:
+        raise UsageError(
+            f"{as_word(path)}: {as_word(gone)} is gone as well: bring that back, with all that was "
+            f"in it (`bftfs undelete {as_word(gone)}`), or say with --to where this is to be",
+            exit_code=1,
+        )
+
+
+def _put_in_place(staged: Path, destination: Path) -> None:
+    """Give what is whole now its name, if nothing else has got that meanwhile."""
+    try:
+        rename_to_free(staged, destination)
+    except FileExistsError:
+        raise UsageError(
+            f"{as_word(destination)}: there is something else by now; what was brought back is "
+            f"whole, in {as_word(staged)}: move it to where you want it",
+            exit_code=1,
+        ) from None
+    except FileNotFoundError:
+        raise UsageError(
+            f"{as_word(staged)}: is gone; perhaps another `bftfs undelete` has put it in its place",
+            exit_code=1,
+        ) from None
 
 
 def _written_to(target: Path, located: Located) -> Path:

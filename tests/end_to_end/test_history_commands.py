@@ -507,3 +507,31 @@ def test_a_full_disk_under_the_output_is_told_in_one_sentence(
             "bftfs: its output: No space left on device; run the command again when that is "
             "mended\n"
         )
+
+
+def test_what_came_meanwhile_is_not_replaced_by_what_is_brought_back(
+    directory: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / "file").write_text("mine")
+    (directory / "tree" / "sub").mkdir(parents=True)
+    (directory / "tree" / "sub" / "deep").write_text("deep")
+    time.sleep(0.01)
+    subprocess.run(["rm", "-r", directory / "file", directory / "tree"], check=True)
+    said = fails("undelete", directory / "tree" / "sub" / "deep")
+    assert f"{directory}/tree is gone as well" in said
+    assert f"(`bftfs undelete {directory}/tree`)" in said
+    assert os.listdir(directory) == []
+    write = PathTarget.write
+
+    async def overtaken(
+        target: PathTarget, path: str, reading: Reading, attributes: Attributes
+    ) -> None:
+        await write(target, path, reading, attributes)
+        (directory / "file").write_text("theirs")
+
+    monkeypatch.setattr(PathTarget, "write", overtaken)
+    with pytest.raises(SystemExit) as ended:
+        main(["undelete", str(directory / "file")])
+    assert ended.value.code == 1
+    assert (directory / "file").read_text() == "theirs"
+    assert (directory / ".file.undeleting").read_text() == "mine"
