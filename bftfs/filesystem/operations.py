@@ -253,6 +253,10 @@ class FileSystem:
         """The attributes, as old as the mount options allow."""
         return self._seen_by_programs(identifier, await self._metadata.attributes(identifier, who))
 
+    async def latest_attributes(self, identifier: ObjectId, who: Credentials) -> Attributes:
+        """The attributes as the nodes have them now."""
+        return await self._metadata.latest(identifier, who)
+
     async def change_attributes(
         self, identifier: ObjectId, changes: Changes, who: Credentials
     ) -> Attributes:

@@ -40,6 +40,7 @@ from typing import Final, assert_never
 
 from bftfs.conversation import Now
 from bftfs.errors import FileSystemError, OperationFailed
+from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import RENAME_EXCHANGE, RENAME_NOREPLACE
 from bftfs.filesystem.file_history import Change, several_at_once
@@ -510,17 +511,26 @@ class CarryingOut:
         if found.identifier != expected:
             raise FileSystemError(errno.ESTALE, "the name stands for something else by now")
         if kind_of(expected) != ObjectKind.DIRECTORY:
-            if expected in self._log.changes and (
-                found.attributes.contents > self._log.contents_of(expected)
-            ):
+            if self._is_newer(expected, await files.latest_attributes(expected, who)):
                 raise FileSystemError(errno.ESTALE, "others have changed it meanwhile")
-            await files.unlink(*name, who)
+            removed = await files.unlink(*name, who)
+            if self._is_newer(expected, removed.attributes) and not removed.attributes.links:
+                raise FileSystemError(
+                    errno.ESTALE,
+                    "others changed it at the moment when it was removed: `bftfs undelete` brings "
+                    "it back",
+                )
             return
         for child, identifier in (await self._view.entries(expected, None)).items():
             if not self._log.is_made_by_client(identifier):
                 raise FileSystemError(errno.ENOTEMPTY, "there is something in it by now")
             await self._remove(Slot(expected, child), identifier)
         await files.remove_directory(*name, who)
+
+    def _is_newer(self, identifier: ObjectId, attributes: Attributes) -> bool:
+        """True if the contents of an object have changed since its changes were read."""
+        log = self._log
+        return identifier in log.changes and attributes.contents > log.contents_of(identifier)
 
     async def _make_file(
         self, name: Slot, contents: bytes, attributes: AttributeChanges

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from os import O_WRONLY
 from typing import Any
@@ -15,7 +16,7 @@ from bftfs.conversation import Pause
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.block_pushing import BlockPusher
 from bftfs.filesystem.directory import RENAME_EXCHANGE
-from bftfs.filesystem.registry import MEND, RENAME
+from bftfs.filesystem.registry import MEND, RENAME, UNLINK, WRITE
 from bftfs.identifiers import ObjectId
 from bftfs.restoration import undo
 from bftfs.restoration.changes import ChangeLog, audited
@@ -856,3 +857,53 @@ def test_must_fail_whole_blocks_that_replace_any_version(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(BlockPusher, "_push_blocks", unbound)
     assert lost_by_moments(spoil_a_line, change_a_line, "LINE", each_us=200)
+
+
+def silently_removed(*, each_us: int) -> list[int]:
+    """The moments of an undo at which somebody writes to what it removes, and nobody is told."""
+    silent = []
+    is_over = False
+    moment_us = -each_us  # after the comparison, and before anything is done
+    while not is_over:
+        stage = furnished()
+        other = User(stage, "other")
+        stage.begin()
+        stage.intruder.write("new", "evil\n")
+        identifier = other.find("new")
+        failures: list[Exception] = []
+
+        def told(
+            _: UndoStep, failure: Exception | None, *, heard: list[Exception] = failures
+        ) -> None:
+            if failure is not None:
+                heard.append(failure)
+
+        steps = stage.steps()
+        if moment_us < 0:
+            other.put("new", "LINE\n", 5)
+        outcome = stage.honest.start(carry_out(steps, told))
+        stage.run_for(max(0, moment_us))
+        is_over = outcome.done
+        with suppress(FileSystemError):  # it is gone already
+            other.put("new", "LINE\n", 5)
+        stage.run_for(10_000_000)
+        assert outcome.done
+        # What is written through a handle to a file that was removed is none of its business.
+        changes = stage.honest.run(stage.view().changes(identifier))
+        methods = [each.operation.method for each in reversed(changes)]
+        removed = methods.index(UNLINK) if UNLINK in methods else 0
+        if methods[:removed].count(WRITE) > 1 and not failures:
+            silent.append(moment_us)
+        moment_us += each_us
+    return silent
+
+
+def test_nothing_is_removed_silently_to_which_others_write_meanwhile() -> None:
+    assert silently_removed(each_us=500) == []
+
+
+def test_must_fail_an_undo_that_does_not_look_at_what_it_removes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(undo.CarryingOut, "_is_newer", lambda *_: False)
+    assert silently_removed(each_us=500)
