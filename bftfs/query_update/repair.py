@@ -22,7 +22,7 @@ Tests: tests/papers/test_query_update.py, from "c_repair" on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
@@ -62,10 +62,12 @@ from bftfs.query_update.messages import (
     Query,
     QueryReply,
     Update,
+    UpdateReply,
     Verdict,
+    addressed,
 )
 from bftfs.query_update.observation import Observed
-from bftfs.query_update.rounds import Answer, Rounds, Votes, update_round
+from bftfs.query_update.rounds import Answer, Plan, Rounds, Votes, update_round
 from bftfs.wire.codec import encode
 
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
@@ -381,7 +383,11 @@ class Repair:
             if candidate is INITIAL:
                 return _NONE  # the histories of different moments have nothing in common
             if candidate.timestamp in asked:
-                return await self._bar_all(name, settled, barred, for_another=for_another)
+                shared = [other for other in candidate.objects if other in barred]
+                if not barred.keys() >= set(settled.objects) or not await self._spread(shared):
+                    return await self._bar_all(name, settled, barred, for_another=for_another)
+                barred.update({other: self._observe(other) for other in shared})
+                continue
             asked.add(candidate.timestamp)
             if await self._deduce(candidate) is not None:
                 continue
@@ -393,6 +399,42 @@ class Repair:
                 stands = observed.classification.type is OperationType.COPY
                 (barred if stands else others)[other] = observed
                 (others if stands else barred).pop(other, None)
+
+    async def _spread(self, names: Iterable[ObjectId]) -> bool:
+        """Let the barriers that stand at these objects stand at all servers. True if more have one.
+
+        How many servers have what is below it, or may accept it yet, can decide about that, and a
+        quorum is too few to tell.
+        """
+        rounds = self._rounds
+        more = False
+        for name in names:
+            observed = self._observe(name)
+            latest = observed.culled.latest
+            standing = sharing(observed.culled, latest)
+            plan = await rounds.plan((name,))
+            order = tuple(node for node in plan.order if node not in standing)
+            if not order:
+                continue
+            message = InlineBarrier(observed.history_set, observed.authenticators)
+
+            def take(asking: Asking, node: NodeId, reply: UpdateReply, plan: Plan = plan) -> None:
+                rounds.learn(plan, node, reply)
+                if not asking.is_waiting:
+                    asking.enough()
+
+            await rounds.run(
+                plan._replace(order=order, probes=()),
+                addressed(message, rounds.quorums.n),
+                UpdateReply,
+                take,
+                subject="barrier",
+                first=len(order),
+                suffices=lambda _: True,
+            )
+            after = self._observe(name).culled
+            more |= after.latest == latest and sharing(after, latest) != standing
+        return more
 
     async def _bar_all(
         self,
