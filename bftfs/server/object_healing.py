@@ -19,8 +19,8 @@ where it has accepted nothing later itself, and
 A recovering server has begun a new life (`.lives`), and asks q others that remember the object and
 have stored that: what it accepted in its earlier lives, and they did not when they answered, cannot
 be counted together with them any more. It serves an object only after it has taken over what r of
-them have, and waits where others have to decide about a copy first. [`.undecided`;
-docs/protocols-query-update.md, A server that lost its store]
+them have, with what that is built on [`.beneath`], and waits where others have to decide about a
+copy first. [`.undecided`; docs/protocols-query-update.md, A server that lost its store]
 
 **Damaged objects.** Scrubbing marks them. One whose replica history is whole is made anew from what
 the peers have of the version that it stands at. Of one whose replica history is damaged, or whose
@@ -36,7 +36,7 @@ object sync brought no more, are marked too, and made anew with their past once 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -83,6 +83,7 @@ from bftfs.query_update.replica import (
     stored_row,
 )
 from bftfs.server import lives
+from bftfs.server.beneath import NOTHING, Beneath, beneath_it, together
 from bftfs.server.contradictions import (
     bases,
     in_common,
@@ -129,8 +130,9 @@ def take_over(
     *,
     established: bool,
     is_reported: bool,
+    beneath: Beneath = NOTHING,
 ) -> bool:
-    """Take `candidate` into the replica history.
+    """Take `candidate` into the replica history, after what is `beneath` it.
 
     `is_reported` if a benign server reports it as it is, or gives the link of its version as it is.
     False if none does and the version differs from it; if the version is missing here; or if the
@@ -150,7 +152,12 @@ def take_over(
         return False
     if not is_reported and not _is_made_by(replica.version(timestamp), candidate):
         return False
-    return replica.extend(candidate, keys, complete=candidate if established else INITIAL)
+    base, copied = beneath
+    complete = candidate if established else base or INITIAL
+    own_latest = replica.history.latest
+    below = copied if base is None else (base, *copied)
+    later = [each for each in (*below, candidate) if each.timestamp > own_latest]
+    return all(replica.extend(each, keys, complete=complete) for each in later)
 
 
 def _is_made_by(version: Version | None, candidate: Candidate) -> bool:
@@ -461,7 +468,12 @@ class ObjectHealer:
                 established = True
             if not established and not recovering:
                 return False
-            return await self._take_over(host, {name: shared}, established=established)
+            below = self._beneath({name: shared}, {name: heard}, established=established)
+            if below is None:
+                return False
+            return await self._take_over(
+                host, {name: shared}, established=established, beneath=below
+            )
         return recovering or own_latest >= history_set.latest
 
     async def _histories(self, name: ObjectId) -> _Heard | None:
@@ -610,6 +622,7 @@ class ObjectHealer:
         it look complete.
         """
         found: dict[ObjectId, Shared] = {}
+        told: dict[ObjectId, _Heard] = {}
         for name in candidate.objects:
             heard = await self._histories(name)
             if heard is None or await self._is_undecided(host, name, heard):
@@ -617,15 +630,38 @@ class ObjectHealer:
             latest = next(iter(shared_candidates(heard.history_set, self._quorums)), None)
             if latest is None or latest.candidate.timestamp != candidate.timestamp:
                 return False
-            found[name] = latest
-        return await self._take_over(host, found, established=False)
+            found[name], told[name] = latest, heard
+        below = self._beneath(found, told, established=False)
+        if below is None:
+            return False
+        return await self._take_over(host, found, established=False, beneath=below)
+
+    def _beneath(
+        self, found: dict[ObjectId, Shared], heard: dict[ObjectId, _Heard], *, established: bool
+    ) -> dict[ObjectId, Beneath] | None:
+        """What is taken over before these candidates. None if that is not known yet."""
+        if established:
+            return {}
+        below: dict[ObjectId, Beneath] = {}
+        for name, (candidate, _) in found.items():
+            history_set, makes_do = heard[name]
+            leads_to = beneath_it(history_set, self._quorums, candidate)
+            if leads_to is None and not makes_do:
+                return None
+            below[name] = leads_to or NOTHING
+        return together(below)
 
     async def _take_over(
-        self, host: Host, found: dict[ObjectId, Shared], *, established: bool
+        self,
+        host: Host,
+        found: dict[ObjectId, Shared],
+        *,
+        established: bool,
+        beneath: Mapping[ObjectId, Beneath] = {},
     ) -> bool:
         """Take over candidates, which are of one operation, at all these objects or at none.
 
-        True if that is durable.
+        With what is `beneath` them, which is taken over first. True if that is durable.
         """
         lost = host.lost
         reported = set()
@@ -663,6 +699,7 @@ class ObjectHealer:
                     self._keys,
                     established=established,
                     is_reported=name in reported,
+                    beneath=beneath.get(name, NOTHING),
                 ):
                     return False, []
                 writes += replica.writes
