@@ -126,9 +126,12 @@ def replica_history_digest(*, object: ObjectId, encoded: bytes) -> Digest:  # no
     return _replica_history(object + encoded)
 
 
-def deduction_digest(*, timestamp: bytes, established: bool) -> Digest:
-    """The input of the MACs over a server's deduction: a candidate's fate. [Q/U §4.3.7]"""
-    return _deduction(timestamp + (b"\1" if established else b"\0"))
+def deduction_digest(*, timestamp: bytes, objects: Iterable[bytes], established: bool) -> Digest:
+    """The input of the MACs over a server's deduction: a candidate's fate. [Q/U §4.3.7]
+
+    Of a candidate of these objects: those that its operation did not touch do not show it.
+    """
+    return _deduction(timestamp + (b"\1" if established else b"\0") + b"".join(objects))
 
 
 def link_digest(*, object: ObjectId, encoded: bytes) -> Digest:  # noqa: A002

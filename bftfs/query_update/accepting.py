@@ -66,6 +66,7 @@ from bftfs.query_update.classification import (
     Undecided,
     classify,
     greatest_complete,
+    shared_candidates,
     sharing,
 )
 from bftfs.query_update.consistent import Claims, claims_in, claims_of, each_makers
@@ -75,6 +76,7 @@ from bftfs.query_update.history import (
     Conditioned,
     ConditionedKind,
     CulledObjectHistorySet,
+    Fact,
     LogicalTimestamp,
     ObjectHistorySet,
     Operation,
@@ -242,6 +244,7 @@ class Accepting:
                 request.require_sane(sets, self._quorums, now_us)
             if conditioned.facts:
                 self._require_vouched(conditioned, message)
+                self._require_pertinent(conditioned.facts, (*sets, *evidence))
             request.plans = self._plan(request, sets, evidence)
             if method is not None:
                 return self._update(request, method, message.vouched_by, now_us)
@@ -479,7 +482,9 @@ class Accepting:
         if len(message.vouchers) != len(conditioned.facts):
             raise Refuse(errno.EINVAL, "a fact lacks its vouchers")
         for fact, vouchers in zip(conditioned.facts, message.vouchers, strict=True):
-            digest = deduction_digest(timestamp=fact.timestamp, established=fact.established)
+            digest = deduction_digest(
+                timestamp=fact.timestamp, objects=fact.objects, established=fact.established
+            )
             vouching = forged = NOBODY
             for voucher in vouchers:
                 node, authenticator = voucher.node, voucher.authenticator
@@ -491,6 +496,20 @@ class Accepting:
                     forged = forged.plus(node)
             if not self._quorums.includes_benign(vouching):
                 raise _Fail(Status.CULLED, forged=forged.bits)
+
+    def _require_pertinent(
+        self, facts: Sequence[Fact], sets: Sequence[CulledObjectHistorySet]
+    ) -> None:
+        """Refuse facts that are of other objects than the candidates that they would decide.
+
+        Any object that an operation has not touched shows it dead, to those who ask about that.
+        """
+        told = {fact.timestamp: fact.objects for fact in facts}
+        for each in sets:
+            for candidate, _ in shared_candidates(each, self._quorums):
+                own = candidate.objects or (each.object,)
+                if told.get(candidate.timestamp, own) != own:
+                    raise _Fail(Status.DIFFERENT)
 
     def _require_hosts(
         self, digest: Digest | None, vouched_by: VouchedBy, name: ObjectId, now_us: int

@@ -519,7 +519,9 @@ class QueryUpdateClient:
     ) -> tuple[UpdateTally, LogicalTimestamp, Update]:
         """One round of the operation, conditioned on what was observed."""
         plan = await self.rounds.plan(update.names, update.reaching)
-        candidates = [each.classification.object_candidate for each in observed]
+        candidates = [
+            (each.history_set.object, each.classification.object_candidate) for each in observed
+        ]
         if all(self.quorums.is_quorum(each.classification.nodes) for each in observed):
             candidates = []  # the histories show that they are established: no vouchers are needed
         facts, vouchers = self.observations.deductions.relevant(candidates)

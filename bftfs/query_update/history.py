@@ -523,9 +523,14 @@ _LACKING = "an object lacks its history set"
 
 
 class Fact(Value, frozen=True):
-    """A multi-object candidate is established, or dead, by deduction. [Q/U §4.3.7]"""
+    """A candidate of these objects is established, or dead, by deduction. [Q/U §4.3.7]
+
+    `objects` are those of its operation, ascending, also if it is one only. A server that is asked
+    about another object finds nothing of the candidate there, and says that it is dead.
+    """
 
     timestamp: TimestampField
+    objects: Annotated[tuple[ObjectField, ...], _OBJECTS]
     established: bool
 
 

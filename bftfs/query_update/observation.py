@@ -174,14 +174,19 @@ class Deductions:
             self.epoch += 1
 
     def relevant(
-        self, candidates: Iterable[Candidate]
+        self, candidates: Iterable[tuple[ObjectId, Candidate]]
     ) -> tuple[tuple[Fact, ...], tuple[tuple[Voucher, ...], ...]]:
-        """What is known of `candidates`, and how to convince servers of it."""
+        """What is known of the candidates of these objects, and how to convince servers of it."""
         known = self.facts
         if not known:
             return (), ()
-        timestamps = {candidate.timestamp for candidate in candidates} & known.keys()
-        facts = [Fact(each, known[each]) for each in sorted(timestamps)[-limits.FACTS :]]
+        objects = {
+            candidate.timestamp: candidate.objects or (name,)
+            for name, candidate in candidates
+            if candidate.timestamp in known
+        }
+        latest = sorted(objects)[-limits.FACTS :]
+        facts = [Fact(each, objects[each], known[each]) for each in latest]
         return tuple(facts), tuple(map(self._vouchers_for, facts))
 
     def _vouchers_for(self, fact: Fact) -> tuple[Voucher, ...]:

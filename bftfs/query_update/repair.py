@@ -464,8 +464,8 @@ class Repair:
         names, evidence = tuple(sorted(barred)), tuple(sorted(others))
         everything = {**barred, **others}
         facts, vouchers = self.observations.deductions.relevant(
-            shared.candidate
-            for observed in everything.values()
+            (each, shared.candidate)
+            for each, observed in everything.items()
             for shared in shared_candidates(observed.culled, self._rounds.quorums)
         )
         conditioned = Conditioned(

@@ -502,7 +502,10 @@ class QueryUpdateServer:
     def _vouch(
         self, view: StorageView, timestamp: LogicalTimestamp, objects: tuple[ObjectId, ...]
     ) -> tuple[Verdict, bytes]:
-        """The fate of an operation, by any of its objects here, and an authenticator over it."""
+        """The fate of an operation, by any of its objects here, and an authenticator over it.
+
+        Whether these are its objects, this server need not know. So it says of which it speaks.
+        """
         verdicts = (Replica(view, identifier).verdict(timestamp) for identifier in objects)
         known = (each for each in verdicts if each is not Verdict.UNKNOWN)
         verdict = next(known, Verdict.UNKNOWN)
@@ -511,7 +514,7 @@ class QueryUpdateServer:
                 return Verdict.UNKNOWN, b""
             verdict = Verdict.ESTABLISHED
         established = verdict is Verdict.ESTABLISHED
-        digest = deduction_digest(timestamp=timestamp, established=established)
+        digest = deduction_digest(timestamp=timestamp, objects=objects, established=established)
         return verdict, self._keys.make(digest)
 
 

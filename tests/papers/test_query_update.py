@@ -2116,9 +2116,10 @@ def test_servers_name_those_whose_vouchers_are_invalid(
     """(Ours.) Or a liar's voucher would make requests fail, and nobody be suspected. One of an
     earlier life than the server knows of is nobody's fault."""
     made = accept(cluster, alice, range(6))
-    server, digest = cluster.nodes[0], deduction_digest(timestamp=made.timestamp, established=True)
+    server, objects = cluster.nodes[0], (A,)
+    digest = deduction_digest(timestamp=made.timestamp, objects=objects, established=True)
     following = request(alice, sight(cluster, (0, 1, 3, 4, 5))).message
-    fact = Fact(made.timestamp, established=True)
+    fact = Fact(made.timestamp, objects, established=True)
     conditioned = msgspec.structs.replace(decode_conditioned(following.conditioned), facts=(fact,))
 
     def status(**vouchers: bytes) -> tuple[Status, int]:

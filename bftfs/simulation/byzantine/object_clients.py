@@ -406,8 +406,10 @@ class FalseRepairer(Updater):
         target = max(
             (each.latest_object for each in latest), key=attrgetter("timestamp"), default=INITIAL
         )
-        fact = Fact(target.timestamp, random.random() < 0.5)
-        digest = deduction_digest(timestamp=fact.timestamp, established=fact.established)
+        fact = Fact(target.timestamp, target.objects or (name,), random.random() < 0.5)
+        digest = deduction_digest(
+            timestamp=fact.timestamp, objects=fact.objects, established=fact.established
+        )
         vouchers = tuple(
             Voucher(ally.node, ally.keys.make(digest)) for ally in self.position.allies
         )

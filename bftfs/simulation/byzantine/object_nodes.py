@@ -300,14 +300,13 @@ class SyncLiar(NodeAdversary):
                 ready.reply = SyncReply(random.choice(tuple(Found)), random.randbytes(32))
             case DeduceRequest(), DeduceReply(answer=answer, whole=whole):
                 verdict = random.choice((Verdict.ESTABLISHED, Verdict.DEAD))
-                voucher = self._voucher(message.timestamp, verdict)
+                voucher = self._voucher(message.timestamp, message.objects, verdict)
                 ready.reply = DeduceReply(verdict, voucher, mutated(answer, random), whole)
             case Query(), QueryReply(histories=histories) if histories:
                 verdict = random.choice((Verdict.ESTABLISHED, Verdict.DEAD))
-                timestamp = parse_history(histories[0]).latest_object.timestamp
-                ready.reply = replace(
-                    ready.reply, verdict=verdict, voucher=self._voucher(timestamp, verdict)
-                )
+                latest = parse_history(histories[0]).latest_object
+                voucher = self._voucher(latest.timestamp, latest.objects, verdict)
+                ready.reply = replace(ready.reply, verdict=verdict, voucher=voucher)
             case _, FetchReply(conditioned=conditioned):
                 ready.reply = FetchReply(mutated(conditioned, random))
             case _, HistoryReply(history=history):
@@ -362,8 +361,10 @@ class SyncLiar(NodeAdversary):
         unique = {each.object: each for each in told}
         return tuple(unique[name] for name in sorted(unique))
 
-    def _voucher(self, timestamp: Any, verdict: Verdict) -> bytes:
-        digest = deduction_digest(timestamp=timestamp, established=verdict is Verdict.ESTABLISHED)
+    def _voucher(self, timestamp: Any, objects: Sequence[ObjectId], verdict: Verdict) -> bytes:
+        digest = deduction_digest(
+            timestamp=timestamp, objects=objects, established=verdict is Verdict.ESTABLISHED
+        )
         return self.position.keys.make(digest)
 
 

@@ -197,13 +197,19 @@ def deducer(keys: AuthenticatorKeys, verdict: Verdict) -> Any:
         if isinstance(ready.reply, DeduceReply):
             assert isinstance(message, DeduceRequest)
             voucher = keys.make(
-                deduction_digest(timestamp=message.timestamp, established=established)
+                deduction_digest(
+                    timestamp=message.timestamp, objects=message.objects, established=established
+                )
             )
             ready.reply = DeduceReply(verdict, voucher, b"\x91\x00")
         elif isinstance(ready.reply, QueryReply) and message.deduce:
             candidate = parse_history(ready.reply.histories[0]).latest_object
             voucher = keys.make(
-                deduction_digest(timestamp=candidate.timestamp, established=established)
+                deduction_digest(
+                    timestamp=candidate.timestamp,
+                    objects=candidate.objects,
+                    established=established,
+                )
             )
             ready.reply = msgspec.structs.replace(ready.reply, verdict=verdict, voucher=voucher)
         return ready

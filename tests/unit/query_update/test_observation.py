@@ -121,7 +121,7 @@ def test_what_disbelieved_servers_state_is_no_fact() -> None:
     assert observations.facts == {}
     observations.deductions.state(at(1), NodeId(2), Verdict.DEAD, voucher(0))
     assert observations.facts == {at(1): False}
-    (vouchers,) = observations.deductions.relevant([method(1)])[1]
+    (vouchers,) = observations.deductions.relevant([(A, method(1))])[1]
     assert [each.node for each in vouchers] == [0, 2]
 
 
