@@ -131,6 +131,7 @@ CLAIM_AGAIN_US = SECOND_US  # …and does not ask again if it did not answer
 RUN_EVERY_US = 600 * SECOND_US  # how long a run of a node lasts (bftfs/server/runs.py)
 RUN_AGAIN_US = SECOND_US // 4  # pause after an attempt to begin one that failed
 HEAL_RATE_BYTES = 128 * MIB  # rebuilt per second at most…
+BELIEVED_OF_SERVER = 16  # candidates of one history of which peers are asked what they know
 HEAL_AT_ONCE = 8  # …this many objects at a time; 1 while clients are busy
 HEAL_BUSY_BYTES = 64 * KIB  # of versions rebuilt at a time while clients are busy…
 HEAL_STEP_BYTES = 512 * KIB  # …and made and stored at a time while they are not

@@ -118,6 +118,7 @@ class Rounds:
     __slots__ = (
         "_alike",
         "_changed",
+        "_first",
         "_plain_bytes",
         "_told",
         "lives",
@@ -128,9 +129,16 @@ class Rounds:
     )
 
     def __init__(
-        self, peers: Peers, observations: Observations, *, patience_total_us: int | None
+        self,
+        peers: Peers,
+        observations: Observations,
+        *,
+        patience_total_us: int | None,
+        first: Nodes = NOBODY,
     ) -> None:
+        """Those in `first` are asked before the preferred quorum, whatever is asked."""
         self.quorums = peers.quorums
+        self._first = first
         self.observations = observations
         self.peers = peers
         self.patience_total_us = patience_total_us
@@ -146,6 +154,7 @@ class Rounds:
         [Q/U §4.3.5, Quorum access strategy and probing; §4.3.7] Before it, those in `first`.
         """
         now_us = await Now()
+        first |= self._first
         order, probes = self.peers.order(self.quorums.preference(placement_of(names[-1])), now_us)
         ahead = self.observations.ahead_of_clock(names)
         if ahead:  # what they accept is not counted

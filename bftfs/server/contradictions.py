@@ -38,7 +38,11 @@ docs/protocols-query-update.md step by step.
 
 from __future__ import annotations
 
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from bftfs import limits
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import shared_candidates, sharing
 from bftfs.query_update.history import (
@@ -58,21 +62,52 @@ def too_many_forgot(quorums: QuorumSystem, me: NodeId, forgetful: Nodes) -> bool
     return not quorums.is_quorum(quorums.everyone.minus(me) - forgetful)
 
 
-def bases(history_set: CulledObjectHistorySet, above: LogicalTimestamp) -> list[Candidate]:
-    """What servers may know to be established, and is later than `above`: the latest first.
+class Bases(NamedTuple):
+    """Candidates that servers may know to be established: the latest first."""
+
+    reported: list[Candidate]  # by a benign server, as so many report them
+    alone: list[Candidate]  # by fewer
+
+
+def bases(
+    history_set: CulledObjectHistorySet, above: LogicalTimestamp, quorums: QuorumSystem
+) -> Bases:
+    """What servers may know to be established, and is later than `above`.
 
     A history is pruned below the greatest candidate that its server knows to be established. Of an
-    operation on several objects the server may know it by another one of these.
+    operation on several objects the server may know it by another one of these. Of what fewer than
+    b + 1 servers report, only the latest few of each count: a liar may report any number.
     """
-    found = set()
-    for history, _ in history_set.hosted:
+    found: dict[Candidate, Nodes] = {}
+    few: set[Candidate] = set()
+    for history, hosts in history_set.hosted:
         own = [one for one in history.candidates if not is_barrier(one.timestamp)]
         if history.initial:
             own = [one for one in own if one.objects]
         else:
             own = own[:1] + [one for one in own[1:] if one.objects]
-        found |= {one for one in own if one.timestamp > above}
-    return sorted(found, key=lambda candidate: candidate.encoded, reverse=True)
+        own = [one for one in own if one.timestamp > above]
+        for candidate in own:
+            found[candidate] = found.get(candidate, NOBODY) | hosts
+        few.update(own[-limits.BELIEVED_OF_SERVER :])
+    reported = {each for each, nodes in found.items() if quorums.includes_benign(nodes)}
+    return Bases(_latest_first(reported), _latest_first(few - reported))
+
+
+def _latest_first(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda candidate: candidate.encoded, reverse=True)
+
+
+def latest_reported(history_set: CulledObjectHistorySet, quorums: QuorumSystem) -> LogicalTimestamp:
+    """The time up to which a benign server has accepted something, as b + 1 servers show."""
+    nodes = NOBODY
+    for history, hosts in sorted(
+        history_set.hosted, key=lambda hosted: hosted.history.latest, reverse=True
+    ):
+        nodes |= hosts
+        if quorums.includes_benign(nodes):
+            return history.latest
+    return ZERO
 
 
 def known_established(

@@ -14,14 +14,16 @@ may hide in the history of one server, and it costs the next client the repair.
    finishes the update inline, or bars and copies.
 4. An update that was accepted within a second is left alone: its client is at work. Servers repair
    an object one after the other, in the order of its preferred quorum; the later ones find it done.
-5. Beyond `limits.POSSIBLE_OBJECTS_OF_CLIENT` objects that one client may have left incomplete, its
+5. An object at which others have something later that healing cannot take over it repairs inline as
+   well, at itself first: liars may hide it from this server, and show it to all others.
+6. Beyond `limits.POSSIBLE_OBJECTS_OF_CLIENT` objects that one client may have left incomplete, its
    updates wait until the oldest of them are settled.
 
 **Why it is safe.** A repair by a server is a repair by a client: it proves nothing by being a
 server, and a node's grant covers no operation. b liars cause no repair: the others are a quorum.
 
 **Tests.** `tests/unit/server/test_incomplete_updates.py`; must fail without this worker:
-`test_must_fail_without_background_repair`.
+`test_must_fail_without_background_repair`; of rule 5 `tests/seams/test_liars_beside_healing.py`.
 
 **Concurrency.** One thread. All of it is in memory: after a restart, healing finds the objects
 that are not in order. If there are too many, those accepted first are left to healing.
@@ -77,6 +79,15 @@ class Finisher:
             peers, self._observations, patience_total_us=limits.VERIFY_PATIENCE_US
         )
         self._repairs = Repair(self._rounds)
+        # Of what this server lacks: it is one of the quorum that is to have it.
+        self._repairs_here = Repair(
+            Rounds(
+                peers,
+                self._observations,
+                patience_total_us=limits.VERIFY_PATIENCE_US,
+                first=Nodes.of([node]),
+            )
+        )
         self._under_way: set[ObjectId] = set()
         self._behind: dict[ObjectId, None] = {}  # objects of which peers have a later version
         self._host: Host | None = None
@@ -87,6 +98,7 @@ class Finisher:
         incomplete = self._incomplete
         incomplete.demand = self._on_demand
         self._healer.on_disorder = incomplete.found
+        self._healer.on_lacking = self._lack
         idle = IdleTime()
         tick_us = 0
         while True:
@@ -105,7 +117,8 @@ class Finisher:
             if self._behind:
                 name = next(iter(self._behind))
                 del self._behind[name]
-                await self._healer.catch_up(host, name)
+                if not await self._healer.catch_up(host, name):
+                    await self._finish_here(host, name)
             elif not entries:
                 await Pause(limits.INCOMPLETE_REST_US // 2)
 
@@ -228,10 +241,7 @@ class Finisher:
             entry.retry_us = now_us + distance * limits.INCOMPLETE_STAGGER_US
             return
         # This server's own history counts, even if it is not in the quorum that is asked.
-        row = (await look(host, lambda view: Replica(view, name))).row
-        observations = self._observations
-        observations.forget(name)
-        observations.learn(name, self._node, row.history, row.authenticator, now_us)
+        observations = await self._observe_here(host, name)
         try:
             await self._repairs.refresh((name,))
             found = observations.observe(name).classification.type
@@ -258,10 +268,37 @@ class Finisher:
         if incomplete.entry(name) is entry:
             incomplete.settle(name)
             incomplete.tally.settled += 1
-            self._behind[name] = None
-            if len(self._behind) > limits.POSSIBLE_OBJECTS:
-                del self._behind[next(iter(self._behind))]
-            incomplete.arrived.announce()
+            self._lack(name)
+
+    def _lack(self, name: ObjectId) -> None:
+        """Others have a later version of `name`."""
+        self._behind[name] = None
+        if len(self._behind) > limits.POSSIBLE_OBJECTS:
+            del self._behind[next(iter(self._behind))]
+        self._incomplete.arrived.announce()
+
+    async def _observe_here(self, host: Host, name: ObjectId) -> Observations:
+        """Know of an object what this server has of it, and nothing else."""
+        row = (await look(host, lambda view: Replica(view, name))).row
+        observations = self._observations
+        observations.forget(name)
+        observations.learn(name, self._node, row.history, row.authenticator, await Now())
+        return observations
+
+    async def _finish_here(self, host: Host, name: ObjectId) -> None:
+        """Finish inline, at this server, what a repairable set of others has.
+
+        Liars of its quorum hide it from this server, and show it to others: then nobody else finds
+        anything to repair. Anything else is left to those that have it: they decide.
+        """
+        observations = await self._observe_here(host, name)
+        try:
+            await self._repairs_here.refresh((name,))
+            found = observations.observe(name).classification.type
+            if found is OperationType.INLINE_METHOD:
+                await self._repairs_here.repair((name,))
+        except OperationFailed:
+            pass  # healing finds it again
 
     def _failed(self, entry: Entry, now_us: int) -> None:
         self._incomplete.tally.failed += 1

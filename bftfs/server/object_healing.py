@@ -92,6 +92,7 @@ from bftfs.server.contradictions import (
     is_left_behind,
     is_shared,
     known_established,
+    latest_reported,
     too_many_forgot,
 )
 from bftfs.server.object_rebuilding import Past, fetch_past, has_beside, remade, replacement
@@ -238,6 +239,8 @@ class ObjectHealer:
         self._marked: dict[ObjectId, bytes] = {}  # objects to be mended, and why
         # Told of objects that need repair, as far as the latest candidate here shows.
         self.on_disorder: Callable[[ObjectId, LogicalTimestamp], None] | None = None
+        # Told of objects of which peers have something later that cannot be taken over.
+        self.on_lacking: Callable[[ObjectId], None] | None = None
 
     # --- on demand ---------------------------------------------------------------------------
 
@@ -394,6 +397,8 @@ class ObjectHealer:
                 return
             await Pause(_TRY_AGAIN_US)
         self.tally.failed += 1
+        if self.on_lacking is not None and not self._recovery.rebuilding:
+            self.on_lacking(name)
 
     # --- one object --------------------------------------------------------------------------
 
@@ -434,7 +439,7 @@ class ObjectHealer:
         complete = await self._take_what_is_shared(host, name, heard)
         if complete and not heard.makes_do:
             return True
-        believed = await self._believe(host, name, heard.history_set)
+        believed = await self._believe(host, name, heard)
         # To a server that recovers, that is no reason not to wait for something later that r have.
         complete |= believed and (heard.makes_do or not self._recovery.rebuilding)
         if not await self._gives_way(host, name, heard):
@@ -519,20 +524,44 @@ class ObjectHealer:
         return _Heard(CulledObjectHistorySet(name, hosted), makes_do)
 
     async def _saying(
-        self, timestamp: LogicalTimestamp, objects: tuple[ObjectId, ...]
+        self,
+        timestamp: LogicalTimestamp,
+        objects: tuple[ObjectId, ...],
+        *,
+        until: tuple[Verdict, ...] = (),
     ) -> dict[Verdict, Nodes]:
-        """What the peers say of a candidate's fate. [Q/U §4.3.7]"""
+        """What the peers say of a candidate's fate. [Q/U §4.3.7]
+
+        It ends when b + 1 of them say one of `until`, or so many can say none of them any more.
+        """
+        everyone, includes_benign = Nodes.of(self._others.nodes), self._quorums.includes_benign
+
+        def said(replies: dict[NodeId, DeduceReply]) -> dict[Verdict, Nodes]:
+            return {
+                verdict: Nodes.of(
+                    node for node, reply in replies.items() if reply.verdict is verdict
+                )
+                for verdict in (Verdict.ESTABLISHED, Verdict.DEAD)
+            }
+
+        def is_decided(replies: dict[NodeId, DeduceReply]) -> bool:
+            saying, unheard = said(replies), everyone - Nodes.of(replies)
+            return any(includes_benign(saying[each]) for each in until) or not any(
+                includes_benign(saying[each] | unheard) for each in until
+            )
+
         replies = await self._others.ask(
-            DeduceRequest(timestamp, objects), DeduceReply, silent_us=limits.HEAL_SILENT_US
+            DeduceRequest(timestamp, objects),
+            DeduceReply,
+            silent_us=limits.HEAL_SILENT_US,
+            enough=is_decided if until else lambda _: False,
         )
-        return {
-            verdict: Nodes.of(node for node, reply in replies.items() if reply.verdict is verdict)
-            for verdict in (Verdict.ESTABLISHED, Verdict.DEAD)
-        }
+        return said(replies)
 
     async def _fate(self, candidate: Candidate) -> Verdict:
         """The fate of an operation on several objects, as b + 1 peers know it."""
-        saying = await self._saying(candidate.timestamp, candidate.objects)
+        both = (Verdict.ESTABLISHED, Verdict.DEAD)
+        saying = await self._saying(candidate.timestamp, candidate.objects, until=both)
         for verdict, nodes in saying.items():
             if self._quorums.includes_benign(nodes):
                 return verdict
@@ -540,24 +569,42 @@ class ObjectHealer:
 
     # --- contradictions ----------------------------------------------------------------------
 
-    async def _believe(
-        self, host: Host, name: ObjectId, history_set: CulledObjectHistorySet
-    ) -> bool:
+    async def _believe(self, host: Host, name: ObjectId, heard: _Heard) -> bool:
         """Take over the latest version of which b + 1 peers say that it is established.
 
         Or of which this server knows it itself, by another object of the operation. What a liar has
-        made up with its timestamp is passed over.
+        made up with its timestamp is passed over. True if nothing later is reported then by b + 1
+        peers; or by any, where more have forgotten something than may fail.
         """
+        history_set, makes_do = heard
         own_latest = await look(host, lambda view: Replica(view, name).history.latest)
-        for candidate in bases(history_set, own_latest):
-            saying = await self._saying(candidate.timestamp, candidate.objects or (name,))
-            believed = self._quorums.includes_benign(saying[Verdict.ESTABLISHED])
-            if believed or await look(host, partial(is_known_established, candidate)):
+        reported, alone = bases(history_set, own_latest, self._quorums)
+        taken = await self._take_believed(host, history_set, reported)
+        if makes_do or taken is None:
+            taken = await self._take_believed(host, history_set, alone) or taken
+        if taken is None:
+            return False
+        return makes_do or taken >= latest_reported(history_set, self._quorums)
+
+    async def _take_believed(
+        self, host: Host, history_set: CulledObjectHistorySet, candidates: Sequence[Candidate]
+    ) -> LogicalTimestamp | None:
+        """Take over the first of these that is established, as b + 1 peers or this server know."""
+        name = history_set.object
+        for candidate in candidates:
+            known = await look(host, partial(is_known_established, candidate))
+            if known or await self._is_believed(candidate, candidate.objects or (name,)):
                 alike = sharing(history_set, candidate.timestamp, alike=candidate.__eq__)
                 found = {name: Shared(candidate, alike)}
                 if await self._take_over(host, found, established=True):
-                    return True
-        return False
+                    return candidate.timestamp
+        return None
+
+    async def _is_believed(self, candidate: Candidate, objects: tuple[ObjectId, ...]) -> bool:
+        """True if b + 1 peers say that a candidate is established."""
+        established = Verdict.ESTABLISHED
+        saying = await self._saying(candidate.timestamp, objects, until=(established,))
+        return self._quorums.includes_benign(saying[established])
 
     async def _gives_way(self, host: Host, name: ObjectId, heard: _Heard) -> bool:
         """True if this server has to give up what it knows to be established."""

@@ -458,7 +458,7 @@ def test_must_fail_a_server_that_makes_do_with_what_it_can_believe(
 
     async def satisfied(healer: ObjectHealer, host: Any, name: ObjectId, heard: Any) -> bool:
         await take(healer, host, name, heard)
-        await healer._believe(host, name, heard.history_set)
+        await healer._believe(host, name, heard)
         return True
 
     monkeypatch.setattr(ObjectHealer, "_take_what_is_shared", satisfied)

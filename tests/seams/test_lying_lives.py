@@ -170,14 +170,20 @@ def test_lives_that_are_claimed_where_a_client_looks_stop_nobody() -> None:
 
 
 def test_must_fail_clients_that_look_and_do_not_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    refresh = Repair.refresh
+    refresh, is_outdated = Repair.refresh, Rounds.is_outdated
+    looking: list[Rounds] = []  # those of different principals look at the same time
 
     async def careless(repairs: Repair, names: tuple[ObjectId, ...]) -> None:
-        with monkeypatch.context() as during:
-            during.setattr(Rounds, "is_outdated", lambda *_: False)
+        looking.append(repairs._rounds)
+        try:
             await refresh(repairs, names)
+        finally:
+            looking.remove(repairs._rounds)
 
     monkeypatch.setattr(Repair, "refresh", careless)
+    monkeypatch.setattr(
+        Rounds, "is_outdated", lambda each, plan: each not in looking and is_outdated(each, plan)
+    )
     with pytest.raises(AssertionError):
         count_beside_claims_where_clients_look()
 

@@ -406,8 +406,9 @@ def test_must_fail_nodes_that_believe_each_object_by_itself(
 ) -> None:
     found = object_healing.bases
 
-    def alone(history_set: Any, above: Any) -> list[Any]:
-        return [] if history_set.hosted[0].history.initial else found(history_set, above)
+    def alone(history_set: Any, *others: Any) -> Any:
+        known = found(history_set, *others)
+        return type(known)([], []) if history_set.hosted[0].history.initial else known
 
     monkeypatch.setattr(object_healing, "bases", alone)
     with pytest.raises(AssertionError):
