@@ -235,6 +235,7 @@ class ReadWriteClient:
         before: BlockTimestamp | None = None,
         at_time_us: int | None = None,
         permit: Permit | None = None,
+        is_named: bool = False,
     ) -> FoundVersion:
         """The latest complete version, as `who` may read it.
 
@@ -245,17 +246,20 @@ class ReadWriteClient:
 
         With `permit`, which asks the object that the block belongs to, it does not fail for lack of
         permission unless `permit` raises that. It is asked only where nodes refuse.
+
+        If the block `is_named`, its caller may ask for a version by name: then AdmissionRefused
+        (ESTALE) comes as soon as some node says that the file is gone and others are silent.
         """
         bounds = [bound for bound in (before, _bound(at_time_us)) if bound is not None]
         bound = min(bounds, default=None)
         session = self._session
 
         if permit is None:
-            return await BlockRead(session, block, bound, who).run()
+            return await BlockRead(session, block, bound, who, is_named=is_named).run()
 
         def attempt(number: int) -> Conversation[FoundVersion]:
             silences = session.silences + number - 1
-            return BlockRead(session, block, bound, who, silences=silences).run()
+            return BlockRead(session, block, bound, who, silences=silences, is_named=is_named).run()
 
         return await while_nodes_disagree(
             session, attempt, permit, subject=f"read of block {block.hex()}"

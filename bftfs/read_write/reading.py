@@ -22,15 +22,17 @@ A node that verifies a block reads it in the same way, and uses it in another (`
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from functools import partial
 
 from bftfs import limits
 from bftfs.asking.ask import Inquiry, Refusals
 from bftfs.asking.quorum import NOBODY as NO_NODES
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Compute, Delivery, Now, Pause, Send
 from bftfs.credentials import NOBODY, Credentials
-from bftfs.errors import QuorumUnavailable
+from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Descent, Question, Usable
@@ -63,8 +65,10 @@ class BlockRead:
         "_before",
         "_began_us",
         "_block",
+        "_denying",
         "_forbidding",
         "_inquiry",
+        "_is_named",
         "_refusals",
         "_session",
         "_silences",
@@ -79,13 +83,21 @@ class BlockRead:
         who: Credentials = NOBODY,
         *,
         silences: int = 0,
+        is_named: bool = False,
     ) -> None:
-        """If it tolerates `silences`, nodes' word that permission lacks is not final.
+        """A block that `is_named` its caller can ask for by name, if nodes say that it is gone.
+
+        So nobody is waited for any more then.
+
+        If it tolerates `silences`, nodes' word that permission lacks is not final.
 
         It then ends with `NodesDisagree`, when more than t nodes say so, or when it does not come
         to an end without those that do: after so many silences, since the others were asked.
         """
         self._silences = silences
+        # Of a named block: what the first node said that calls its file gone.
+        self._denying: Refused | None = None
+        self._is_named = is_named
         self._forbidding = NO_NODES
         self._who = who
         self._session = session
@@ -131,6 +143,8 @@ class BlockRead:
                 # The first silence has the others asked as well.
                 if self._forbidding and lapses >= self._silences:
                     raise NodesDisagree(self._forbidding, heard=self._permitting)
+                if self._denying is not None:
+                    raise AdmissionRefused(code=self._denying.code, reason=self._denying.reason)
                 lapses += 1
                 await self._ask(descent.lapse())
                 if descent.is_overtaken:
@@ -203,6 +217,8 @@ class BlockRead:
             if self._silences and message.code in FORBIDDEN:
                 self._forbid(node)
             else:
+                if message.code == errno.ESTALE and self._is_named:
+                    self._denying = message
                 self._refusals.add(node, message)
 
     def _forbid(self, node: NodeId) -> None:

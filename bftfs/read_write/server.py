@@ -157,6 +157,9 @@ class RetainedPast(Protocol):
     def is_gone(self, view: StorageView, block: BlockId) -> bool:
         """True if the file is deleted and its contents were collected."""
 
+    def may_have_had(self, view: StorageView, block: BlockId, at_us: int) -> bool:
+        """False if a version of `block` of that time is too young to have been collected."""
+
     def wants(self, view: StorageView, key: bytes) -> bool:
         """True if the version with this key would be kept."""
 
@@ -451,7 +454,11 @@ class ReadWriteServer:
                 below = Below.COLLECTED
                 break
         if not listed and self._past is not None and self._past.is_gone(view, block):
-            return Ready(self._collected() if before is not None else _GONE)
+            if before is None:
+                return Ready(_GONE)
+            # What was written after the file was collected is not here because it never was.
+            if self._past.may_have_had(view, block, before.time):
+                return Ready(self._collected())
         idle_ms = 0  # only nodes are told for how long no client has asked this one for anything
         if sender.role is _NODE and self._watch is not None:
             idle_ms = self._watch.idle_ms(now_us)

@@ -303,6 +303,10 @@ class CollectedPast:
         shown = shown_by(replica, replica.row.collected_us)
         return shown is not None and shown.alive is None
 
+    def may_have_had(self, view: StorageView, block: BlockId, at_us: int) -> bool:
+        """False if a version of `block` of that time is too young to have been collected."""
+        return at_us <= Replica(view, inode_of(block)).row.collected_us
+
     def may_be_named(
         self, view: StorageView, versions: Sequence[tuple[BlockId, BlockTimestamp]]
     ) -> bool:

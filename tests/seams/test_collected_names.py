@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
+from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.errors import FileSystemError, NoLongerKept
 from bftfs.filesystem.attributes import NO_CHANGES
 from bftfs.filesystem.block_names import covered, name_at
@@ -25,12 +27,15 @@ from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import BlockId, NodeId, ObjectId
 from bftfs.query_update.messages import Status
 from bftfs.query_update.replica import Replica
-from bftfs.read_write.messages import ReadRequest
+from bftfs.read_write.client import ReadWriteClient
+from bftfs.read_write.messages import Below, ReadReply, ReadRequest
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.server import file_collection, kept_blocks
 from bftfs.server.file_collection import BlockWalk, Collector
 from bftfs.server.object_collection import establish
+from bftfs.server.step import Ready, Sender, Server
 from bftfs.simulation.deployment import CollectionPlan
+from bftfs.simulation.principals import NodeServices
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import StorageView, Table, Write
 from tests.seams.world import BLOCK_BYTES, ROOT, SUPERUSER, VOLUME, World
@@ -530,7 +535,7 @@ def test_must_fail_where_nothing_of_a_deleted_file_stays(monkeypatch: pytest.Mon
     monkeypatch.setattr(file_collection, "shown_by", all_is_old)
     case = written_late()
     assert not case.hosts()
-    with pytest.raises(NoLongerKept):
+    with pytest.raises((FileSystemError, NoLongerKept)):
         case.read()
 
 
@@ -557,3 +562,125 @@ def test_must_fail_where_old_vouchers_count(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(limits, "VOUCHED_FOR_US", limits.COVERED_WITHIN_US)
     with pytest.raises(pytest.fail.Exception):
         test_what_is_gone_is_not_saved()
+
+
+# --- what is written to a deleted file, and others who say that it is gone ------------------------
+
+
+class Denying:
+    """A node that says of all blocks that their file was deleted and collected, or is silent."""
+
+    def __init__(self, server: Server, *, is_silent: bool) -> None:
+        self._server, self._is_silent = server, is_silent
+
+    def step(self, view: Any, sender: Sender, message: Any, body: Any, now_us: int) -> Ready:
+        ready = self._server.step(view, sender, message, body, now_us)
+        if isinstance(message, ReadRequest) and self._is_silent:
+            return Ready()
+        if isinstance(message, ReadRequest) and isinstance(ready.reply, ReadReply):
+            if message.before is None:
+                ready.reply = Refused(errno.ESTALE, "it is gone")
+            else:
+                lives = ready.reply.lives
+                ready.reply = ReadReply((), Below.COLLECTED, CrossChecksum(b""), lives=lives)
+            ready.body = b""
+        return ready
+
+
+def read_beside_those_that_deny(
+    t: int, b: int, *, late: int, down: int = 0, is_silent: bool = False
+) -> str:
+    """A program has written to a file that was deleted and collected before, and saved that.
+
+    So many nodes have not heard of it yet, b lie, and others do not answer. What it reads then.
+    """
+    world = World(t, b, collection=CollectionPlan(WINDOW_US), volume=VOLUME)
+    n, user, other = world.sizes.n, world.user("user"), world.user("other")
+    user.format()
+    identifier = user.make("file", "." * 2 * BLOCK_BYTES)
+    mount = user.filesystem(Options(access_times=False, cache_bytes=0))
+    file = user.run(mount.open(identifier, os.O_RDWR, user.who))
+    other.run(other.files.unlink(ROOT, b"file", other.who))
+    world.run_for(3 * WINDOW_US + 100 * SECOND_US)  # no node compares itself with others just now
+    me, behind = user.host.endpoint, range(n - b - late, n - b)
+    world.ways.hold(lambda source, target, *_: source == me and target[1] in behind)
+    mount.write(file, 0, b"n" * BLOCK_BYTES, now_ns=world.now_us * 1000)
+    user.run(mount.synchronize(file))
+    world.ways.hold(lambda *_: False)  # what was held is lost
+
+    def lying(node: NodeId) -> NodeServices:
+        services = world.deployment.servers(node)
+        servers = {kind: Denying(each, is_silent=is_silent) for kind, each in services.items()}
+        return NodeServices(servers, services.background, services.on_damage)
+
+    for node in map(NodeId, range(n - b, n)):
+        world.nodes[node].become(lambda node=node: lying(node))  # type: ignore[misc]
+    for silent in range(down):
+        world.nodes[silent].crash(down_us=None)
+    return bytes(user.run(mount.read(file, 0, 5), within_us=20 * SECOND_US)).decode()
+
+
+LATE = [(1, 0, 1, 1), (1, 1, 1, 0), (2, 0, 2, 2), (2, 1, 2, 1), (2, 2, 2, 0)]
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+@pytest.mark.parametrize(("t", "b", "late", "down"), LATE)
+def test_who_has_not_heard_of_it_hides_nothing_that_was_just_written(
+    t: int, b: int, late: int, down: int, is_silent: bool
+) -> None:
+    read = read_beside_those_that_deny(t, b, late=late, down=down, is_silent=is_silent)
+    assert read == "nnnnn"
+
+
+def read_where_few_have_collected(t: int, b: int) -> str:
+    """A file was deleted before the window began. t nodes are short of room; as many do not answer.
+
+    A program that has it open reads it.
+    """
+    n = World(t, b).sizes.n
+    plan = CollectionPlan(WINDOW_US, roomy=tuple(map(NodeId, range(t, n))))
+    world = World(t, b, collection=plan, volume=VOLUME)
+    user, other = world.user("user"), world.user("other")
+    user.format()
+    identifier = user.make("file", "." * BLOCK_BYTES)
+    mount = user.filesystem(Options(access_times=False, cache_bytes=0))
+    file = user.run(mount.open(identifier, os.O_RDWR, user.who))
+    other.run(other.files.unlink(ROOT, b"file", other.who))
+    world.run_for(3 * WINDOW_US)
+    for silent in range(n - t, n):
+        world.nodes[silent].crash(down_us=None)
+    return bytes(user.run(mount.read(file, 0, 5), within_us=60 * SECOND_US)).decode()
+
+
+@pytest.mark.parametrize(("t", "b"), [(1, 1), (2, 2)])
+def test_nobody_waits_for_a_file_that_few_have_collected(t: int, b: int) -> None:
+    assert read_where_few_have_collected(t, b) == "....."
+
+
+@pytest.mark.parametrize(("t", "b"), [(1, 0), (2, 1)])
+def test_what_more_than_lie_have_collected_is_stale(t: int, b: int) -> None:
+    with pytest.raises(FileSystemError) as stale:
+        read_where_few_have_collected(t, b)
+    assert stale.value.code == errno.ESTALE
+
+
+def test_must_fail_where_a_refusal_counts_and_not_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = ReadWriteClient.read
+
+    def unnamed(client: ReadWriteClient, *given: Any, **options: Any) -> Any:
+        return genuine(client, *given, **{**options, "is_named": False})
+
+    monkeypatch.setattr(ReadWriteClient, "read", unnamed)
+    with pytest.raises(AssertionError, match="it has not happened"):
+        read_beside_those_that_deny(1, 1, late=1, is_silent=True)
+    with pytest.raises(AssertionError, match="it has not happened"):
+        read_where_few_have_collected(1, 1)
+
+
+def test_must_fail_where_nodes_take_what_they_never_had_for_collected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept_blocks.CollectedPast, "may_have_had", lambda *_: True)
+    with pytest.raises(FileSystemError) as stale:
+        read_beside_those_that_deny(1, 1, late=1)
+    assert stale.value.code == errno.ESTALE
