@@ -7,6 +7,7 @@ same attacks on the whole protocol find nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import Nodes
 from bftfs.query_update import between_nodes, history, repair
+from bftfs.query_update.accepting import Accepting
 from bftfs.query_update.observation import Deductions
 from bftfs.simulation.configuration import Configuration, from_json
 from bftfs.simulation.deployment import Sizes
@@ -136,3 +138,12 @@ def test_facts_that_convince_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Deductions, "_counts", lambda *_: True)
     monkeypatch.setattr(repair, "_MOST_STEPS", 40)
     assert any("ContentionExhausted" in each for each in run(from_json(SEED.read_bytes())).findings)
+
+
+def test_facts_of_any_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[Q/U §4.3.7] a candidate is dead by one of its own objects, and by no other one."""
+    slow = NetworkFaults(loss=0.05, delay_us=(50, 20_000), straggling=0.05)
+    misquoted = partial(attacks, client="misquoter", network=slow)
+    assert hunt(misquoted(seeds=range(3))) is None
+    monkeypatch.setattr(Accepting, "_require_pertinent", lambda *_: None)
+    assert hunt(misquoted(), not_serializable)

@@ -24,6 +24,7 @@ from bftfs.query_update.history import (
     ConditionedKind,
     Fact,
     Known,
+    LogicalTimestamp,
     ObjectHistorySet,
     Operation,
     assemble,
@@ -34,12 +35,15 @@ from bftfs.query_update.history import (
     timestamp_of,
 )
 from bftfs.query_update.messages import (
+    DeduceReply,
+    DeduceRequest,
     InlineBarrier,
     InlineUpdate,
     Query,
     QueryReply,
     Update,
     UpdateReply,
+    Verdict,
     VouchedBy,
 )
 from bftfs.query_update.object_type import Record, encode_record
@@ -421,6 +425,59 @@ class FalseRepairer(Updater):
             facts=(fact,),
             vouchers=(vouchers + vouchers[:1],),
         )
+
+
+class Misquoter(Updater):
+    """Quotes what correct servers say of one object as if they had said it of another.
+
+    [Q/U §4.3.7] servers that are asked about an object which an operation has not touched, and
+    which has gone on since, find nothing of the operation there: to them it is dead. Shown by
+    serializability: at its own objects it may be established.
+    """
+
+    async def act(self) -> None:
+        """Bar an object at the servers that may not have heard of its latest update; copy."""
+        random = self.random
+        name, other = self.an_object(), self.an_object()
+        await self.observe((name,))
+        latest = {
+            node: parse_history(each.history).latest_object
+            for node, each in self.latest(name).items()
+        }
+        target = max(latest.values(), key=attrgetter("timestamp"), default=INITIAL)
+        vouchers = await self._quoted(target.timestamp, (other,))
+        behind = [node for node in latest if latest[node] != target]
+        nodes = [
+            *behind,
+            *random.sample(sorted(set(latest) - set(behind)), len(latest) - len(behind)),
+        ]
+        nodes = nodes[: self.n - random.randint(0, self.n // 3)]
+        shown = {node: each for node, each in self.latest(name).items() if node in nodes}
+        await self.update(nodes, self.sets({name: shown}), kind=ConditionedKind.BARRIER)
+        barred = {node: each for node, each in self.latest(name).items() if node in nodes}
+        of = random.choice(((other,), target.objects or (name,)))
+        await self.update(
+            self.all_nodes(),
+            self.sets({name: barred}),
+            kind=ConditionedKind.COPY,
+            facts=(Fact(target.timestamp, of, established=False),),
+            vouchers=(vouchers,),
+        )
+
+    async def _quoted(
+        self, timestamp: LogicalTimestamp, objects: tuple[ObjectId, ...]
+    ) -> tuple[Voucher, ...]:
+        """What servers sign of a candidate that is dead, by these objects."""
+        await self.send(range(self.n), DeduceRequest(timestamp, objects))
+        vouchers: dict[NodeId, Voucher] = {}
+        for _ in range(2 * self.n):
+            delivery = await Receive(_LISTEN_US)
+            if delivery is None:
+                break
+            reply = delivery.message
+            if isinstance(reply, DeduceReply) and reply.verdict is Verdict.DEAD:
+                vouchers[delivery.node] = Voucher(delivery.node, reply.voucher)
+        return tuple(vouchers[node] for node in sorted(vouchers))
 
 
 class FutureUpdater(Updater):
