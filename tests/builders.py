@@ -316,8 +316,9 @@ class InMemoryBlocks:
         *,
         at_time_us: int | None = None,
         permit: Any = None,
+        is_named: bool = False,
     ) -> Item:
-        del who, permit
+        del who, permit, is_named
         self.reads.append(block)
         if latency := self.latency():
             await Pause(latency)

@@ -82,7 +82,7 @@ def test_must_fail_where_a_block_has_to_wait_for_the_clocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     give_up_blocks_of_the_future(monkeypatch)
-    assert hunt(jumping("files", range(70, 74)), lambda each: each.startswith("progress:"))
+    assert hunt(jumping("files", range(70, 110)), lambda each: each.startswith("progress:"))
 
 
 def test_seeds_draw_them() -> None:
