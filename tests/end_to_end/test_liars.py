@@ -298,6 +298,7 @@ def brought_back(attacked: Attacked) -> int:
     name = attacked.new_name("removed")
     with thief.network:
         assert thief.make(inode, name.encode()) == 0
+        await_that((attacked.owner / name).exists)  # a mount may believe for a while that it is not
         (attacked.owner / name).unlink()
         said = thief.make(inode, name.encode())
     assert (attacked.other / name).exists() == (said == 0)
