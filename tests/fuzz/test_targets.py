@@ -11,8 +11,8 @@ from tests.fuzz.corpus import CORPUS, inputs_of
 from tests.fuzz.mutation import Campaign
 from tests.fuzz.targets import all_targets
 
-_EXECUTIONS = 150
-_WORK = 150_000  # lines of the product, over the whole corpus and all that is new
+_EXECUTIONS = 75
+_WORK = 60_000  # lines of the product, over the whole corpus and all that is new
 _CORPUS_BYTES = 1_500_000
 
 _TARGETS = all_targets()
