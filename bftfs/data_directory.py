@@ -166,7 +166,7 @@ class DataDirectory:
 
 
 def _things_in(directory: Path) -> Iterator[Path]:
-    """What is in a directory and below it, but directories."""
+    """The files in a directory and in all directories below it."""
     for entry in sorted(directory.iterdir()):
         if entry.is_dir() and not entry.is_symlink():
             yield from _things_in(entry)

@@ -229,7 +229,7 @@ class CommandSession:
             yield name, identifier
 
     def _child(self, files: FileSystem, directory: ObjectId, name: bytes) -> ObjectId:
-        """What a name in a directory stands for."""
+        """The object that has this name in the directory."""
         if kind_of(directory) != ObjectKind.DIRECTORY:
             raise FileSystemError(errno.ENOTDIR, "what is before the name is no directory")
         return self.perform(files.lookup(directory, name, self.who)).identifier

@@ -93,7 +93,7 @@ def _perform(arguments: Sequence[str] | None) -> object:
     except PermissionError:
         raise  # of which more can be said
     except OSError as error:
-        # What has no name is the output: a disk may be full, and a terminal gone.
+        # An error without a file name is one of the output: a full disk, or a closed terminal.
         what = as_word(os.fsdecode(error.filename)) if error.filename else "its output"
         why = error.strerror or "it failed"
         raise OperationFailed(f"{what}: {why}; run the command again when that is mended") from None

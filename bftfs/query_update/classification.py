@@ -126,6 +126,21 @@ def greatest_complete(history_set: CulledObjectHistorySet, quorums: QuorumSystem
     return INITIAL
 
 
+def reported(
+    history_set: CulledObjectHistorySet, quorums: QuorumSystem, timestamp: LogicalTimestamp
+) -> Shared | None:
+    """The candidate at `timestamp` as a benign server has it, and the servers that have it so."""
+    nodes: dict[Candidate, Nodes] = {}
+    for history, hosts in history_set.hosted:
+        candidate = history.find(timestamp)
+        if candidate is not None:
+            nodes[candidate] = nodes.get(candidate, NOBODY) | hosts
+    for candidate, hosts in nodes.items():
+        if quorums.includes_benign(hosts):
+            return Shared(candidate, hosts)
+    return None
+
+
 def sharing(
     history_set: CulledObjectHistorySet,
     timestamp: LogicalTimestamp,
@@ -362,8 +377,8 @@ class Evidence:
         history_set: CulledObjectHistorySet,
     ) -> bool | object:
         """Does `later`, repairable at another object, build on the candidate at `timestamp`?"""
-        step: Candidate | None = later
-        while step is not None:
+        step = later
+        while True:
             if step.conditioned_on < timestamp:
                 return False
             if step.conditioned_on == timestamp:
@@ -371,8 +386,10 @@ class Evidence:
                     return True
                 # A copy that did not take in the candidate's other objects had seen it established.
                 return _COVERED if identifier in step.objects else True
-            step = self._vouched(history_set, step.conditioned_on)
-        return _UNKNOWN_CHAIN
+            below = reported(history_set, self.quorums, step.conditioned_on)
+            if below is None:
+                return _UNKNOWN_CHAIN
+            step = below.candidate
 
     def _closed(self, identifier: ObjectId, timestamp: LogicalTimestamp) -> bool:
         """True if a complete barrier keeps servers from accepting `timestamp` at this object."""
@@ -391,20 +408,6 @@ class Evidence:
             if history.latest > timestamp and history.find(timestamp) is None:
                 without |= hosts
         return self.quorums.may_be_quorum(self.quorums.everyone - without)
-
-    def _vouched(
-        self, history_set: CulledObjectHistorySet, timestamp: LogicalTimestamp
-    ) -> Candidate | None:
-        """The candidate at `timestamp` as at least one benign server has it."""
-        nodes: dict[Candidate, Nodes] = {}
-        for history, hosts in history_set.hosted:
-            candidate = history.find(timestamp)
-            if candidate is not None:
-                nodes[candidate] = nodes.get(candidate, NOBODY) | hosts
-        for candidate, hosts in nodes.items():
-            if self.quorums.includes_benign(hosts):
-                return candidate
-        return None
 
     def _established(self, candidate: Candidate) -> bool:
         """True if `candidate` is known to be established."""

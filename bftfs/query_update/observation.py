@@ -176,7 +176,7 @@ class Deductions:
     def relevant(
         self, candidates: Iterable[tuple[ObjectId, Candidate]]
     ) -> tuple[tuple[Fact, ...], tuple[tuple[Voucher, ...], ...]]:
-        """What is known of the candidates of these objects, and how to convince servers of it."""
+        """The facts about these objects' candidates, and the vouchers that convince servers."""
         known = self.facts
         if not known:
             return (), ()

@@ -456,7 +456,7 @@ class ReadWriteServer:
         if not listed and self._past is not None and self._past.is_gone(view, block):
             if before is None:
                 return Ready(_GONE)
-            # What was written after the file was collected is not here because it never was.
+            # A version written after this node collected the file never was at this node.
             if self._past.may_have_had(view, block, before.time):
                 return Ready(self._collected())
         idle_ms = 0  # only nodes are told for how long no client has asked this one for anything

@@ -1,4 +1,4 @@
-"""What a server that rebuilds its store takes over together with the latest candidate of an object.
+"""The candidates that a server which rebuilds its store takes over below an object's latest one.
 
 **Situation.** A server S has lost its store. It had accepted X, and X may be established by a
 quorum that S was one of. Others have something later on top of X, E, which is at a repairable set
@@ -19,8 +19,8 @@ chain is all that is not established: what that was made on is, and is at r as w
 **Why it is safe.** S takes over what E leads to if E is established. Nothing in conflict with E is
 at any time: those r that have it have a correct server in common with each quorum. (4.4)
 
-**Tests.** `tests/unit/server/test_beneath.py`, `tests/seams/test_lost_disks.py`, which has the
-must-fail tests.
+**Tests.** `tests/unit/server/test_beneath.py`, `tests/seams/test_lost_links.py`, which has the
+must-fail test.
 """
 
 from __future__ import annotations
@@ -28,14 +28,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
+from bftfs.asking.quorum import QuorumSystem
 from bftfs.identifiers import ObjectId
-from bftfs.query_update.history import (
-    ZERO,
-    Candidate,
-    CulledObjectHistorySet,
-    LogicalTimestamp,
-)
+from bftfs.query_update.classification import reported
+from bftfs.query_update.history import ZERO, Candidate, CulledObjectHistorySet
 
 
 class Beneath(NamedTuple):
@@ -51,7 +47,7 @@ NOTHING = Beneath()
 def beneath_it(
     history_set: CulledObjectHistorySet, quorums: QuorumSystem, candidate: Candidate
 ) -> Beneath | None:
-    """What is taken over before `candidate`. None if that is not known.
+    """The candidates that the server takes over before this one. None if they are not known.
 
     Requires: `candidate` is at a repairable set.
     """
@@ -60,29 +56,14 @@ def beneath_it(
     while step.copy:
         if step.conditioned_on == ZERO:
             return Beneath(None, tuple(copied))
-        below, nodes = _reported(history_set, quorums, step.conditioned_on)
+        below = reported(history_set, quorums, step.conditioned_on)
         if below is None:
             return None
-        if quorums.is_repairable(nodes):
-            copied.insert(0, below)
-        step = below
-    base, _ = _reported(history_set, quorums, step.conditioned_on)
-    return Beneath(base, tuple(copied))
-
-
-def _reported(
-    history_set: CulledObjectHistorySet, quorums: QuorumSystem, timestamp: LogicalTimestamp
-) -> tuple[Candidate | None, Nodes]:
-    """The candidate at `timestamp`, if a benign server reports it, and all that do."""
-    found: dict[Candidate, Nodes] = {}
-    for history, hosts in history_set.hosted:
-        candidate = history.find(timestamp)
-        if candidate is not None:
-            found[candidate] = found.get(candidate, NOBODY) | hosts
-    for candidate, nodes in found.items():
-        if quorums.includes_benign(nodes):
-            return candidate, nodes
-    return None, NOBODY
+        if quorums.is_repairable(below.nodes):
+            copied.insert(0, below.candidate)
+        step = below.candidate
+    base = reported(history_set, quorums, step.conditioned_on)
+    return Beneath(None if base is None else base.candidate, tuple(copied))
 
 
 def together(found: Mapping[ObjectId, Beneath]) -> dict[ObjectId, Beneath]:

@@ -72,7 +72,7 @@ class Bases(NamedTuple):
 def bases(
     history_set: CulledObjectHistorySet, above: LogicalTimestamp, quorums: QuorumSystem
 ) -> Bases:
-    """What servers may know to be established, and is later than `above`.
+    """The candidates later than `above` that servers may know to be established.
 
     A history is pruned below the greatest candidate that its server knows to be established. Of an
     operation on several objects the server may know it by another one of these. Of what fewer than

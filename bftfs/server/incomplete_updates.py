@@ -79,7 +79,7 @@ class Finisher:
             peers, self._observations, patience_total_us=limits.VERIFY_PATIENCE_US
         )
         self._repairs = Repair(self._rounds)
-        # Of what this server lacks: it is one of the quorum that is to have it.
+        # These repair objects that this server lacks: it asks itself first, so as to get them.
         self._repairs_here = Repair(
             Rounds(
                 peers,

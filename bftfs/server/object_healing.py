@@ -530,9 +530,10 @@ class ObjectHealer:
         *,
         until: tuple[Verdict, ...] = (),
     ) -> dict[Verdict, Nodes]:
-        """What the peers say of a candidate's fate. [Q/U §4.3.7]
+        """The peers that say that a candidate is established, and those that say it is dead.
 
-        It ends when b + 1 of them say one of `until`, or so many can say none of them any more.
+        [Q/U §4.3.7] The question ends when b + 1 of the peers say one of `until`, or when so many
+        can say none of these any more.
         """
         everyone, includes_benign = Nodes.of(self._others.nodes), self._quorums.includes_benign
 
@@ -686,7 +687,7 @@ class ObjectHealer:
     def _beneath(
         self, found: dict[ObjectId, Shared], heard: dict[ObjectId, _Heard], *, established: bool
     ) -> dict[ObjectId, Beneath] | None:
-        """What is taken over before these candidates. None if that is not known yet."""
+        """The candidates to take over before these. None if they are not known yet."""
         if established:
             return {}
         below: dict[ObjectId, Beneath] = {}

@@ -467,7 +467,7 @@ class Misquoter(Updater):
     async def _quoted(
         self, timestamp: LogicalTimestamp, objects: tuple[ObjectId, ...]
     ) -> tuple[Voucher, ...]:
-        """What servers sign of a candidate that is dead, by these objects."""
+        """The servers' vouchers that a candidate is dead, as they judge by these objects."""
         await self.send(range(self.n), DeduceRequest(timestamp, objects))
         vouchers: dict[NodeId, Voucher] = {}
         for _ in range(2 * self.n):
